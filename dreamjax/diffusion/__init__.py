@@ -1,0 +1,12 @@
+"""Gaussian diffusion as pure maths on arrays: schedules, forward process, predictions, losses, guidance, samplers.
+
+The conventions of the whole project, stated here once:
+
+- time t runs from 0, the clean picture, to 1, pure noise: x_t = alpha(t) x + sigma(t) eps;
+- pictures are in [-1, 1];
+- arrays of pictures are NHWC: batch, height, width, channels;
+- guidance of weight w is u + w (c - u), for c the prediction with the prompt and u the one without: w = 1 is the plain
+  conditional prediction, w = 0 the unconditional one.
+
+The room knows no network: what predicts is passed in as a function. It imports no other room.
+"""

@@ -1,0 +1,45 @@
+"""Random choices sliced from one draw: every call of `jax.random` costs compile time, a slice costs nothing."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+class Dice:
+  """A sequence of independent random choices, all from one key; the order of the calls is part of the result."""
+
+  def __init__(self, key: jax.Array, rolls: int) -> None:
+    self._uniform = jax.random.uniform(key, (rolls,))
+    self._used = 0
+
+  def unit(self, *shape: int) -> Float[Array, "..."]:
+    """Uniform in [0, 1). Raises ValueError when more numbers are asked for than were drawn."""
+    count = 1
+    for n in shape:
+      count *= n
+    if self._used + count > self._uniform.shape[0]:
+      raise ValueError(f"{self._used + count} rolls of {self._uniform.shape[0]}")
+    self._used += count
+    return self._uniform[self._used - count : self._used].reshape(shape)
+
+  def spread(self, *shape: int) -> Float[Array, "..."]:
+    """Uniform in [-1, 1)."""
+    return 2.0 * self.unit(*shape) - 1.0
+
+  def sign(self) -> Float[Array, ""]:
+    """-1 or 1."""
+    return jnp.where(self.unit() < 0.5, -1.0, 1.0)
+
+  def chance(self, probability: float | Array) -> Array:
+    """True with the given probability."""
+    return self.unit() < probability
+
+  def index(self, n: int | Array) -> Int[Array, ""]:
+    """Uniform in 0 .. n-1."""
+    return jnp.minimum(jnp.floor(self.unit() * n).astype(jnp.int32), jnp.asarray(n, jnp.int32) - 1)
+
+  def weighted(self, weights: Float[Array, " n"]) -> Int[Array, ""]:
+    """An index with probability in proportion to its weight; indices of weight 0 never come."""
+    edges = jnp.cumsum(weights)
+    at = self.unit() * edges[-1]
+    return jnp.minimum(jnp.sum(edges <= at), jnp.max(jnp.where(weights > 0, jnp.arange(weights.shape[0]), 0))).astype(jnp.int32)

@@ -1,0 +1,236 @@
+"""Scene in, picture out: one primary ray per sample, one shadow ray, and one reflected ray where the ground is a mirror."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from dreamjax.toybox import intersect, surfaces
+from dreamjax.toybox.intersect import FAR, Vec, along, dot, normalise
+from dreamjax.toybox.noise import smoothstep
+from dreamjax.toybox.scene import Camera, Frame, Owner, Scene
+
+SUPERSAMPLE = 2
+
+
+def camera_axes(camera: Camera) -> tuple[Array, Array, Array]:
+  """The camera's unit vectors to the right, up and forward."""
+  forward = camera.target - camera.position
+  forward = forward / jnp.linalg.norm(forward)
+  right = jnp.cross(forward, jnp.array([0.0, 1.0, 0.0]))
+  right = right / jnp.linalg.norm(right)
+  return right, jnp.cross(right, forward), forward
+
+
+def project(camera: Camera, points: Float[Array, "k 3"]) -> tuple[Float[Array, "k 2"], Float[Array, " k"]]:
+  """Where points are seen: (x, y) in the picture, in [0, 1] from its upper left corner, and their depth."""
+  right, up, forward = camera_axes(camera)
+  offset = points - camera.position
+  depth = offset @ forward
+  half = jnp.tan(camera.fov / 2) * jnp.maximum(depth, 1e-6)
+  return jnp.stack([0.5 + 0.5 * (offset @ right) / half, 0.5 - 0.5 * (offset @ up) / half], axis=-1), depth
+
+
+def unproject(camera: Camera, xy: Float[Array, "k 2"], depth: Float[Array, " k"]) -> Float[Array, "k 3"]:
+  """The inverse of `project`: the scene point at a place in the picture and a depth."""
+  right, up, forward = camera_axes(camera)
+  half = jnp.tan(camera.fov / 2)
+  x, y = (2 * xy[:, 0] - 1) * half, (1 - 2 * xy[:, 1]) * half
+  return camera.position + depth[:, None] * (forward + x[:, None] * right + y[:, None] * up)
+
+
+def _camera_rays(camera: Camera, size: int) -> tuple[Vec, Vec]:
+  """Rays through the middles of size x size squares of the picture, row by row."""
+  right, up, forward = camera_axes(camera)
+  half = jnp.tan(camera.fov / 2)
+  steps = ((jnp.arange(size, dtype=jnp.float32) + 0.5) / size * 2 - 1) * half
+  x, y = jnp.tile(steps, size), jnp.repeat(-steps, size)
+  direction = normalise(tuple(forward[k] + x * right[k] + y * up[k] for k in range(3)))
+  return tuple(camera.position[k] for k in range(3)), direction
+
+
+def _part_surface(scene: Scene, part: Array, point: Vec) -> tuple[Vec, Vec, Array, Array]:
+  """Colour, unit normal, gloss and glow of part `part` at `point`, one part per ray."""
+  parts = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), scene.quadrics, scene.boxes)
+  axes, radii, centre = parts.axes, jnp.maximum(parts.radii, 1e-7), parts.centre
+  offset = tuple(point[k] - centre[part, k] for k in range(3))
+  q = tuple(sum(axes[part, i, k] * offset[k] for k in range(3)) for i in range(3))
+  u = tuple(q[k] / radii[part, k] for k in range(3))
+
+  a, b, c, capped = (parts.profile[part, k] for k in range(4))
+  on_cap = (capped > 0) & (jnp.abs(u[1]) > 0.999) & (u[0] ** 2 + u[2] ** 2 < 0.999 * (a + (b + c * u[1]) * u[1]))
+  top = jnp.sign(u[1])
+  round_normal = tuple(
+    jnp.where(on_cap, cap, side) / radii[part, k]
+    for k, (cap, side) in enumerate(
+      [(0.0 * top, u[0]), (top, -(0.5 * b + c * u[1])), (0.0 * top, u[2])],
+    )
+  )
+  largest = jnp.maximum(jnp.maximum(jnp.abs(u[0]), jnp.abs(u[1])), jnp.abs(u[2]))
+  flat_normal = tuple(jnp.where(jnp.abs(x) >= largest, jnp.sign(x), 0.0) for x in u)
+  is_box = part >= scene.quadrics.pattern.shape[0]
+  local = tuple(jnp.where(is_box, f, r) for f, r in zip(flat_normal, round_normal, strict=True))
+  normal = normalise(tuple(sum(axes[part, i, k] * local[i] for i in range(3)) for k in range(3)))
+
+  params = tuple(parts.pattern_params[part, k] for k in range(4))
+  first, second = (tuple(parts.colour[part, i, k] for k in range(3)) for i in range(2))
+  colour = surfaces.pattern_colour(parts.pattern[part], u, q, params, first, second)
+  return colour, normal, parts.gloss[part], parts.glow[part]
+
+
+def _footprint(scene: Scene) -> tuple[Array, Array, Array]:
+  """Middle (x, z) and radius of the subject's outline on the ground, for its soft contact shadow."""
+  quadrics, boxes = (
+    jnp.where(((p.owner == Owner.SUBJECT) & (jnp.min(p.radii, axis=-1) > 0))[:, None], p.centre, jnp.nan)
+    for p in (scene.quadrics, scene.boxes)
+  )
+  centres = jnp.concatenate([quadrics, boxes])[:, ::2]
+  low, high = jnp.nanmin(centres, axis=0), jnp.nanmax(centres, axis=0)
+  middle = jnp.nan_to_num((low + high) / 2)
+  return middle[0], middle[1], jnp.nan_to_num(jnp.max(high - low) / 2) + 0.15
+
+
+def _shade(scene: Scene, origin: Vec, direction: Vec, hit: intersect.Hit) -> tuple[Vec, Array, Vec, Array]:
+  """Light that comes back along rays: (colour, distance, normal, whether it is the ground)."""
+  env = scene.environment
+  down = jnp.where(direction[1] < -1e-4, direction[1], -1e-4)
+  ground_t = jnp.where(direction[1] < -1e-4, -origin[1] / down, FAR)
+  on_ground = ground_t < hit.t
+  t = jnp.minimum(hit.t, ground_t)
+  is_sky = t >= 0.5 * FAR
+  point = along(origin, direction, jnp.minimum(t, 0.5 * FAR))
+
+  colour, normal, gloss, glow = _part_surface(scene, hit.part, point)
+  flip = jnp.where(dot(normal, direction) > 0, -1.0, 1.0)
+  normal = surfaces.scale(normal, flip)
+  ground_colour, ground_normal = surfaces.ground(env, point[0], point[2], t)
+  colour = tuple(jnp.where(on_ground, g, c) for g, c in zip(ground_colour, colour, strict=True))
+  normal = tuple(jnp.where(on_ground, g, n) for g, n in zip(ground_normal, normal, strict=True))
+  gloss, glow = jnp.where(on_ground, 0.0, gloss), jnp.where(on_ground, 0.0, glow)
+
+  sun = tuple(env.sun[k] for k in range(3))
+  lifted = along(point, normal, jnp.full_like(t, 2e-3))
+  lit = jnp.where(intersect.occluded(scene, lifted, sun), 0.0, 1.0)
+  diffuse = jnp.clip(dot(normal, sun), 0.0, 1.0) * lit
+  half = normalise(tuple(s - d for s, d in zip(sun, direction, strict=True)))
+  sharpness = 8.0 + 90.0 * gloss
+  specular = gloss * (0.2 + 0.8 * gloss) * jnp.clip(dot(normal, half), 0.0, 1.0) ** sharpness * lit
+
+  middle_x, middle_z, radius = _footprint(scene)
+  near = ((point[0] - middle_x) ** 2 + (point[2] - middle_z) ** 2) / radius**2
+  contact = jnp.where(on_ground, 1.0 - 0.5 * jnp.exp(-near), 0.55 + 0.45 * smoothstep(0.0, 0.6, point[1]))
+  hemisphere = (0.62 + 0.38 * normal[1]) * contact
+
+  facing = jnp.clip(-dot(normal, direction), 0.0, 1.0)
+  fresnel = (1.0 - facing) ** 4
+  bounce = tuple(d + 2.0 * facing * n for d, n in zip(direction, normal, strict=True))
+  reflected = surfaces.sky(env, bounce)
+  shine = gloss * (0.06 + 0.5 * fresnel)
+  shaded = tuple(
+    colour[k] * (env.sun_colour[k] * diffuse + env.ambient[k] * hemisphere + 1.4 * glow)
+    + specular * env.sun_colour[k]
+    + shine * (reflected[k] - colour[k] * 0.3)
+    for k in range(3)
+  )
+  haze = 1.0 - jnp.exp(-env.haze * jnp.maximum(t - 4.0, 0.0))
+  shaded = surfaces.mix(shaded, tuple(env.horizon[k] for k in range(3)), haze)
+  colour = tuple(jnp.where(is_sky, s, c) for s, c in zip(surfaces.sky(env, direction), shaded, strict=True))
+  normal = tuple(jnp.where(is_sky, -d, n) for d, n in zip(direction, normal, strict=True))
+  return colour, jnp.where(is_sky, FAR, t), normal, on_ground & ~is_sky
+
+
+def _bounce(scene: Scene, origin: Vec, direction: Vec, t: Array, normal: Vec, on_ground: Array) -> tuple[Vec, Vec, Array]:
+  """The rays that the ground mirrors, and how strongly: (origin, direction, strength)."""
+  point = along(origin, direction, t)
+  tilt = dot(direction, normal)
+  mirrored = tuple(d - 2.0 * tilt * n for d, n in zip(direction, normal, strict=True))
+  mirrored = normalise((mirrored[0], jnp.abs(mirrored[1]), mirrored[2]))
+  strength = scene.environment.mirror * (0.55 + 0.45 * (1.0 - jnp.clip(-tilt, 0.0, 1.0)) ** 3)
+  return (point[0], jnp.full_like(t, 2e-3), point[2]), mirrored, jnp.where(on_ground, strength, 0.0)
+
+
+def _keypoints(scene: Scene) -> tuple[Float[Array, "k 2"], Array]:
+  """Places in the picture of the subject's keypoints, and whether they are seen."""
+  xy, depth = project(scene.camera, scene.keypoints)
+  origin = tuple(scene.camera.position[k] for k in range(3))
+  towards = normalise(tuple(scene.keypoints[:, k] - origin[k] for k in range(3)))
+  first = intersect.nearest(scene, origin, towards).part == scene.keypoint_parts
+  inside = jnp.all((xy >= 0) & (xy < 1), axis=-1) & (depth > 0)
+  return xy, first & inside & (scene.keypoint_parts >= 0)
+
+
+def _to_srgb(x: Array) -> Array:
+  """Linear light to display values in [0, 1], with a soft shoulder for what is brighter than white."""
+  x = jnp.where(x < 0.75, x, 1.0 - 0.25 * jnp.exp(-(x - 0.75) / 0.25))
+  return jnp.clip(x, 0.0, 1.0) ** (1 / 2.2)
+
+
+def render(scene: Scene, resolution: int, supersample: int = SUPERSAMPLE) -> Frame:
+  """Draws a scene.
+
+  Pure and jittable. To draw many, prefer `render_batch` to `jax.vmap`: under `vmap` every picture pays for the most crowded
+  scene of the batch and for every kind of ground.
+
+  Args:
+    scene: what to draw, without batch axis.
+    resolution: height and width in pixels; static.
+    supersample: a pixel is the mean of supersample x supersample rays; static.
+
+  Returns:
+    The picture and its ground truth.
+
+  Raises:
+    ValueError: if `resolution` or `supersample` is below 1.
+  """
+  if resolution < 1 or supersample < 1:
+    raise ValueError(f"resolution and supersample must be at least 1, not {resolution} and {supersample}")
+  camera_origin, camera_direction = _camera_rays(scene.camera, resolution * supersample)
+  flat = jnp.zeros_like(camera_direction[0])
+  origin = tuple(flat + x for x in camera_origin)
+  nothing = (flat, flat, flat)
+
+  def pass_(i, state):
+    """What the eye sees, then what the ground mirrors of it."""
+    (origin, direction, weight, colour), first = state
+    hit = intersect.nearest(scene, origin, direction)
+    seen, t, normal, on_ground = _shade(scene, origin, direction, hit)
+    mirrored_origin, mirrored_direction, strength = _bounce(scene, origin, direction, t, normal, on_ground)
+    colour = tuple(c + weight * (1.0 - strength * (i == 0)) * s for c, s in zip(colour, seen, strict=True))
+    part = jnp.where(on_ground | (hit.t >= FAR), -1, hit.part)
+    first = jax.tree.map(lambda old, new: jnp.where(i == 0, new, old), first, (t, normal, part))
+    return (mirrored_origin, mirrored_direction, strength, colour), first
+
+  rays = (origin, camera_direction, flat + 1.0, nothing)
+  passes = jnp.where(scene.environment.mirror > 0, 2, 1)
+  (_, _, _, colour), (t, normal, part) = jax.lax.fori_loop(
+    0, passes, pass_, (rays, (flat, nothing, jnp.zeros_like(flat, jnp.int32)))
+  )  # fmt: skip
+  direction = camera_direction
+
+  forward = camera_axes(scene.camera)[2]
+  depth = jnp.where(t < FAR, t * dot(direction, tuple(forward[k] for k in range(3))), FAR)
+  owner = jnp.concatenate([scene.quadrics.owner, scene.boxes.owner])[part]
+  subject = (owner == Owner.SUBJECT) & (part >= 0)
+
+  def pixels(x):  # [rays] -> [h, w, samples]
+    x = x.reshape(resolution, supersample, resolution, supersample)
+    return x.transpose(0, 2, 1, 3).reshape(resolution, resolution, supersample**2)
+
+  depth, normal = pixels(depth), jnp.stack([pixels(n) for n in normal], axis=-1)
+  front = jnp.argmin(depth, axis=-1)
+  keypoints, visible = _keypoints(scene)
+  return Frame(
+    rgb=jnp.stack([pixels(_to_srgb(c)).mean(-1) for c in colour], axis=-1),
+    depth=jnp.min(depth, axis=-1),
+    mask=pixels(subject * 1.0).mean(-1),
+    normal=jnp.take_along_axis(normal, front[..., None, None], axis=2)[:, :, 0],
+    keypoints=keypoints,
+    visible=visible,
+  )
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def render_batch(scenes: Scene, resolution: int, supersample: int = SUPERSAMPLE) -> Frame:
+  """`render` for a batch of scenes (leading axis on every leaf), one after the other in one compiled program."""
+  return jax.lax.map(lambda scene: render(scene, resolution, supersample), scenes)

@@ -1,0 +1,59 @@
+"""The words of the toybox: every label of a picture is an index into one of these tuples.
+
+The order is part of the data's format (labels are stored as integers): append, never reorder.
+"""
+
+#: The object classes, as the nouns of the captions.
+CLASSES = (
+  "dog", "cat", "rabbit", "bird", "fish", "car", "truck", "boat", "plane", "robot", "teapot", "mushroom", "chair",
+  "backpack", "face",
+)  # fmt: skip
+
+#: The eleven basic colour terms of English (Berlin & Kay, 1969). A face's colour is its hair's.
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey")
+
+#: What is drawn on a coat. Faces are plain or freckled, everything else is anything but freckled.
+MARKINGS = ("plain", "striped", "spotted", "patched", "pale-bellied", "starred", "freckled")
+
+#: Where the subject is: the drawable ones of the DreamBooth prompt list, then four of our own.
+CONTEXTS = (
+  "jungle", "snow", "beach", "cobblestone street", "pink fabric", "wooden floor", "city", "mountain", "blue house",
+  "purple rug in a forest", "wheat field", "autumn trees", "tower", "water", "milk", "sunflowers", "mirror",
+  "dirt road", "white rug", "desert", "night", "studio",
+)  # fmt: skip
+
+#: What the subject wears.
+ACCESSORIES = ("none", "red hat", "santa hat", "rainbow scarf", "pink glasses", "top hat", "crown", "cape")
+
+#: Property words that change the subject as a whole (colours are `COLOURS`, stripes and spots are `MARKINGS`).
+PROPERTIES = ("none", "shiny", "cube shaped")
+
+#: What each class can be doing; the first is its resting state.
+STATES = {
+  "dog": ("standing", "sitting", "running", "jumping"),
+  "cat": ("standing", "sitting", "running", "jumping"),
+  "rabbit": ("standing", "sitting", "running", "jumping"),
+  "bird": ("standing", "flying"),
+  "fish": ("swimming", "jumping"),
+  "car": ("parked",),
+  "truck": ("parked",),
+  "boat": ("floating",),
+  "plane": ("parked", "flying"),
+  "robot": ("standing", "sitting", "running", "jumping", "waving"),
+  "teapot": ("standing", "pouring"),
+  "mushroom": ("growing",),
+  "chair": ("standing", "lying"),
+  "backpack": ("standing", "lying"),
+  "face": ("neutral", "smiling", "sad", "surprised"),
+}
+
+#: How the picture is drawn; index 0 is the plain rendering.
+STYLES = (
+  "photo", "watercolor painting", "oil painting", "line drawing", "pencil sketch", "flat cartoon illustration",
+  "kid crayon drawing", "pixel art", "sticker", "3d clay rendering", "glowing neon", "wooden sculpture",
+  "melting golden 3d rendering", "mosaic", "stained glass window", "blueprint", "halftone pop art", "chalkboard drawing",
+  "vintage sepia photograph",
+)  # fmt: skip
+
+#: Styles that no training picture has: StyleDrop must learn them from one picture.
+HELD_OUT_STYLES = ("kid crayon drawing", "glowing neon", "melting golden 3d rendering", "stained glass window")

@@ -1,0 +1,257 @@
+"""Labels and a view in, scene out: places the toys, dresses them, puts the world behind them and a camera before them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float
+
+from dreamjax.toybox import accessories, classes, contexts, identity, intersect, vocabulary
+from dreamjax.toybox.dice import Dice
+from dreamjax.toybox.labels import Labels
+from dreamjax.toybox.noise import hash_cells
+from dreamjax.toybox.rig import Coat, Instance, instantiate
+from dreamjax.toybox.scene import Camera, Owner, Primitives, Scene
+
+#: Vertical angle of view of every camera, in radians.
+FOV = 0.6
+_CORES = 3  # at most so many round parts of a toy become boxes when it is "cube shaped"
+_SHINY, _CUBE = (vocabulary.PROPERTIES.index(p) for p in ("shiny", "cube shaped"))
+
+
+@struct.dataclass
+class View:
+  """What a picture's labels leave open. Angles in radians.
+
+  Attributes:
+    yaw: the subject turned to its left from facing the camera.
+    head_turn: its head turned further.
+    azimuth: the camera moved around the subject.
+    elevation: and above it.
+    fill: share of the picture's height or width that the subject fills.
+    sun_azimuth: where the sun is, 0 behind the camera.
+    sun_elevation: how high.
+    other_yaw: the second toy turned.
+    other_side: on which side of the subject it stands, -1 or 1.
+    layout: jitter of the background, in [-1, 1].
+    clutter: share of the dispensable background parts that are there.
+    seed: of the noise on ground and sky.
+  """
+
+  yaw: Float[Array, "*b"]
+  head_turn: Float[Array, "*b"]
+  azimuth: Float[Array, "*b"]
+  elevation: Float[Array, "*b"]
+  fill: Float[Array, "*b"]
+  sun_azimuth: Float[Array, "*b"]
+  sun_elevation: Float[Array, "*b"]
+  other_yaw: Float[Array, "*b"]
+  other_side: Float[Array, "*b"]
+  layout: Float[Array, "*b l"]
+  clutter: Float[Array, "*b"]
+  seed: Array
+
+
+def _concatenate(*parts: Primitives) -> Primitives:
+  return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+
+
+def _stretch(toy: Instance, by: Float[Array, " 3"]) -> Instance:
+  """The toy stretched along the scene's axes (parts that are askew keep their shape, as well as they can)."""
+
+  def parts(p: Primitives) -> Primitives:
+    return p.replace(centre=p.centre * by, radii=p.radii * jnp.linalg.norm(p.axes * by, axis=-1))
+
+  size = toy.anchor_size * jnp.linalg.norm(toy.anchor_axes * by, axis=-1)
+  return toy.replace(
+    quadrics=parts(toy.quadrics), boxes=parts(toy.boxes), anchor_centre=toy.anchor_centre * by, anchor_size=size
+  )  # fmt: skip
+
+
+def _move(toy: Instance, yaw: Array, shift: Float[Array, " 3"]) -> Instance:
+  """The toy turned about the vertical and moved."""
+  c, s = jnp.cos(yaw), jnp.sin(yaw)
+  zero, one = jnp.zeros_like(c), jnp.ones_like(c)
+  m = jnp.stack([jnp.stack([c, zero, -s]), jnp.stack([zero, one, zero]), jnp.stack([s, zero, c])])  # row vectors
+
+  def parts(p: Primitives) -> Primitives:
+    return p.replace(centre=p.centre @ m + shift, axes=p.axes @ m)
+
+  return toy.replace(
+    quadrics=parts(toy.quadrics), boxes=parts(toy.boxes), anchor_centre=toy.anchor_centre @ m + shift,
+    anchor_axes=toy.anchor_axes @ m,
+  )  # fmt: skip
+
+
+def bounds(*groups: Primitives) -> tuple[Float[Array, " 3"], Float[Array, " 3"]]:
+  """Lower and upper corner of the box around all parts that are there."""
+  parts = _concatenate(*groups)
+  there = (jnp.min(parts.radii, axis=-1) > 0)[:, None]
+  reach = jnp.linalg.norm(parts.axes * parts.radii[..., None], axis=-2)
+  low = jnp.min(jnp.where(there, parts.centre - reach, jnp.inf), axis=0)
+  return low, jnp.max(jnp.where(there, parts.centre + reach, -jnp.inf), axis=0)
+
+
+def _cubed(toy: Instance, cls: Array, state: Array) -> Instance:
+  """The toy's core parts as boxes, and all of it squeezed into a cube."""
+  tables = classes.tables()
+  core = jnp.asarray(tables.core)[cls, state]
+  quadrics = toy.quadrics
+  which = jnp.nonzero(core[: tables.quadrics], size=_CORES, fill_value=0)[0]
+  is_core = (jnp.arange(_CORES) < jnp.sum(core[: tables.quadrics])) & (jnp.min(quadrics.radii[which], axis=-1) > 0)
+  cubes = jax.tree.map(lambda x: x[which], quadrics)
+  cubes = cubes.replace(radii=jnp.where(is_core[:, None], 0.84 * cubes.radii, 0.0))
+  quadrics = quadrics.replace(radii=jnp.where(core[: tables.quadrics, None], 0.0, quadrics.radii))
+  toy = toy.replace(quadrics=quadrics, boxes=_concatenate(toy.boxes, cubes))
+  low, high = bounds(toy.quadrics, toy.boxes)
+  extent = high - low
+  return _stretch(toy, jnp.clip(jnp.prod(extent) ** (1 / 3) / extent, 0.6, 1.8))
+
+
+def _toy(
+  cls: Array, subject: Array, colour: Array, marking: Array, prop: Array, state: Array, head_turn: Array, owner: Array
+) -> tuple[Instance, Coat]:
+  """A toy at the origin, facing +z."""
+  who = identity.identity(cls, subject)
+  paint = identity.coat(who, cls, colour, marking, jnp.where(prop == _SHINY, 0.7, 0.0))
+  toy = instantiate(classes.tables(), cls, state, who.traits, paint, owner, head_turn)
+  cubed = _cubed(toy, cls, state)
+  none = jax.tree.map(lambda x: x[:_CORES], toy.quadrics)
+  plain = toy.replace(boxes=_concatenate(toy.boxes, none.replace(radii=jnp.zeros_like(none.radii))))
+  return jax.tree.map(lambda a, b: jnp.where(prop == _CUBE, a, b), cubed, plain), paint
+
+
+def _background(labels: Labels, view: View, coat: Coat) -> tuple[Primitives, Primitives]:
+  """The context's parts, less those that its clutter leaves out."""
+  zero = jnp.zeros((), jnp.int32)
+  thing = instantiate(contexts.tables(), labels.context, zero, view.layout, coat, Owner.BACKGROUND)
+  lots = hash_cells(view.seed, jnp.arange(thing.essential.shape[0]))
+  keep = thing.essential | (lots < view.clutter)
+  q = thing.quadrics.pattern.shape[0]
+  return tuple(
+    p.replace(radii=jnp.where(k[:, None], p.radii, 0.0))
+    for p, k in ((thing.quadrics, keep[:q]), (thing.boxes, keep[q:]))
+  )
+
+
+def _camera(toys: tuple[Primitives, ...], view: View) -> Camera:
+  """A camera that looks at the middle of the toys and is just far enough away for them to fill the picture as asked."""
+  ca, sa, ce, se = (f(a) for a in (view.azimuth, view.elevation) for f in (jnp.cos, jnp.sin))
+  back = jnp.stack([sa * ce, se, ca * ce])  # from the toys to the camera
+  axes = jnp.stack([jnp.stack([ca, 0.0 * ca, -sa]), jnp.cross(back, jnp.stack([ca, 0.0 * ca, -sa])), back])
+  low, high = bounds(*(p.replace(centre=p.centre @ axes.T, axes=p.axes @ axes.T) for p in toys))
+  half = (high - low) / 2
+  distance = jnp.maximum(half[0], half[1]) / (view.fill * jnp.tan(FOV / 2)) + 0.3 * half[2]
+  target = ((low + high) / 2) @ axes
+  position = target + distance * back
+  return Camera(position.at[1].set(jnp.maximum(position[1], 0.12)), target, jnp.asarray(FOV, jnp.float32))
+
+
+def build(labels: Labels, view: View) -> Scene:
+  """The scene that shows what the labels say, seen as the view says (scalars; `jax.vmap` it for a batch)."""
+  there = labels.other_cls >= 0
+  zero = jnp.zeros((), jnp.int32)
+  both = [
+    jnp.stack(pair)
+    for pair in (
+      (labels.cls, jnp.maximum(labels.other_cls, 0)), (labels.subject, labels.other_subject),
+      (labels.colour, labels.other_colour), (labels.marking, labels.other_marking), (labels.prop, zero),
+      (labels.state, zero), (view.head_turn, 0.0 * view.head_turn),
+    )
+  ]  # fmt: skip
+  toys, coats = jax.vmap(_toy)(*both, jnp.array([Owner.SUBJECT, Owner.OTHER]))
+  (toy, other), coat = (jax.tree.map(lambda x, k=k: x[k], toys) for k in range(2)), jax.tree.map(lambda x: x[0], coats)
+  other = other.replace(**{
+    shape: p.replace(radii=jnp.where(there, p.radii, 0.0))
+    for shape, p in (("quadrics", other.quadrics), ("boxes", other.boxes))
+  })  # fmt: skip
+
+  # Feet on the ground (or below it, in water), the subject's middle at the origin, the second toy beside it.
+  toy, other = _move(toy, view.yaw, jnp.zeros(3)), _move(other, view.other_yaw, jnp.zeros(3))
+  low, high = bounds(toy.quadrics, toy.boxes)
+  middle = (low + high) / 2
+  drop = -contexts.sink(labels.context)
+  shift = jnp.stack([-middle[0], drop, -middle[2]])
+  toy = _move(toy, zero * 0.0, shift)
+  high = high + shift
+  other_low, other_high = bounds(other.quadrics, other.boxes)
+  gap = 0.06 + high[0] + (other_high[0] - other_low[0]) / 2
+  beside = jnp.stack([view.other_side * gap - (other_low[0] + other_high[0]) / 2, drop, -(other_low[2] + other_high[2]) / 2])
+  beside = jnp.where(there, beside, 0.0)
+  other = _move(other, zero * 0.0, beside)
+  worn_quadrics, worn_boxes = accessories.wear(labels.accessory, toy, coat)
+  far_quadrics, far_boxes = _background(labels, view, coat)
+
+  quadrics, moved_q = intersect.compact(_concatenate(toy.quadrics, worn_quadrics, other.quadrics, far_quadrics))
+  boxes, moved_b = intersect.compact(_concatenate(toy.boxes, worn_boxes, other.boxes, far_boxes))
+  part = toy.keypoint_parts
+  q, cls_q = quadrics.pattern.shape[0], classes.tables().quadrics
+  centres = jnp.concatenate([toy.quadrics.centre, toy.boxes.centre])[part]
+  gone = jnp.min(jnp.concatenate([toy.quadrics.radii, toy.boxes.radii])[part], axis=-1) <= 0
+  new_part = jnp.where(part < cls_q, moved_q[jnp.minimum(part, cls_q - 1)], q + moved_b[jnp.maximum(part - cls_q, 0)])
+
+  sun_flat = jnp.cos(view.sun_elevation)
+  sun = jnp.stack([
+    jnp.sin(view.sun_azimuth) * sun_flat, jnp.sin(view.sun_elevation), jnp.cos(view.sun_azimuth) * sun_flat
+  ])  # fmt: skip
+  return Scene(
+    quadrics=quadrics,
+    boxes=boxes,
+    camera=_camera((toy.quadrics, toy.boxes, other.quadrics, other.boxes, worn_quadrics, worn_boxes), view),
+    environment=contexts.environment(labels.context, sun, view.seed),
+    keypoints=centres,
+    keypoint_parts=jnp.where((part < 0) | gone, -1, new_part),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Dial:
+  """How far views range. 0 is always the same view, 1 all that the world offers.
+
+  Attributes:
+    views: of the subject's and its head's turning and of the camera's height.
+    light: of the sun.
+    layout: of the background's jitter.
+    clutter: share of the dispensable background that is there.
+    fill: smallest and largest share of the picture that the subject fills.
+  """
+
+  views: float = 1.0
+  light: float = 1.0
+  layout: float = 1.0
+  clutter: float = 1.0
+  fill: tuple[float, float] = (0.62, 0.9)
+
+
+# Middle and half range of the yaw (degrees) at which a class shows itself best; left and right by chance.
+_YAW = {
+  "dog": (48, 34), "cat": (48, 34), "rabbit": (42, 34), "bird": (46, 34), "fish": (74, 22), "car": (50, 30), "truck": (52, 28),
+  "boat": (62, 26), "plane": (44, 30), "robot": (18, 32), "teapot": (66, 28), "mushroom": (15, 30), "chair": (28, 30),
+  "backpack": (24, 30), "face": (14, 24),
+}  # fmt: skip
+_YAW_TABLE = np.radians(np.array([_YAW[name] for name in vocabulary.CLASSES], np.float32))
+
+
+def sample_view(key: jax.Array, cls: Array, other_cls: Array, dial: Dial) -> View:
+  """A view drawn at random within the dial's range."""
+  jitter = contexts.tables().geometry.shape[-1] - 1
+  dice = Dice(key, 16 + jitter)
+  yaw = jnp.asarray(_YAW_TABLE)
+  side = dice.sign() if dial.views > 0 else 1.0
+  low, high = dial.fill
+  return View(
+    yaw=side * (yaw[cls, 0] + yaw[cls, 1] * dial.views * dice.spread()),
+    head_turn=0.5 * dial.views * dice.spread(),
+    azimuth=0.12 * dial.views * dice.spread(),
+    elevation=0.24 + 0.12 * dial.views * dice.spread(),
+    fill=low + (high - low) * dice.unit(),
+    sun_azimuth=dice.sign() * (0.75 + 0.4 * dial.light * dice.spread()),
+    sun_elevation=0.85 + 0.22 * dial.light * dice.spread(),
+    other_yaw=side * (yaw[other_cls, 0] + yaw[other_cls, 1] * dial.views * dice.spread()),
+    other_side=dice.sign(),
+    layout=dial.layout * dice.spread(jitter),
+    clutter=jnp.asarray(dial.clutter, jnp.float32),
+    seed=dice.index(1 << 16),
+  )

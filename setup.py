@@ -1,0 +1,48 @@
+"""Installs dreamjax. What the tools need (ruff, pytest) is set up in `pyproject.toml`."""
+
+import pathlib
+import re
+
+import setuptools
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "dreamjax/__init__.py").read_text(), re.MULTILINE)[1]
+
+setuptools.setup(
+  name="dreamjax",
+  version=VERSION,
+  description="Personalised image generation in JAX",
+  long_description=(ROOT / "README.md").read_text(),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  python_requires=">=3.11",
+  packages=setuptools.find_packages(include=["dreamjax", "dreamjax.*"]),
+  entry_points={"console_scripts": ["dreamjax = dreamjax.cli:main"]},
+  install_requires=[
+    "clu>=0.0.12",
+    "flax>=0.12",
+    "jax>=0.10",
+    "jaxtyping>=0.3",
+    "ml_collections>=1.0",
+    "numpy>=2.0",
+    "optax>=0.2.5",
+    "orbax-checkpoint>=0.11",
+    "pillow>=11",
+    "safetensors>=0.5",
+    "tensorflow-datasets>=4.9.10",  # brings array_record, so data sets are read without TensorFlow
+    "transformers>=5",  # tokenizers and config files only
+  ],
+  extras_require={
+    # Accelerators. Without one of these, JAX runs on the CPU.
+    "cuda12": ["jax[cuda12]>=0.10"],
+    "cuda13": ["jax[cuda13]>=0.10"],
+    "tpu": ["jax[tpu]>=0.10"],
+    # The TPU compiler, for planning a run on a machine that has no TPU.
+    "plan": ["libtpu"],
+    # TensorBoard's event files beside the plain JSON lines.
+    "tensorboard": ["tensorboard", "tensorflow"],
+    # What launch/test.sh runs, and the originals that the models are compared with.
+    "test": ["beartype>=0.20", "hypothesis>=6.100", "pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.15"],
+    "parity": ["diffusers>=0.35", "torch>=2.6"],
+  },
+)

@@ -1,0 +1,64 @@
+"""Strict settings for every test: virtual devices, no silent promotion, checked shapes, a cache of compilations."""
+
+import os
+import pathlib
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+DEVICES = "--xla_force_host_platform_device_count"
+
+# JAX reads these once, when it starts: they come before its import.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if DEVICES not in os.environ.get("XLA_FLAGS", ""):
+  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}=8".strip()
+
+import importlib.util
+
+import beartype
+import jax
+import jaxtyping
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_legacy_prng_key", "error")
+
+# A size limit makes JAX lock the cache's files, so that tests which run side by side can share them.
+jax.config.update("jax_compilation_cache_dir", os.environ.get("DREAMJAX_TEST_CACHE", str(ROOT / ".cache/jax")))
+jax.config.update("jax_compilation_cache_max_size", 2**31)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def typecheck(function):
+  """Checks a function's arguments and result at run time, but lets constructors be.
+
+  JAX rebuilds a pytree's dataclass around whatever a transformation puts in the place of its arrays: shapes in
+  `eval_shape`, shardings, axes, None. None of them is the array that the field is annotated with.
+  """
+  return function if function.__name__ == "__init__" else beartype.beartype(function)
+
+
+TYPECHECKER = f"{__name__}.typecheck"
+jaxtyping.install_import_hook("dreamjax", TYPECHECKER)
+
+
+def pytest_addoption(parser):
+  parser.addoption("--slow", action="store_true", help="also run the tests that are marked slow")
+
+
+def pytest_report_header():
+  missing = [name for name in ("diffusers", "torch") if importlib.util.find_spec(name) is None]
+  if missing:
+    return f"NOTE: no {' and no '.join(missing)}, so tests that compare with it are skipped: pip install '.[parity]'"
+
+
+def pytest_collection_modifyitems(config, items):
+  if config.getoption("--slow") or "slow" in config.getoption("-m"):
+    return
+  config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("slow")])
+  items[:] = [item for item in items if not item.get_closest_marker("slow")]
+
+
+@pytest.fixture
+def typechecker():
+  """The name under which jaxtyping finds `typecheck`."""
+  return TYPECHECKER
