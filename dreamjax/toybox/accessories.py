@@ -7,10 +7,24 @@ import functools
 import math
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from dreamjax.toybox import classes, scene, vocabulary
-from dreamjax.toybox.rig import BLACK, GOLD, Builder, Coat, Instance, Paint, Rig, Tables, Traits, flat, instantiate, make_tables, turn
+from dreamjax.toybox.rig import (
+  BLACK,
+  GOLD,
+  Builder,
+  Coat,
+  Instance,
+  Paint,
+  Rig,
+  Tables,
+  Traits,
+  flat,
+  instantiate,
+  make_tables,
+  turn,
+)
 from dreamjax.toybox.scene import Owner, Pattern, Primitives
 
 _RED, _FUR, _PINK = flat(0.85, 0.1, 0.1, 0.2), flat(0.97, 0.97, 0.97, 0.05), flat(0.98, 0.35, 0.62, 0.6)
@@ -36,8 +50,8 @@ def _santa_hat(b: Builder, t: Traits, variant: str) -> None:
 
 def _scarf(b: Builder, t: Traits, variant: str) -> None:
   rainbow = Paint((1, 1, 1), (1, 1, 1), Pattern.RAINBOW, (0.45, 0.1, 0.0, 0.0), gloss=0.03)
-  b.quadric((0, 0, 0), (1.32, 1.25, 1.32), rainbow, profile=scene.BARREL)
-  b.box((0.55, -1.6, 1.22), (0.34, 1.9, 0.12), rainbow, rotation=turn(x=-8, z=6))
+  b.quadric((0, 0, 0), (1.16, 1.3, 1.16), rainbow, profile=scene.BARREL)
+  b.box((0.5, -1.7, 1.1), (0.34, 2.0, 0.12), rainbow, rotation=turn(x=-8, z=6))
 
 
 def _glasses(b: Builder, t: Traits, variant: str) -> None:
@@ -66,17 +80,24 @@ def _crown(b: Builder, t: Traits, variant: str) -> None:
 
 
 def _cape(b: Builder, t: Traits, variant: str) -> None:
-  cloth = flat(0.78, 0.08, 0.12, 0.15)
-  b.quadric((0, 0.02, -0.25), (1.2, 1.2, 0.42), cloth, rotation=turn(x=90), profile=scene.frustum(1.3, 0.62))
-  b.quadric((0, 0.04, 0.95), (0.85, 0.16, 0.42), flat(0.95, 0.78, 0.25, 0.4), rotation=turn(x=90), profile=scene.BARREL)
+  cloth, trim = flat(0.82, 0.07, 0.12, 0.15), flat(0.97, 0.8, 0.22, 0.4)
+  if variant == "upright":  # hangs down behind, wider than its wearer
+    b.quadric((0, 0.02, -0.35), (1.35, 1.5, 0.4), cloth, rotation=turn(x=90), profile=scene.frustum(1.35, 0.55))
+    b.quadric((0, 0.02, 1.15), (0.85, 0.14, 0.45), trim, rotation=turn(x=90), profile=scene.BARREL)
+  else:  # thrown over the back, down both sides
+    b.quadric((0, 0.18, -0.25), (1.25, 1.02, 1.0), cloth, profile=scene.DOME)
+    b.quadric((0, -0.8, -0.25), (1.27, 0.07, 1.02), trim, profile=scene.CYLINDER)
+    b.quadric((0, 0.1, 0.8), (1.0, 0.12, 0.95), trim, rotation=turn(x=80), profile=scene.BARREL)
 
 
+# Each accessory's builder, and the anchor that it is made for.
 _SHAPES = {
-  "none": (_nothing, "hat"), "red hat": (_red_hat, "hat"), "santa hat": (_santa_hat, "hat"), "rainbow scarf": (_scarf, "neck"),
-  "pink glasses": (_glasses, "eyes"), "top hat": (_top_hat, "hat"), "crown": (_crown, "hat"), "cape": (_cape, "back"),
+  "none": (_nothing, "hat"), "red hat": (_red_hat, "hat"), "santa hat": (_santa_hat, "hat"),
+  "rainbow scarf": (_scarf, "neck"), "pink glasses": (_glasses, "eyes"), "top hat": (_top_hat, "hat"),
+  "crown": (_crown, "hat"), "cape": (_cape, "back"),
 }  # fmt: skip
 
-RIGS = {name: Rig(build) for name, (build, _) in _SHAPES.items()}
+RIGS = {name: Rig(build, variants=("long", "upright")) for name, (build, _) in _SHAPES.items()}
 _ANCHOR = tuple(classes.ANCHORS.index(_SHAPES[name][1]) for name in vocabulary.ACCESSORIES)
 
 
@@ -94,9 +115,10 @@ def _fit(parts: Primitives, centre: Array, axes: Array, size: Array) -> Primitiv
   )  # fmt: skip
 
 
-def wear(accessory: Int[Array, ""], wearer: Instance, coat: Coat) -> tuple[Primitives, Primitives]:
-  """The quadrics and boxes of an accessory on the toy that wears it."""
-  thing = instantiate(tables(), accessory, jnp.zeros((), jnp.int32), jnp.zeros(0), coat, Owner.ACCESSORY)
+def wear(accessory: Int[Array, ""], cls: Int[Array, ""], wearer: Instance, coat: Coat) -> tuple[Primitives, Primitives]:
+  """The quadrics and boxes of an accessory on the toy of class `cls` that wears it."""
+  upright = jnp.asarray(classes.tables().upright)[cls].astype(jnp.int32)
+  thing = instantiate(tables(), accessory, upright, jnp.zeros(0), coat, Owner.ACCESSORY)
   anchor = jnp.asarray(_ANCHOR)[accessory]
   place = (wearer.anchor_centre[anchor], wearer.anchor_axes[anchor], wearer.anchor_size[anchor])
   return _fit(thing.quadrics, *place), _fit(thing.boxes, *place)

@@ -42,4 +42,6 @@ class Dice:
     """An index with probability in proportion to its weight; indices of weight 0 never come."""
     edges = jnp.cumsum(weights)
     at = self.unit() * edges[-1]
-    return jnp.minimum(jnp.sum(edges <= at), jnp.max(jnp.where(weights > 0, jnp.arange(weights.shape[0]), 0))).astype(jnp.int32)
+    return jnp.minimum(jnp.sum(edges <= at), jnp.max(jnp.where(weights > 0, jnp.arange(weights.shape[0]), 0))).astype(
+      jnp.int32
+    )

@@ -1,10 +1,10 @@
 """Who a toy is: proportions, colours and marking, all from a class and a number, for ever."""
 
+from flax import struct
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax import struct
 from jaxtyping import Array, Float, Int
+import numpy as np
 
 from dreamjax.toybox import classes, vocabulary
 from dreamjax.toybox.dice import Dice
@@ -31,7 +31,8 @@ _CONTRASTS = {
 _CONTRAST = np.array([[vocabulary.COLOURS.index(c) for c in _CONTRASTS[name]] for name in vocabulary.COLOURS])
 
 _SKINS = np.array([
-  (0.99, 0.86, 0.76), (0.96, 0.79, 0.66), (0.91, 0.71, 0.55), (0.8, 0.58, 0.42), (0.66, 0.45, 0.31), (0.5, 0.33, 0.22), (0.38, 0.25, 0.17),
+  (0.99, 0.86, 0.76), (0.96, 0.79, 0.66), (0.91, 0.71, 0.55), (0.8, 0.58, 0.42), (0.66, 0.45, 0.31),
+  (0.5, 0.33, 0.22), (0.38, 0.25, 0.17),
 ])  # fmt: skip
 _EYES = np.array([
   (0.3, 0.5, 0.85), (0.25, 0.6, 0.35), (0.5, 0.32, 0.16), (0.25, 0.17, 0.1), (0.55, 0.6, 0.62), (0.85, 0.6, 0.1),
@@ -109,7 +110,9 @@ def identity(cls: Int[Array, ""], subject: Int[Array, ""]) -> Identity:
   )
 
 
-def coat(who: Identity, cls: Int[Array, ""], colour: Int[Array, ""], marking: Int[Array, ""], shine: Float[Array, ""]) -> Coat:
+def coat(
+  who: Identity, cls: Int[Array, ""], colour: Int[Array, ""], marking: Int[Array, ""], shine: Float[Array, ""]
+) -> Coat:
   """What to paint on the toy, in its own colour and marking or in those that a caption gives it."""
   words = jnp.asarray(linear(COLOURS), jnp.float32)
   contrasts = jnp.asarray(_CONTRAST)

@@ -1,6 +1,7 @@
 """Rays against primitives, in closed form.
 
-Rays are tuples (x, y, z) of arrays rather than arrays of shape (..., 3), and one primitive at a time is tested against all
+Rays are tuples (x, y, z) of arrays rather than arrays of shape (..., 3), and one primitive at a time is tested against
+all
 rays: every line below is then one fused pass over contiguous memory.
 """
 
@@ -20,15 +21,18 @@ Vec = tuple[Array, Array, Array]
 
 
 def dot(a: Vec, b: Vec) -> Array:
+  """Scalar product."""
   return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
 def normalise(a: Vec) -> Vec:
+  """The vector scaled to length 1."""
   scale = jax.lax.rsqrt(jnp.maximum(dot(a, a), 1e-12))
   return (a[0] * scale, a[1] * scale, a[2] * scale)
 
 
 def along(origin: Vec, direction: Vec, t: Array) -> Vec:
+  """The point at distance `t` on a ray."""
   return tuple(o + t * d for o, d in zip(origin, direction, strict=True))
 
 

@@ -1,10 +1,7 @@
 """The labels of toybox pictures: what a picture shows, as a pytree of integers, so that it lives on the device."""
 
-import dataclasses
-
 from flax import struct
-from jaxtyping import Array, Float, Int
-import jax
+from jaxtyping import Array, Int
 
 from dreamjax.toybox import vocabulary
 
@@ -44,3 +41,24 @@ class Labels:
   other_colour: Int[Array, "*b"]
   other_marking: Int[Array, "*b"]
   paraphrase: Int[Array, "*b"]
+
+
+def names(labels: Labels) -> dict[str, str | int | None]:
+  """The labels of one picture as words; numbers of identities stay numbers, and what is not there is None."""
+  other = int(labels.other_cls) >= 0
+  cls = vocabulary.CLASSES[int(labels.cls)]
+  return {
+    "class": cls,
+    "subject": int(labels.subject),
+    "colour": vocabulary.COLOURS[int(labels.colour)],
+    "marking": vocabulary.MARKINGS[int(labels.marking)],
+    "property": vocabulary.PROPERTIES[int(labels.prop)],
+    "state": vocabulary.STATES[cls][int(labels.state)],
+    "context": vocabulary.CONTEXTS[int(labels.context)],
+    "accessory": vocabulary.ACCESSORIES[int(labels.accessory)],
+    "style": vocabulary.STYLES[int(labels.style)],
+    "other_class": vocabulary.CLASSES[int(labels.other_cls)] if other else None,
+    "other_subject": int(labels.other_subject) if other else None,
+    "other_colour": vocabulary.COLOURS[int(labels.other_colour)] if other else None,
+    "other_marking": vocabulary.MARKINGS[int(labels.other_marking)] if other else None,
+  }

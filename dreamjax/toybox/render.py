@@ -1,4 +1,4 @@
-"""Scene in, picture out: one primary ray per sample, one shadow ray, and one reflected ray where the ground is a mirror."""
+"""Scene in, picture out: a primary and a shadow ray per sample, and a reflected one where the ground is a mirror."""
 
 import functools
 
@@ -12,6 +12,7 @@ from dreamjax.toybox.noise import smoothstep
 from dreamjax.toybox.scene import Camera, Frame, Owner, Scene
 
 SUPERSAMPLE = 2
+_SHADE = 0.18  # of the sun that reaches what lies in shadow, so that toys stay readable
 
 
 def camera_axes(camera: Camera) -> tuple[Array, Array, Array]:
@@ -53,29 +54,38 @@ def _camera_rays(camera: Camera, size: int) -> tuple[Vec, Vec]:
 def _part_surface(scene: Scene, part: Array, point: Vec) -> tuple[Vec, Vec, Array, Array]:
   """Colour, unit normal, gloss and glow of part `part` at `point`, one part per ray."""
   parts = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), scene.quadrics, scene.boxes)
-  axes, radii, centre = parts.axes, jnp.maximum(parts.radii, 1e-7), parts.centre
-  offset = tuple(point[k] - centre[part, k] for k in range(3))
-  q = tuple(sum(axes[part, i, k] * offset[k] for k in range(3)) for i in range(3))
+  axes, radii = parts.axes, jnp.maximum(parts.radii, 1e-7)
+  some = jnp.max(parts.radii) > 0
+
+  def place():
+    offset = tuple(point[k] - parts.centre[part, k] for k in range(3))
+    return tuple(sum(axes[part, i, k] * offset[k] for k in range(3)) for i in range(3))
+
+  q = surfaces.apart(some, place)
   u = tuple(q[k] / radii[part, k] for k in range(3))
 
-  a, b, c, capped = (parts.profile[part, k] for k in range(4))
-  on_cap = (capped > 0) & (jnp.abs(u[1]) > 0.999) & (u[0] ** 2 + u[2] ** 2 < 0.999 * (a + (b + c * u[1]) * u[1]))
-  top = jnp.sign(u[1])
-  round_normal = tuple(
-    jnp.where(on_cap, cap, side) / radii[part, k]
-    for k, (cap, side) in enumerate(
-      [(0.0 * top, u[0]), (top, -(0.5 * b + c * u[1])), (0.0 * top, u[2])],
+  def local_normal():
+    a, b, c, capped = (parts.profile[part, k] for k in range(4))
+    on_cap = (capped > 0) & (jnp.abs(u[1]) > 0.999) & (u[0] ** 2 + u[2] ** 2 < 0.999 * (a + (b + c * u[1]) * u[1]))
+    cap, side = (0.0 * u[1], jnp.sign(u[1]), 0.0 * u[1]), (u[0], -(0.5 * b + c * u[1]), u[2])
+    largest = jnp.maximum(jnp.maximum(jnp.abs(u[0]), jnp.abs(u[1])), jnp.abs(u[2]))
+    is_box = part >= scene.quadrics.pattern.shape[0]
+    return tuple(
+      jnp.where(
+        is_box,
+        jnp.where(jnp.abs(u[k]) >= largest, jnp.sign(u[k]), 0.0),
+        jnp.where(on_cap, cap[k], side[k]) / radii[part, k],
+      )
+      for k in range(3)
     )
-  )
-  largest = jnp.maximum(jnp.maximum(jnp.abs(u[0]), jnp.abs(u[1])), jnp.abs(u[2]))
-  flat_normal = tuple(jnp.where(jnp.abs(x) >= largest, jnp.sign(x), 0.0) for x in u)
-  is_box = part >= scene.quadrics.pattern.shape[0]
-  local = tuple(jnp.where(is_box, f, r) for f, r in zip(flat_normal, round_normal, strict=True))
-  normal = normalise(tuple(sum(axes[part, i, k] * local[i] for i in range(3)) for k in range(3)))
 
-  params = tuple(parts.pattern_params[part, k] for k in range(4))
+  local = surfaces.apart(some, local_normal)
+  turned = tuple(sum(axes[part, i, k] * local[i] for i in range(3)) for k in range(3))
+  normal = surfaces.apart(some, lambda: normalise(turned))
+  kind, params = parts.pattern[part], tuple(parts.pattern_params[part, k] for k in range(4))
+  weights = surfaces.apart(some, lambda: surfaces.pattern_weights(kind, u, q, params))
   first, second = (tuple(parts.colour[part, i, k] for k in range(3)) for i in range(2))
-  colour = surfaces.pattern_colour(parts.pattern[part], u, q, params, first, second)
+  colour = surfaces.pattern_colour(kind, u[1], params, weights, first, second)
   return colour, normal, parts.gloss[part], parts.glow[part]
 
 
@@ -111,7 +121,7 @@ def _shade(scene: Scene, origin: Vec, direction: Vec, hit: intersect.Hit) -> tup
 
   sun = tuple(env.sun[k] for k in range(3))
   lifted = along(point, normal, jnp.full_like(t, 2e-3))
-  lit = jnp.where(intersect.occluded(scene, lifted, sun), 0.0, 1.0)
+  lit = jnp.where(intersect.occluded(scene, lifted, sun), _SHADE, 1.0)
   diffuse = jnp.clip(dot(normal, sun), 0.0, 1.0) * lit
   half = normalise(tuple(s - d for s, d in zip(sun, direction, strict=True)))
   sharpness = 8.0 + 90.0 * gloss
@@ -124,23 +134,27 @@ def _shade(scene: Scene, origin: Vec, direction: Vec, hit: intersect.Hit) -> tup
 
   facing = jnp.clip(-dot(normal, direction), 0.0, 1.0)
   fresnel = (1.0 - facing) ** 4
-  bounce = tuple(d + 2.0 * facing * n for d, n in zip(direction, normal, strict=True))
-  reflected = surfaces.sky(env, bounce)
+  mirrored = tuple(d + 2.0 * facing * n for d, n in zip(direction, normal, strict=True))
+  # One look at the sky serves both: sky itself has no gloss to mirror it.
+  skyward = tuple(jnp.where(is_sky, d, m) for d, m in zip(direction, mirrored, strict=True))
+  above = surfaces.apart(env.haze > -1, lambda: surfaces.sky(env, skyward))
   shine = gloss * (0.06 + 0.5 * fresnel)
   shaded = tuple(
     colour[k] * (env.sun_colour[k] * diffuse + env.ambient[k] * hemisphere + 1.4 * glow)
     + specular * env.sun_colour[k]
-    + shine * (reflected[k] - colour[k] * 0.3)
+    + shine * (above[k] - colour[k] * 0.3)
     for k in range(3)
   )
   haze = 1.0 - jnp.exp(-env.haze * jnp.maximum(t - 4.0, 0.0))
   shaded = surfaces.mix(shaded, tuple(env.horizon[k] for k in range(3)), haze)
-  colour = tuple(jnp.where(is_sky, s, c) for s, c in zip(surfaces.sky(env, direction), shaded, strict=True))
+  colour = tuple(jnp.where(is_sky, s, c) for s, c in zip(above, shaded, strict=True))
   normal = tuple(jnp.where(is_sky, -d, n) for d, n in zip(direction, normal, strict=True))
   return colour, jnp.where(is_sky, FAR, t), normal, on_ground & ~is_sky
 
 
-def _bounce(scene: Scene, origin: Vec, direction: Vec, t: Array, normal: Vec, on_ground: Array) -> tuple[Vec, Vec, Array]:
+def _bounce(
+  scene: Scene, origin: Vec, direction: Vec, t: Array, normal: Vec, on_ground: Array
+) -> tuple[Vec, Vec, Array]:
   """The rays that the ground mirrors, and how strongly: (origin, direction, strength)."""
   point = along(origin, direction, t)
   tilt = dot(direction, normal)
@@ -169,8 +183,8 @@ def _to_srgb(x: Array) -> Array:
 def render(scene: Scene, resolution: int, supersample: int = SUPERSAMPLE) -> Frame:
   """Draws a scene.
 
-  Pure and jittable. To draw many, prefer `render_batch` to `jax.vmap`: under `vmap` every picture pays for the most crowded
-  scene of the batch and for every kind of ground.
+  Pure and jittable. To draw many, prefer `render_batch` to `jax.vmap`: under `vmap` every picture pays for the most
+  crowded scene of the batch and for every kind of ground.
 
   Args:
     scene: what to draw, without batch axis.

@@ -1,21 +1,22 @@
 """Blend-shape tables: toys, accessories and backgrounds as affine functions of traits.
 
-A builder is an ordinary Python function that puts parts together from a few numbers, its *traits* (how long the legs are, how far
-left the tree stands). Its geometry must be affine in them, as in a morphable model (Blanz & Vetter, SIGGRAPH 1999): evaluating the
-builder once at the origin and once per trait then gives a table from which any instance follows by one small matrix product, on
-the device, for a whole batch at once, however many kinds of toy there are. `check_affine` says so when a builder is not.
+A builder is an ordinary Python function that puts parts together from a few numbers, its *traits* (how long the legs
+are, how far left the tree stands). Its geometry must be affine in them, as in a morphable model (Blanz & Vetter,
+SIGGRAPH 1999): evaluating the builder once at the origin and once per trait then gives a table from which any instance
+follows by one small matrix product, on the device, for a whole batch at once, however many kinds of toy there are.
+`check_affine` says so when a builder is not.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
 import enum
 import math
-from collections.abc import Callable, Iterator, Sequence
 
-import jax.numpy as jnp
-import numpy as np
 from flax import struct
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+import numpy as np
 
 from dreamjax.toybox import scene
 from dreamjax.toybox.scene import Owner, Pattern, Primitives
@@ -114,7 +115,7 @@ class Builder:
 
   @contextlib.contextmanager
   def frame(self, at: Point = (0, 0, 0), rotation: np.ndarray | None = None, *, head: bool = False) -> Iterator[None]:
-    """Parts added inside are placed relative to `at` and turned; those of the head follow the subject's gaze around `at`."""
+    """Parts added inside are placed relative to `at` and turned; the head's follow the subject's gaze around `at`."""
     before = self._origin, self._rotation, self._head
     self._origin = self._origin + self._rotation @ np.asarray(at, float)
     self._rotation = self._rotation @ (np.eye(3) if rotation is None else rotation)
@@ -222,7 +223,8 @@ class Tables:
   """Blend-shape tables of several rigs, indexed [rig, variant, ...].
 
   Attributes:
-    geometry: features of quadrics, then boxes, then anchors, then the head's pivot; last axis: constant, then one per trait.
+    geometry: features of quadrics, then boxes, then anchors, then the head's pivot; last axis: constant, then one per
+      trait.
     profile: of the quadrics and boxes.
     colour: constant colours, linear.
     slot: palette slot of each colour, or -1 for the constant.
@@ -358,7 +360,9 @@ def check_affine(rig: Rig, seed: int = 0) -> None:
     actual = rig.run(variant, values)
     for p, part in enumerate(actual.parts):
       start = base.parts[p].features
-      expected = start + sum((v * (u.parts[p].features - start) for v, u in zip(values, units, strict=True)), np.zeros(12))
+      expected = start + sum(
+        (v * (u.parts[p].features - start) for v, u in zip(values, units, strict=True)), np.zeros(12)
+      )
       if not np.allclose(part.features, expected, atol=1e-6):
         raise ValueError(f"part {p} of variant {variant!r} is not affine in the traits: {part.features - expected}")
 
@@ -421,7 +425,7 @@ def instantiate(
   owner: Int[Array, ""] | Owner,
   head_turn: Float[Array, ""] | float = 0.0,
 ) -> Instance:
-  """Makes one thing: looks its tables up, blends them by the traits, paints it, turns its head (by radians, to its left)."""
+  """Makes one thing: looks its tables up, blends them by the traits, paints it, turns its head (radians, leftwards)."""
   row = {
     f.name: jnp.asarray(value)[rig, variant]
     for f in dataclasses.fields(tables)

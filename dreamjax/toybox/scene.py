@@ -1,10 +1,10 @@
 """A toybox scene: a pytree of fixed-size arrays that `render.render` turns into a picture.
 
-Coordinates are right-handed: x to the right, y up, z towards the camera; the ground is the plane y = 0 and a toy is about
-one unit tall. Everything solid is one of two shapes, each with a closed-form ray intersection:
+Coordinates are right-handed: x to the right, y up, z towards the camera; the ground is the plane y = 0 and a toy is
+about one unit tall. Everything solid is one of two shapes, each with a closed-form ray intersection:
 
-  quadric   x^2 + z^2 = a + b y + c y^2  for |y| <= 1, in the part's own frame, closed by flat caps where they are asked for;
-            ellipsoids, domes, cylinders, cones, cups, barrels and vases are all choices of (a, b, c);
+  quadric   x^2 + z^2 = a + b y + c y^2  for |y| <= 1, in the part's own frame, closed by flat caps where they are
+  asked for; ellipsoids, domes, cylinders, cones, cups, barrels and vases are all choices of (a, b, c);
   box       |x|, |y|, |z| <= 1 in the part's own frame.
 """
 
@@ -46,9 +46,8 @@ class Pattern(enum.IntEnum):
   CAP = 9
   RINGS = 10
   RAINBOW = 11
-  PLANKS = 12
-  BANDS = 13
-  PUPIL = 14
+  BANDS = 12
+  PUPIL = 13
 
 
 class Owner(enum.IntEnum):
@@ -187,7 +186,8 @@ class Frame:
 
   Attributes:
     rgb: sRGB in [0, 1], averaged over the samples of a pixel.
-    depth: distance from the camera along its viewing direction, in scene units, of the nearest surface in the pixel; `FAR` for sky.
+    depth: distance from the camera along its viewing direction, in scene units, of the nearest surface in the pixel;
+      `FAR` for sky.
     mask: share of the pixel's samples in which the subject is nearest, in [0, 1].
     normal: unit surface normal (scene axes) at that surface; towards the camera for sky.
     keypoints: positions in the picture, (x, y) in [0, 1] from its upper left corner.

@@ -3,6 +3,8 @@
 The order is part of the data's format (labels are stored as integers): append, never reorder.
 """
 
+import difflib
+
 #: The object classes, as the nouns of the captions.
 CLASSES = (
   "dog", "cat", "rabbit", "bird", "fish", "car", "truck", "boat", "plane", "robot", "teapot", "mushroom", "chair",
@@ -51,9 +53,18 @@ STATES = {
 STYLES = (
   "photo", "watercolor painting", "oil painting", "line drawing", "pencil sketch", "flat cartoon illustration",
   "kid crayon drawing", "pixel art", "sticker", "3d clay rendering", "glowing neon", "wooden sculpture",
-  "melting golden 3d rendering", "mosaic", "stained glass window", "blueprint", "halftone pop art", "chalkboard drawing",
-  "vintage sepia photograph",
+  "melting golden 3d rendering", "mosaic", "stained glass window", "blueprint", "halftone pop art",
+  "chalkboard drawing", "vintage sepia photograph",
 )  # fmt: skip
 
 #: Styles that no training picture has: StyleDrop must learn them from one picture.
 HELD_OUT_STYLES = ("kid crayon drawing", "glowing neon", "melting golden 3d rendering", "stained glass window")
+
+
+def index(words: tuple[str, ...], name: str, kind: str) -> int:
+  """Place of `name` in one of the tuples above; ValueError, naming the nearest words, if it is not there."""
+  if name in words:
+    return words.index(name)
+  near = difflib.get_close_matches(name, words, n=2)
+  hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are: {', '.join(words)}"
+  raise ValueError(f"unknown {kind} {name!r}; {hint}")

@@ -1,12 +1,12 @@
-"""Labels and a view in, scene out: places the toys, dresses them, puts the world behind them and a camera before them."""
+"""Labels and a view in, scene out: toys in their places, dressed, with a world behind them and a camera before them."""
 
 import dataclasses
 
+from flax import struct
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax import struct
 from jaxtyping import Array, Float
+import numpy as np
 
 from dreamjax.toybox import accessories, classes, contexts, identity, intersect, vocabulary
 from dreamjax.toybox.dice import Dice
@@ -85,13 +85,15 @@ def _move(toy: Instance, yaw: Array, shift: Float[Array, " 3"]) -> Instance:
   )  # fmt: skip
 
 
-def bounds(*groups: Primitives) -> tuple[Float[Array, " 3"], Float[Array, " 3"]]:
-  """Lower and upper corner of the box around all parts that are there."""
-  parts = _concatenate(*groups)
-  there = (jnp.min(parts.radii, axis=-1) > 0)[:, None]
-  reach = jnp.linalg.norm(parts.axes * parts.radii[..., None], axis=-2)
-  low = jnp.min(jnp.where(there, parts.centre - reach, jnp.inf), axis=0)
-  return low, jnp.max(jnp.where(there, parts.centre + reach, -jnp.inf), axis=0)
+def bounds(quadrics: Primitives, boxes: Primitives) -> tuple[Float[Array, " 3"], Float[Array, " 3"]]:
+  """Lower and upper corner of the box around all parts that are there (quadrics as if they were ellipsoids)."""
+  low, high = jnp.full(3, jnp.inf), jnp.full(3, -jnp.inf)
+  for parts, order in ((quadrics, 2), (boxes, 1)):
+    there = (jnp.min(parts.radii, axis=-1) > 0)[:, None]
+    reach = jnp.linalg.norm(parts.axes * parts.radii[..., None], ord=order, axis=-2)
+    low = jnp.minimum(low, jnp.min(jnp.where(there, parts.centre - reach, jnp.inf), axis=0))
+    high = jnp.maximum(high, jnp.max(jnp.where(there, parts.centre + reach, -jnp.inf), axis=0))
+  return low, high
 
 
 def _cubed(toy: Instance, cls: Array, state: Array) -> Instance:
@@ -102,7 +104,7 @@ def _cubed(toy: Instance, cls: Array, state: Array) -> Instance:
   which = jnp.nonzero(core[: tables.quadrics], size=_CORES, fill_value=0)[0]
   is_core = (jnp.arange(_CORES) < jnp.sum(core[: tables.quadrics])) & (jnp.min(quadrics.radii[which], axis=-1) > 0)
   cubes = jax.tree.map(lambda x: x[which], quadrics)
-  cubes = cubes.replace(radii=jnp.where(is_core[:, None], 0.84 * cubes.radii, 0.0))
+  cubes = cubes.replace(radii=jnp.where(is_core[:, None], 0.74 * cubes.radii, 0.0))
   quadrics = quadrics.replace(radii=jnp.where(core[: tables.quadrics, None], 0.0, quadrics.radii))
   toy = toy.replace(quadrics=quadrics, boxes=_concatenate(toy.boxes, cubes))
   low, high = bounds(toy.quadrics, toy.boxes)
@@ -136,12 +138,12 @@ def _background(labels: Labels, view: View, coat: Coat) -> tuple[Primitives, Pri
   )
 
 
-def _camera(toys: tuple[Primitives, ...], view: View) -> Camera:
+def _camera(quadrics: Primitives, boxes: Primitives, view: View) -> Camera:
   """A camera that looks at the middle of the toys and is just far enough away for them to fill the picture as asked."""
   ca, sa, ce, se = (f(a) for a in (view.azimuth, view.elevation) for f in (jnp.cos, jnp.sin))
   back = jnp.stack([sa * ce, se, ca * ce])  # from the toys to the camera
   axes = jnp.stack([jnp.stack([ca, 0.0 * ca, -sa]), jnp.cross(back, jnp.stack([ca, 0.0 * ca, -sa])), back])
-  low, high = bounds(*(p.replace(centre=p.centre @ axes.T, axes=p.axes @ axes.T) for p in toys))
+  low, high = bounds(*(p.replace(centre=p.centre @ axes.T, axes=p.axes @ axes.T) for p in (quadrics, boxes)))
   half = (high - low) / 2
   distance = jnp.maximum(half[0], half[1]) / (view.fill * jnp.tan(FOV / 2)) + 0.3 * half[2]
   target = ((low + high) / 2) @ axes
@@ -178,14 +180,18 @@ def build(labels: Labels, view: View) -> Scene:
   high = high + shift
   other_low, other_high = bounds(other.quadrics, other.boxes)
   gap = 0.06 + high[0] + (other_high[0] - other_low[0]) / 2
-  beside = jnp.stack([view.other_side * gap - (other_low[0] + other_high[0]) / 2, drop, -(other_low[2] + other_high[2]) / 2])
+  beside = jnp.stack(
+    [view.other_side * gap - (other_low[0] + other_high[0]) / 2, drop, -(other_low[2] + other_high[2]) / 2]
+  )
   beside = jnp.where(there, beside, 0.0)
   other = _move(other, zero * 0.0, beside)
-  worn_quadrics, worn_boxes = accessories.wear(labels.accessory, toy, coat)
+  worn_quadrics, worn_boxes = accessories.wear(labels.accessory, labels.cls, toy, coat)
   far_quadrics, far_boxes = _background(labels, view, coat)
 
-  quadrics, moved_q = intersect.compact(_concatenate(toy.quadrics, worn_quadrics, other.quadrics, far_quadrics))
-  boxes, moved_b = intersect.compact(_concatenate(toy.boxes, worn_boxes, other.boxes, far_boxes))
+  near_quadrics = _concatenate(toy.quadrics, worn_quadrics, other.quadrics)
+  near_boxes = _concatenate(toy.boxes, worn_boxes, other.boxes)
+  quadrics, moved_q = intersect.compact(_concatenate(near_quadrics, far_quadrics))
+  boxes, moved_b = intersect.compact(_concatenate(near_boxes, far_boxes))
   part = toy.keypoint_parts
   q, cls_q = quadrics.pattern.shape[0], classes.tables().quadrics
   centres = jnp.concatenate([toy.quadrics.centre, toy.boxes.centre])[part]
@@ -199,7 +205,7 @@ def build(labels: Labels, view: View) -> Scene:
   return Scene(
     quadrics=quadrics,
     boxes=boxes,
-    camera=_camera((toy.quadrics, toy.boxes, other.quadrics, other.boxes, worn_quadrics, worn_boxes), view),
+    camera=_camera(near_quadrics, near_boxes, view),
     environment=contexts.environment(labels.context, sun, view.seed),
     keypoints=centres,
     keypoint_parts=jnp.where((part < 0) | gone, -1, new_part),
@@ -227,9 +233,9 @@ class Dial:
 
 # Middle and half range of the yaw (degrees) at which a class shows itself best; left and right by chance.
 _YAW = {
-  "dog": (48, 34), "cat": (48, 34), "rabbit": (42, 34), "bird": (46, 34), "fish": (74, 22), "car": (50, 30), "truck": (52, 28),
-  "boat": (62, 26), "plane": (44, 30), "robot": (18, 32), "teapot": (66, 28), "mushroom": (15, 30), "chair": (28, 30),
-  "backpack": (24, 30), "face": (14, 24),
+  "dog": (48, 34), "cat": (48, 34), "rabbit": (42, 34), "bird": (46, 34), "fish": (74, 22), "car": (50, 30),
+  "truck": (52, 28), "boat": (62, 26), "plane": (44, 30), "robot": (18, 32), "teapot": (66, 28), "mushroom": (15, 30),
+  "chair": (28, 30), "backpack": (24, 30), "face": (14, 24),
 }  # fmt: skip
 _YAW_TABLE = np.radians(np.array([_YAW[name] for name in vocabulary.CLASSES], np.float32))
 
@@ -245,7 +251,7 @@ def sample_view(key: jax.Array, cls: Array, other_cls: Array, dial: Dial) -> Vie
     yaw=side * (yaw[cls, 0] + yaw[cls, 1] * dial.views * dice.spread()),
     head_turn=0.5 * dial.views * dice.spread(),
     azimuth=0.12 * dial.views * dice.spread(),
-    elevation=0.24 + 0.12 * dial.views * dice.spread(),
+    elevation=0.15 + 0.09 * dial.views * dice.spread(),
     fill=low + (high - low) * dice.unit(),
     sun_azimuth=dice.sign() * (0.75 + 0.4 * dial.light * dice.spread()),
     sun_elevation=0.85 + 0.22 * dial.light * dice.spread(),

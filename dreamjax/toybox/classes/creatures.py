@@ -1,13 +1,26 @@
 """Dog, cat, rabbit, bird and fish."""
 
-import dataclasses
 from collections.abc import Callable
+import dataclasses
 
 import numpy as np
 
 from dreamjax.toybox import scene, vocabulary
 from dreamjax.toybox.rig import (
-  ACCENT, BEAK, BLACK, EYE, PRIMARY, ROSE, SECONDARY, Builder, Paint, Rig, Slot, Traits, flat, turn,
+  ACCENT,
+  BEAK,
+  BLACK,
+  EYE,
+  PRIMARY,
+  ROSE,
+  SECONDARY,
+  Builder,
+  Paint,
+  Rig,
+  Slot,
+  Traits,
+  flat,
+  turn,
 )  # fmt: skip
 
 _SIDES = (("left", 1.0), ("right", -1.0))
@@ -62,7 +75,7 @@ def _quadruped(
     head()
   collar = at(0, 0.62 * neck[0], 0.92 * length + 0.4 * neck[1])
   b.anchor("neck", collar, (0.72 * width + 0.03, 0.07, 0.72 * width + 0.03), turn(x=22))
-  b.anchor("back", at(0, 1.02 * depth, 0.55 * length), (0.95 * width, 0.95 * depth, 1.05 * length), rotation)
+  b.anchor("back", at(0, 0.25 * depth, -0.05 * length), (width, depth, 0.95 * length), rotation)
   with b.frame(at(0, 0.35 * depth, -0.95 * length), rotation):
     tail()
 
@@ -70,7 +83,13 @@ def _quadruped(
 def _eyes(b: Builder, x: float, y: float, z: float, radius: float, squint: float = 1.0) -> None:
   """A pair of eyes and the place for glasses before them."""
   for name, sign in _SIDES:
-    b.quadric((sign * x, y, z), (radius, squint * radius, 0.7 * radius), EYE, rotation=turn(y=sign * 18, x=-6), key=f"{name} eye")
+    b.quadric(
+      (sign * x, y, z),
+      (radius, squint * radius, 0.7 * radius),
+      EYE,
+      rotation=turn(y=sign * 18, x=-6),
+      key=f"{name} eye",
+    )
   b.anchor("eyes", (0, y, z + 0.55 * radius), (x, x, x))
 
 
@@ -85,7 +104,9 @@ def _dog(b: Builder, t: Traits, state: str) -> None:
     _eyes(b, 0.42 * r, 0.26 * r, 0.78 * r, 0.062 + 0.006 * t.eyes)
     for name, sign in _SIDES:
       drop = t.choose(floppy=-0.3, pricked=0.95, half=0.55)
-      size = np.array([0.075, 0.14 + 0.05 * t.ear, 0.05]) + np.array([0.03, 0.0, 0.0]) * t.choose(floppy=1, pricked=0, half=0.5)
+      size = np.array([0.075, 0.14 + 0.05 * t.ear, 0.05]) + np.array([0.03, 0.0, 0.0]) * t.choose(
+        floppy=1, pricked=0, half=0.5
+      )
       out = t.choose(floppy=1.02, pricked=0.6, half=0.85)
       place = (sign * 0.2 * out, 0.2 * drop, -0.02)
       b.quadric(place, size, SECONDARY, rotation=turn(z=-sign * 12), key=f"{name} ear")
@@ -108,7 +129,9 @@ def _cat(b: Builder, t: Traits, state: str) -> None:
   def head():
     b.quadric((0, 0, 0), (1.02 * r, 0.86 * r, 0.86 * r), core=True)
     for _, sign in _SIDES:
-      b.quadric((sign * 0.2 * r, -0.34 * r, 0.72 * r), (0.27 * r, 0.2 * r, 0.24 * r), Paint(Slot.SECONDARY, Slot.SECONDARY))
+      b.quadric(
+        (sign * 0.2 * r, -0.34 * r, 0.72 * r), (0.27 * r, 0.2 * r, 0.24 * r), Paint(Slot.SECONDARY, Slot.SECONDARY)
+      )
     b.quadric((0, -0.16 * r, 0.9 * r), (0.032, 0.024, 0.024), ROSE, key="nose")
     _eyes(b, 0.44 * r, 0.14 * r, 0.68 * r, 0.066 + 0.008 * t.eyes)
     for name, sign in _SIDES:
@@ -145,7 +168,7 @@ def _rabbit(b: Builder, t: Traits, state: str) -> None:
     _eyes(b, 0.5 * r, 0.2 * r, 0.72 * r, 0.058 + 0.008 * t.eyes)
     for name, sign in _SIDES:
       size = np.array([0.062, 0.24 + 0.07 * t.ear, 0.036])
-      lop = t.choose(upright=0.0, lop=1.0)
+      lop = t.lop
       place = np.array([sign * (0.42 * r + 0.13 * lop), 1.05 * r + 0.14 + 0.06 * t.ear - 0.36 * lop, -0.05])
       lean = turn(z=-sign * 14, x=-8)
       b.quadric(place, size, rotation=lean, key=f"{name} ear")
@@ -167,7 +190,9 @@ def _bird(b: Builder, t: Traits, state: str) -> None:
   centre = np.array([0, leg + 0.85 * 0.25 + lift, 0.0])
   tilt = turn(x=-12 if flying else -32)
   b.quadric(centre, (0.9 * radius, radius, 1.15 * radius + 0.04 * t.length), rotation=tilt, core=True)
-  b.quadric(centre + np.array([0, -0.05, 0.09]), (0.78 * radius, 0.82 * radius, 0.85 * radius), SECONDARY, rotation=tilt)
+  b.quadric(
+    centre + np.array([0, -0.05, 0.09]), (0.78 * radius, 0.82 * radius, 0.85 * radius), SECONDARY, rotation=tilt
+  )
   r = 0.165 + 0.02 * t.head
   with b.frame(centre + np.array([0, 0.3, 0.19]), head=True):
     b.ball((0, 0, 0), r, core=True)
@@ -176,7 +201,12 @@ def _bird(b: Builder, t: Traits, state: str) -> None:
     _eyes(b, 0.55 * r, 0.2 * r, 0.66 * r, 0.052 + 0.006 * t.eyes)
     for k, lean in enumerate((0.0, -0.06)):
       size = t.choose(crested=1.0, smooth=0.0)
-      b.quadric((0, 1.0 * r + 0.03, lean - 0.02), np.array([0.03, 0.09 - 0.02 * k, 0.04]) * size, ACCENT, rotation=turn(x=-20 - 25 * k))
+      b.quadric(
+        (0, 1.0 * r + 0.03, lean - 0.02),
+        np.array([0.03, 0.09 - 0.02 * k, 0.04]) * size,
+        ACCENT,
+        rotation=turn(x=-20 - 25 * k),
+      )
     b.anchor("hat", (0, 0.78 * r, -0.02), (0.75 * r, 0.75 * r, 0.75 * r), turn(x=-6))
   span = 0.3 + 0.05 * t.wing
   for name, sign in _SIDES:
@@ -193,9 +223,14 @@ def _bird(b: Builder, t: Traits, state: str) -> None:
     b.quadric(foot + np.array([0, 0, 0.03]), (0.05, 0.02, 0.075), BEAK, key=f"{name} foot")
   tail = 0.16 + 0.05 * t.tail
   for lean in (-1, 1):
-    b.quadric(centre + np.array([lean * 0.05, 0.02, -0.2 - tail]), (0.06, 0.03, 0.09 + tail), ACCENT, rotation=turn(x=20, y=lean * 10))
+    b.quadric(
+      centre + np.array([lean * 0.05, 0.02, -0.2 - tail]),
+      (0.06, 0.03, 0.09 + tail),
+      ACCENT,
+      rotation=turn(x=20, y=lean * 10),
+    )
   b.anchor("neck", centre + np.array([0, 0.2, 0.14]), (0.175, 0.06, 0.175), turn(x=20))
-  b.anchor("back", centre + np.array([0, 0.18, 0.05]), (0.2, 0.24, 0.3), turn(x=-20))
+  b.anchor("back", centre + np.array([0, 0.06, -0.1]), (0.25, 0.25, 0.3), tilt)
 
 
 def _fish(b: Builder, t: Traits, state: str) -> None:
@@ -207,19 +242,33 @@ def _fish(b: Builder, t: Traits, state: str) -> None:
       b.quadric((0, 0.0, 0.02), (0.15 + 0.02 * t.fat, 0.8 * tall, 0.17 + 0.03 * t.length), SECONDARY)
       b.quadric((0, -0.06, 0.14 + 0.06 * t.length), (0.07, 0.045, 0.05), ROSE, key="mouth")
       for name, sign in _SIDES:
-        b.quadric((sign * (0.115 + 0.018 * t.fat), 0.06, 0.06), (0.07, 0.07, 0.05), EYE, rotation=turn(y=sign * 62), key=f"{name} eye")
+        b.quadric(
+          (sign * (0.115 + 0.018 * t.fat), 0.06, 0.06),
+          (0.07, 0.07, 0.05),
+          EYE,
+          rotation=turn(y=sign * 62),
+          key=f"{name} eye",
+        )
       b.anchor("eyes", (0, 0.06, 0.16), (0.12, 0.09, 0.12))
       b.anchor("hat", (0, 0.75 * tall, -0.1), (0.14, 0.14, 0.14), turn(x=-4))
     fan = 0.15 + 0.05 * t.tail
     for sign, lean in ((1, 38), (-1, -38)):
       place = (0, sign * 0.12, -0.42 - 0.06 * t.length - 0.7 * fan)
-      b.quadric(place, (0.03, 0.09, 0.06 + fan), ACCENT, rotation=turn(x=lean), key="upper tail" if sign > 0 else "lower tail")
+      b.quadric(
+        place, (0.03, 0.09, 0.06 + fan), ACCENT, rotation=turn(x=lean), key="upper tail" if sign > 0 else "lower tail"
+      )
     b.quadric((0, 0.95 * tall, -0.06), (0.028, 0.08 + 0.05 * t.fin, 0.2), ACCENT, rotation=turn(x=14), key="dorsal fin")
     b.quadric((0, -0.9 * tall, -0.1), (0.026, 0.06 + 0.03 * t.fin, 0.1), ACCENT, rotation=turn(x=-22))
     for name, sign in _SIDES:
-      b.quadric((sign * (0.17 + 0.02 * t.fat), -0.05, 0.02), (0.024, 0.055, 0.13), ACCENT, rotation=turn(x=24, y=-sign * 28), key=f"{name} fin")
+      b.quadric(
+        (sign * (0.17 + 0.02 * t.fat), -0.05, 0.02),
+        (0.024, 0.055, 0.13),
+        ACCENT,
+        rotation=turn(x=24, y=-sign * 28),
+        key=f"{name} fin",
+      )
     b.anchor("neck", (0, 0, 0.2), (0.16, 0.07, 0.25), turn(x=90))
-    b.anchor("back", (0, 0.55 * tall, 0.1), (0.16, 0.24, 0.34))
+    b.anchor("back", (0, 0.35 * tall, -0.06), (0.17, 0.2, 0.3))
 
 
 _QUADRUPED = ("leg", "length", "girth", "head", "eyes", "ear", "tail", "wag")

@@ -15,7 +15,8 @@ _SIDES = (("left", 1.0), ("right", -1.0))
 
 _HAIR_STYLES = ("bald", "short", "bob", "long", "curly", "bun", "mohawk", "swept")
 
-# By expression: height of the mouth's corners against its middle, half width, and how far the brows' inner and outer ends rise.
+# By expression: height of the mouth's corners against its middle, half width, and how far the brows' inner and outer
+# ends rise.
 _EXPRESSIONS = {
   "neutral": (0.0, 0.085, 0.0, 0.0),
   "smiling": (0.045, 0.105, 0.012, 0.006),
@@ -40,7 +41,7 @@ def _face(b: Builder, t: Traits, state: str) -> None:
     for name, sign in _SIDES:
       b.quadric((sign * wide, 0.26, -0.02), (0.045, 0.075 + 0.012 * t.ears, 0.05), SKIN, key=f"{name} ear")
       x = 0.105 + 0.016 * t.eye_spacing
-      eye = 0.05 + 0.01 * t.eye_size
+      eye = 0.058 + 0.01 * t.eye_size
       b.quadric((sign * x, 0.31, 0.25), (eye, 0.82 * eye if state != "surprised" else 1.05 * eye, 0.034), EYE,
                 rotation=turn(y=sign * 14), key=f"{name} eye")  # fmt: skip
       thick = 0.019 + 0.008 * t.brow_thickness
@@ -97,23 +98,21 @@ def _hair(b: Builder, t: Traits, wide: float) -> None:
 
 
 def _facial_hair(b: Builder, t: Traits) -> None:
-  beard = t.choose(shaven=0.0, beard=1.0, moustache=0.0)
-  hair = t.choose(shaven=0.0, beard=1.0, moustache=1.0)
-  b.quadric((0, 0.02, 0.06), np.array([0.215, 0.155, 0.2]) * beard, _HAIR)
+  hair = t.beard + t.moustache
+  b.quadric((0, 0.02, 0.06), np.array([0.215, 0.155, 0.2]) * t.beard, _HAIR)
   for sign in (1, -1):
     b.quadric((sign * 0.055, 0.135, 0.275), np.array([0.068, 0.024, 0.028]) * hair, _HAIR, rotation=turn(z=-sign * 14))
 
 
 def _glasses(b: Builder, t: Traits) -> None:
-  wire, dark = t.choose(bare=0.0, wire=1.0, shades=0.0), t.choose(bare=0.0, wire=0.0, shades=1.0)
+  worn = t.wire + t.shades
   ring = scene.frustum(1.0, 0.8, capped=False)
   for sign in (1, -1):
     at = np.array([sign * (0.108 + 0.014 * t.eye_spacing), 0.305, 0.3])
-    b.quadric(at, np.array([0.092, 0.016, 0.092]) * wire, _FRAME, rotation=turn(x=90), profile=ring)
-    b.quadric(at, np.array([0.096, 0.07, 0.02]) * dark, flat(0.06, 0.06, 0.08, 0.95), rotation=turn(y=sign * 8))
-    worn = t.choose(bare=0.0, wire=1.0, shades=1.0)
+    b.quadric(at, np.array([0.092, 0.016, 0.092]) * t.wire, _FRAME, rotation=turn(x=90), profile=ring)
+    b.quadric(at, np.array([0.096, 0.07, 0.02]) * t.shades, flat(0.06, 0.06, 0.08, 0.95), rotation=turn(y=sign * 8))
     b.limb((sign * 0.19, 0.325, 0.285), (sign * 0.27, 0.31, 0.0), 0.013 * worn, _FRAME)
-  b.limb((-0.03, 0.32, 0.305), (0.03, 0.32, 0.305), 0.012 * t.choose(bare=0.0, wire=1.0, shades=1.0), _FRAME)
+  b.limb((-0.03, 0.32, 0.305), (0.03, 0.32, 0.305), 0.012 * worn, _FRAME)
 
 
 RIGS = {

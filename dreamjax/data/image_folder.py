@@ -1,0 +1,46 @@
+"""Folders of pictures in the image-folder convention: PNGs beside a `metadata.jsonl` that says what each shows."""
+
+from collections.abc import Iterable
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+METADATA = "metadata.jsonl"
+
+
+def to_uint8(image: np.ndarray) -> np.ndarray:
+  """A picture in [0, 1] as bytes, rounded."""
+  return (np.clip(np.asarray(image), 0.0, 1.0) * 255 + 0.5).astype(np.uint8)
+
+
+def write(
+  folder: pathlib.Path, pictures: Iterable[tuple[np.ndarray, dict[str, Any]]], *, overwrite: bool = False
+) -> list[dict[str, Any]]:
+  """Writes pictures and their metadata as they come.
+
+  Args:
+    folder: made where missing. Files of other names in it are left alone.
+    pictures: pairs of a picture ([h, w, 3] in [0, 1]) and what is to be known of it, such as its `text`.
+    overwrite: whether pictures that are there already may be replaced.
+
+  Returns:
+    The lines of the metadata: each picture's `file_name` and what was given.
+
+  Raises:
+    FileExistsError: if the folder holds metadata already and `overwrite` is false.
+    OSError: if it cannot be written.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  if (folder / METADATA).exists() and not overwrite:
+    raise FileExistsError(f"{folder} holds pictures already: choose another folder, or say --overwrite")
+  lines = []
+  with (folder / METADATA).open("w") as out:
+    for i, (image, known) in enumerate(pictures):
+      lines.append({"file_name": f"{i:05d}.png", **known})
+      Image.fromarray(to_uint8(image)).save(folder / lines[-1]["file_name"])
+      out.write(json.dumps(lines[-1]) + "\n")
+      out.flush()
+  return lines

@@ -1,0 +1,192 @@
+"""What the drawing styles are made of: lines, smoothing, warps, cells and light for pictures of any resolution.
+
+Lengths are in points, 128ths of the picture's side, so that a style looks alike at every resolution.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+import numpy as np
+
+from dreamjax.toybox.noise import hash_cells, smoothstep
+
+#: The picture's side in points.
+SIDE = 128.0
+_FAR = 40.0  # nothing is told apart beyond
+
+
+def points(size: int) -> tuple[Float[Array, "h w"], Float[Array, "h w"]]:
+  """Where the pixels of a size x size picture are, (x, y) in points from its upper left corner."""
+  steps = (jnp.arange(size, dtype=jnp.float32) + 0.5) * (SIDE / size)
+  return jnp.tile(steps[None], (size, 1)), jnp.tile(steps[:, None], (1, size))
+
+
+def luma(rgb: Float[Array, "*b 3"]) -> Float[Array, "*b"]:
+  """How bright a colour looks."""
+  return 0.3 * rgb[..., 0] + 0.59 * rgb[..., 1] + 0.11 * rgb[..., 2]
+
+
+def saturate(rgb: Float[Array, "*b 3"], by: Array | float) -> Float[Array, "*b 3"]:
+  """Colours `by` times as far from their grey."""
+  grey = luma(rgb)[..., None]
+  return jnp.clip(grey + (rgb - grey) * by, 0.0, 1.0)
+
+
+def mix(a: Array, b: Array, w: Float[Array, "h w"]) -> Float[Array, "h w 3"]:
+  """Colour or picture `a`, covered by `b` as far as `w` says."""
+  a, b = (c.reshape((1,) * (3 - c.ndim) + c.shape) for c in (a, b))
+  return a + (b - a) * w[..., None]
+
+
+def colour(*rgb: float) -> Float[Array, "3"]:
+  """A colour."""
+  return jnp.asarray(rgb, jnp.float32)
+
+
+def ramp(t: Float[Array, "h w"], *stops: tuple[float, float, float]) -> Float[Array, "h w 3"]:
+  """Colours at `t` of a ramp through evenly spaced stops."""
+  at = np.linspace(0.0, 1.0, len(stops)).astype(np.float32)
+  table = np.array(stops, np.float32)
+  t = jnp.clip(t, 0.0, 1.0)[..., None]
+  out = jnp.broadcast_to(jnp.asarray(table[0])[None, None], (*t.shape[:2], 3))
+  for k in range(len(stops) - 1):
+    share = jnp.clip((t - at[k]) / (at[k + 1] - at[k]), 0.0, 1.0)
+    out = out + share * jnp.asarray(table[k + 1] - table[k])[None, None]
+  return out
+
+
+def snap(rgb: Float[Array, "h w 3"], palette: np.ndarray, brightness: float = 0.6) -> Float[Array, "h w 3"]:
+  """The palette's colour that is nearest to each pixel's; `brightness` weighs lightness against hue."""
+
+  def features(c):
+    grey = luma(c)[..., None]
+    return jnp.concatenate([brightness * grey, c - grey], axis=-1)
+
+  inks = jnp.asarray(palette, jnp.float32)
+  a, b = features(rgb), features(inks)
+  distance = jnp.sum(b * b, axis=-1)[None, None] - 2.0 * jnp.einsum("hwc,kc->hwk", a, b)
+  return inks[jnp.argmin(distance, axis=-1)]
+
+
+def shift(image: Float[Array, "h w *c"], down: int, right: int) -> Float[Array, "h w *c"]:
+  """The picture moved by whole pixels; what comes in repeats the margin."""
+  h, w = image.shape[:2]
+  rows, columns = np.clip(np.arange(h) - down, 0, h - 1), np.clip(np.arange(w) - right, 0, w - 1)
+  pad = [(max(down, 0), max(-down, 0)), (max(right, 0), max(-right, 0))] + [(0, 0)] * (image.ndim - 2)
+  del rows, columns
+  padded = jnp.pad(image, pad, mode="edge")
+  return padded[max(-down, 0) : max(-down, 0) + h, max(-right, 0) : max(-right, 0) + w]
+
+
+def blur(image: Float[Array, "h w *c"], radius: Array | float) -> Float[Array, "h w *c"]:
+  """Gaussian blur by `radius` points (one standard deviation), as a product with two band matrices."""
+  size = image.shape[0]
+  sigma = jnp.maximum(jnp.asarray(radius, jnp.float32) * (size / SIDE), 0.05)
+  steps = jnp.arange(size, dtype=jnp.float32)
+  band = jnp.exp(-0.5 * ((steps[:, None] - steps[None]) / sigma) ** 2)
+  band = band / jnp.sum(band, axis=1, keepdims=True)
+  planes = image.reshape(size, size, -1)
+  planes = jnp.einsum("yh,hwc->ywc", band, planes)
+  return jnp.einsum("xw,ywc->yxc", band, planes).reshape(image.shape)
+
+
+def sample(image: Float[Array, "h w c"], x: Array, y: Array) -> Array:
+  """The picture at places in points, interpolated."""
+  size = image.shape[0]
+  x, y = (jnp.clip(a * (size / SIDE) - 0.5, 0.0, size - 1.001) for a in (x, y))
+  ix, iy = jnp.floor(x), jnp.floor(y)
+  fx, fy = (x - ix)[..., None], (y - iy)[..., None]
+  ix, iy = ix.astype(jnp.int32), iy.astype(jnp.int32)
+  flat = image.reshape(size * size, -1)
+
+  def pick(j, i):
+    return flat.at[(iy + j) * size + ix + i].get(mode="promise_in_bounds")
+
+  top = pick(0, 0) + (pick(0, 1) - pick(0, 0)) * fx
+  bottom = pick(1, 0) + (pick(1, 1) - pick(1, 0)) * fx
+  return top + (bottom - top) * fy
+
+
+def smooth(rgb: Float[Array, "h w 3"], mask: Float[Array, "h w"], radius: float) -> Float[Array, "h w 3"]:
+  """Flattens textures but keeps edges (Kuwahara's filter): each pixel takes the mean of its calmest neighbourhood."""
+  size = rgb.shape[0]
+  guide = (luma(rgb) + mask)[..., None]
+  mean = blur(jnp.concatenate([rgb, guide, guide * guide], axis=-1), radius)
+  step = max(1, round(1.3 * radius * size / SIDE))
+  best, least = None, None
+  for down in (-step, step):
+    for right in (-step, step):
+      near = shift(mean, down, right)
+      variance = near[..., 4] - near[..., 3] ** 2
+      best = near[..., :3] if best is None else jnp.where((variance < least)[..., None], near[..., :3], best)
+      least = variance if least is None else jnp.minimum(variance, least)
+  return best
+
+
+def edges(
+  rgb: Float[Array, "h w 3"], depth: Float[Array, "h w"], normal: Float[Array, "h w 3"], mask: Float[Array, "h w"]
+) -> Float[Array, "h w 3"]:
+  """Strength in [0, 1] of lines one pixel wide: where depth jumps, where surfaces crease, where colours change.
+
+  A step between two pixels counts as far as it exceeds the smaller one of the steps before and after it: slopes count
+  nothing, and neither do flat surfaces seen at an angle, whose inverse depth is a slope.
+  """
+  inverse = (1.0 / jnp.minimum(depth, _FAR))[..., None]
+  planes = jnp.concatenate([inverse, mask[..., None], normal, rgb], axis=-1)
+
+  def steps(down, right):
+    step = jnp.abs(shift(planes, -down, -right) - planes)
+    step = jnp.maximum(step - jnp.minimum(shift(step, down, right), shift(step, -down, -right)), 0.0)
+    jump = jnp.maximum(step[..., 0] / planes[..., 0], 0.3 * step[..., 1])
+    return jnp.stack([jump, jnp.sum(step[..., 2:5], axis=-1), jnp.sum(step[..., 5:8], axis=-1)], axis=-1)
+
+  strongest = jnp.maximum(steps(0, 1), steps(1, 0))
+  low, high = (jnp.asarray(t, jnp.float32)[None, None] for t in ((0.03, 0.35, 0.16), (0.08, 0.9, 0.45)))
+  return smoothstep(0.0, 1.0, (strongest - low) / (high - low))
+
+
+def lines(strength: Float[Array, "h w *c"], width: Array | float) -> Float[Array, "h w *c"]:
+  """Ink in [0, 1] of lines `width` points wide along edges that are one pixel wide."""
+  sigma = jnp.asarray(width, jnp.float32) / 2
+  return smoothstep(0.12, 0.75, 2.07 * sigma * (strength.shape[0] / SIDE) * blur(strength, sigma))
+
+
+def relief(height: Float[Array, "h w"], strength: float) -> Float[Array, "h w"]:
+  """Light that a surface with `height` (in points) gets from the upper left, around 0."""
+  slope = shift(height, -1, -1) - shift(height, 1, 1)
+  return strength * (height.shape[0] / SIDE) * slope / 2.83
+
+
+def cell_centres(n: int, jitter: float, seed: Int[Array, ""]) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
+  """Middles (x, y) in points of n x n cells, row by row, off the grid by up to half a cell times `jitter`."""
+  row, column = jnp.repeat(jnp.arange(n), n), jnp.tile(jnp.arange(n), n)
+  pitch = SIDE / n
+  x = (column.astype(jnp.float32) + 0.5 + jitter * (hash_cells(row, column, seed) - 0.5)) * pitch
+  y = (row.astype(jnp.float32) + 0.5 + jitter * (hash_cells(row, column, seed + 1) - 0.5)) * pitch
+  return x, y
+
+
+def best_cell(
+  x: Float[Array, "h w"], y: Float[Array, "h w"], n: int, reach: int, cost: Callable[[Array], Array]
+) -> Int[Array, "h w"]:
+  """The cell of least cost around each pixel, out of those up to `reach` cells away; `cost` gets indices of cells."""
+  column, row = ((a * (n / SIDE)).astype(jnp.int32) for a in (x, y))
+  span = 2 * reach + 1
+
+  def visit(k, state):
+    least, best = state
+    i = jnp.clip(column + k % span - reach, 0, n - 1)
+    j = jnp.clip(row + k // span - reach, 0, n - 1)
+    this = cost(j * n + i)
+    return jnp.minimum(least, this), jnp.where(this < least, j * n + i, best)
+
+  start = jnp.full_like(x, jnp.inf), jnp.zeros_like(column)
+  return jax.lax.fori_loop(0, span * span, visit, start)[1]
+
+
+def seams(cell: Int[Array, "h w"]) -> Float[Array, "h w"]:
+  """1 where the cell to the right or below is another one."""
+  padded = jnp.pad(cell, ((0, 1), (0, 1)), mode="edge")
+  return ((padded[:-1, 1:] != cell) | (padded[1:, :-1] != cell)).astype(jnp.float32)

@@ -1,0 +1,297 @@
+"""Where toybox pictures come from: what is drawn how often, what is held out, and the stream that renders it.
+
+An example is a pure function of (seed, index): whoever asks for it, on whatever machine, in whatever batch, gets the
+same one. Resuming a run therefore needs no more than its step.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+import numpy as np
+
+from dreamjax.toybox import captions, identity, render, styles, vocabulary, world
+from dreamjax.toybox.dice import Dice
+from dreamjax.toybox.labels import Labels
+from dreamjax.toybox.scene import Frame
+
+#: Identities below this number may be trained on, the next `HELD_OUT_SUBJECTS` may not.
+TRAIN_SUBJECTS = 1 << 20
+HELD_OUT_SUBJECTS = 1 << 16
+
+_CLASSES, _CONTEXTS = len(vocabulary.CLASSES), len(vocabulary.CONTEXTS)
+
+#: Pairs (class, context) that no training picture shows, two per class.
+HELD_OUT_COMBINATIONS = frozenset(
+  (vocabulary.CLASSES[i], vocabulary.CONTEXTS[(5 * i + offset) % _CONTEXTS])
+  for i in range(_CLASSES)
+  for offset in (3, 14)
+)
+
+SPLITS = ("train", "subjects", "combinations", "styles")
+
+
+def _table(pairs: frozenset[tuple[str, str]]) -> np.ndarray:
+  table = np.zeros((_CLASSES, _CONTEXTS), bool)
+  for cls, context in pairs:
+    table[vocabulary.CLASSES.index(cls), vocabulary.CONTEXTS.index(context)] = True
+  return table
+
+
+_HELD_OUT = _table(HELD_OUT_COMBINATIONS)
+_IS_HELD_OUT_STYLE = np.array([name in vocabulary.HELD_OUT_STYLES for name in vocabulary.STYLES])
+_STATE_COUNT = np.array([len(vocabulary.STATES[name]) for name in vocabulary.CLASSES])
+
+
+@dataclasses.dataclass(frozen=True)
+class Variety:
+  """How varied pictures are: the dial between what a small network can master and all that the world holds.
+
+  Attributes:
+    classes: the classes drawn.
+    contexts: the contexts drawn.
+    styles: the styles drawn besides the plain rendering (held-out ones only ever appear in the split "styles").
+    subjects: how many of the split's identities there are per class; None for all.
+    style_share: share of the pictures drawn in a style (in the split "styles", all are).
+    accessory_share: share in which the subject wears something.
+    other_share: share with a second toy.
+    property_share: share with a property word.
+    state_share: share in which the subject is not in its resting state.
+    view: range of camera, distance, light and clutter.
+  """
+
+  classes: tuple[str, ...] = vocabulary.CLASSES
+  contexts: tuple[str, ...] = vocabulary.CONTEXTS
+  styles: tuple[str, ...] = vocabulary.STYLES[1:]
+  subjects: int | None = None
+  style_share: float = 0.3
+  accessory_share: float = 0.25
+  other_share: float = 0.12
+  property_share: float = 0.12
+  state_share: float = 0.5
+  view: world.Dial = world.Dial()
+
+  def __post_init__(self) -> None:
+    """Raises ValueError for names that the vocabulary lacks and for shares outside [0, 1]."""
+    for field, words in (
+      ("classes", vocabulary.CLASSES),
+      ("contexts", vocabulary.CONTEXTS),
+      ("styles", vocabulary.STYLES),
+    ):
+      for name in getattr(self, field):
+        vocabulary.index(words, name, field)
+    if not self.classes or not self.contexts:
+      raise ValueError("a variety needs at least one class and one context")
+    for field in dataclasses.fields(self):
+      if field.name.endswith("_share") and not 0 <= getattr(self, field.name) <= 1:
+        raise ValueError(f"{field.name} is {getattr(self, field.name)}, and must be in [0, 1]")
+
+
+def _weights(names: tuple[str, ...], words: tuple[str, ...]) -> np.ndarray:
+  return np.array([float(word in names) for word in words], np.float32)
+
+
+def sample_labels(key: jax.Array, variety: Variety, split: str) -> Labels:
+  """What a random picture of a split shows (scalars; `jax.vmap` it over keys)."""
+  if split not in SPLITS:
+    raise ValueError(f"there is no split {split!r}: they are {', '.join(SPLITS)}")
+  dice = Dice(key, 24)
+  allowed = _weights(variety.classes, vocabulary.CLASSES)[:, None] * _weights(variety.contexts, vocabulary.CONTEXTS)
+  allowed = allowed * (_HELD_OUT if split == "combinations" else ~_HELD_OUT)
+  if not allowed.any():
+    raise ValueError(
+      f"the split {split!r} holds no combination of classes {variety.classes} and contexts {variety.contexts}"
+    )
+  table = jnp.asarray(allowed)
+  cls = dice.weighted((table.sum(1) > 0) * 1.0)
+  context = dice.weighted(table[cls])
+  other_cls = dice.weighted(table[:, context])
+
+  first, count = (TRAIN_SUBJECTS, HELD_OUT_SUBJECTS) if split == "subjects" else (0, TRAIN_SUBJECTS)
+  count = count if variety.subjects is None else min(count, variety.subjects)
+  subject, other_subject = first + dice.index(count), first + dice.index(count)
+  who, other = (identity.identity(c, s) for c, s in ((cls, subject), (other_cls, other_subject)))
+
+  drawn = _weights(variety.styles, vocabulary.STYLES) * (
+    _IS_HELD_OUT_STYLE if split == "styles" else ~_IS_HELD_OUT_STYLE
+  )
+  style_share = variety.style_share if drawn.any() else 0.0
+  if split == "styles":
+    if not drawn.any():
+      raise ValueError(f"the split 'styles' holds none of the styles {variety.styles}")
+    style_share = 1.0
+  style = jnp.where(
+    dice.chance(style_share), dice.weighted(jnp.asarray(drawn + (~drawn.any()) * np.eye(len(drawn))[0])), 0
+  )
+  has_other, states = dice.chance(variety.other_share), jnp.asarray(_STATE_COUNT)[cls]
+  return Labels(
+    cls=cls,
+    subject=subject,
+    colour=who.colour,
+    marking=who.marking,
+    prop=jnp.where(dice.chance(variety.property_share), 1 + dice.index(len(vocabulary.PROPERTIES) - 1), 0),
+    state=jnp.where(dice.chance(variety.state_share), dice.index(states), 0),
+    context=context,
+    accessory=jnp.where(dice.chance(variety.accessory_share), 1 + dice.index(len(vocabulary.ACCESSORIES) - 1), 0),
+    style=style.astype(jnp.int32),
+    other_cls=jnp.where(has_other, other_cls, -1),
+    other_subject=jnp.where(has_other, other_subject, 0),
+    other_colour=jnp.where(has_other, other.colour, 0),
+    other_marking=jnp.where(has_other, other.marking, 0),
+    paraphrase=dice.index(1 << 20),
+  )
+
+
+def draw(labels: Labels, key: jax.Array, dial: world.Dial, resolution: int) -> Frame:
+  """The pictures of a batch of labels, in their styles, seen as the keys say. Jittable; `dial`, `resolution` static."""
+
+  def scene(one: Labels, key: jax.Array):
+    return world.build(one, world.sample_view(key, one.cls, jnp.maximum(one.other_cls, 0), dial))
+
+  def picture(args):
+    one, style, key = args
+    frame = render.render(one, resolution)
+    rgb = styles.apply_style(style, frame.rgb, frame.depth, frame.normal, frame.mask, jax.random.fold_in(key, 1))
+    return frame.replace(rgb=rgb)
+
+  return jax.lax.map(picture, (jax.vmap(scene)(labels, key), labels.style, key))
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+  """An endless, indexable source of examples, rendered where the program runs.
+
+  Attributes:
+    seed: two streams with different seeds have nothing in common.
+    split: "train", or what it holds out: "subjects", "combinations", "styles".
+    variety: how varied the pictures are.
+    resolution: height and width in pixels.
+  """
+
+  seed: int = 0
+  split: str = "train"
+  variety: Variety = Variety()
+  resolution: int = 64
+
+  def labels(self, indices: Int[Array, " b"]) -> Labels:
+    """What the examples with these indices show. Jittable, and cheap: nothing is drawn."""
+    return jax.vmap(lambda key: sample_labels(jax.random.fold_in(key, 0), self.variety, self.split))(
+      self._keys(indices)
+    )
+
+  def examples(self, indices: Int[Array, " b"]) -> tuple[Frame, Labels]:
+    """The examples with these indices. Jittable."""
+    labels = self.labels(indices)
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(self._keys(indices))
+    return draw(labels, keys, self.variety.view, self.resolution), labels
+
+  def _keys(self, indices: Int[Array, " b"]) -> jax.Array:
+    root = jax.random.fold_in(jax.random.key(self.seed), SPLITS.index(self.split))
+    return jax.vmap(lambda index: jax.random.fold_in(root, index))(indices)
+
+  def batch(self, step: int, size: int) -> dict[str, Any]:
+    """Batch `step`: the examples step * size to (step + 1) * size - 1, as `record` gives them, with device arrays."""
+    return record(*self.draw(range(step * size, (step + 1) * size)))
+
+  def draw(self, indices: range) -> tuple[Frame, Labels]:
+    """`examples`, compiled once per number of indices."""
+    return _examples(self, jnp.asarray(indices))
+
+  def __iter__(self) -> Iterator[dict[str, Any]]:
+    """Examples one by one, from index 0, as numpy arrays."""
+    for index in range(1 << 31):
+      one = jax.device_get(self.batch(index, 1))
+      yield jax.tree.map(lambda x: x[0], one)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _examples(stream: Stream, indices: Int[Array, " b"]) -> tuple[Frame, Labels]:
+  return stream.examples(indices)
+
+
+def record(frame: Frame, labels: Labels) -> dict[str, Any]:
+  """A batch of examples as every source gives them.
+
+  Returns:
+    image: [b, h, w, 3] in [0, 1]; depth: [b, h, w]; mask: [b, h, w]; keypoints: [b, k, 3], (x, y, visible);
+    caption: list of b strings; labels: dict of [b] integers.
+  """
+  host = jax.device_get(labels)
+  count = host.cls.shape[0]
+  return {
+    "image": frame.rgb,
+    "depth": frame.depth,
+    "mask": frame.mask,
+    "keypoints": jnp.concatenate([frame.keypoints, frame.visible[..., None] * 1.0], axis=-1),
+    "caption": [captions.caption(jax.tree.map(lambda x, i=i: x[i], host)) for i in range(count)],
+    "labels": {f.name: getattr(labels, f.name) for f in dataclasses.fields(labels)},
+  }
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _draw(labels: Labels, keys: jax.Array, dial: world.Dial, resolution: int) -> Frame:
+  return draw(labels, keys, dial, resolution)
+
+
+def photos(
+  cls: str, subject: int, n: int = 5, seed: int = 0, resolution: int = 128, style: str = "photo"
+) -> tuple[Frame, Labels]:
+  """The pictures of one subject that a user would have: its own colours, everyday contexts, several poses and views.
+
+  Args:
+    cls: the class's name.
+    subject: the identity's number; numbers from `TRAIN_SUBJECTS` on were never trained on.
+    n: how many; a user has 3 to 6.
+    seed: of contexts, poses and views.
+    resolution: height and width in pixels.
+    style: how they are drawn.
+
+  Returns:
+    Frames and labels, n of each.
+
+  Raises:
+    ValueError: for an unknown class or style, a negative subject, or n or resolution below 1.
+  """
+  number = vocabulary.index(vocabulary.CLASSES, cls, "class")
+  if subject < 0 or n < 1 or resolution < 1:
+    raise ValueError(f"subject must be at least 0, n and resolution at least 1, not {subject}, {n} and {resolution}")
+  labels, keys = _photo_labels(jnp.asarray(number), jnp.asarray(subject), n, seed)
+  labels = labels.replace(style=jnp.full_like(labels.style, vocabulary.index(vocabulary.STYLES, style, "style")))
+  return _draw(labels, keys, world.Dial(), resolution), labels
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _photo_labels(cls: Array, subject: Array, n: int, seed: Array) -> tuple[Labels, jax.Array]:
+  who = identity.identity(cls, subject)
+  keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), cls), subject), n)
+
+  def one(key: jax.Array, place: Array) -> Labels:
+    dice = Dice(key, 4)
+    zero = jnp.zeros((), jnp.int32)
+    return Labels(
+      cls=cls, subject=subject, colour=who.colour, marking=who.marking, prop=zero,
+      state=dice.index(jnp.asarray(_STATE_COUNT)[cls]), context=place, accessory=zero, style=zero, other_cls=zero - 1,
+      other_subject=zero, other_colour=zero, other_marking=zero, paraphrase=dice.index(1 << 20),
+    )  # fmt: skip
+
+  everyday = jnp.asarray([vocabulary.CONTEXTS.index(c) for c in _EVERYDAY])
+  shuffled = jax.random.permutation(jax.random.fold_in(keys[0], 1), everyday)
+  places = shuffled[jnp.arange(n) % len(_EVERYDAY)]
+  return jax.vmap(one)(keys, places), jax.vmap(lambda k: jax.random.fold_in(k, 2))(keys)
+
+
+# Where people take photos of what they own.
+_EVERYDAY = (
+  "studio",
+  "wooden floor",
+  "white rug",
+  "blue house",
+  "cobblestone street",
+  "dirt road",
+  "mountain",
+  "beach",
+)
