@@ -28,13 +28,16 @@ jax.config.update("jax_compilation_cache_max_size", 2**31)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+_CHECK = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
+
+
 def typecheck(function):
-  """Checks a function's arguments and result at run time, but lets constructors be.
+  """Checks a function's arguments and result at run time (an int passes for a float), but lets constructors be.
 
   JAX rebuilds a pytree's dataclass around whatever a transformation puts in the place of its arrays: shapes in
   `eval_shape`, shardings, axes, None. None of them is the array that the field is annotated with.
   """
-  return function if function.__name__ == "__init__" else beartype.beartype(function)
+  return function if function.__name__ == "__init__" else _CHECK(function)
 
 
 TYPECHECKER = f"{__name__}.typecheck"

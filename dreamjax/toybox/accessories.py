@@ -109,9 +109,9 @@ def tables() -> Tables:
 
 def _fit(parts: Primitives, centre: Array, axes: Array, size: Array) -> Primitives:
   """Parts in an anchor's units, moved to where it is."""
-  stretch = jnp.linalg.norm(parts.axes * size, axis=-1)  # [n, 3], along each part's own axes
+  stretch = jnp.linalg.norm(parts.axes * size[None, None], axis=-1)  # [n, 3], along each part's own axes
   return parts.replace(
-    centre=centre + (parts.centre * size) @ axes, axes=parts.axes @ axes, radii=parts.radii * stretch
+    centre=centre[None] + (parts.centre * size[None]) @ axes, axes=parts.axes @ axes, radii=parts.radii * stretch
   )  # fmt: skip
 
 

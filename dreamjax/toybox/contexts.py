@@ -237,7 +237,7 @@ def environment(context: Int[Array, ""], sun: Float[Array, " 3"], seed: Int[Arra
   row = {name: jnp.asarray(value)[context] for name, value in _settings().items()}
   return Environment(
     sun=sun,
-    sun_colour=row["sun"] * 1.0,
+    sun_colour=1.15 * row["sun"],
     ambient=row["ambient"],
     zenith=row["zenith"],
     horizon=row["horizon"],

@@ -36,12 +36,11 @@ class Dice:
 
   def index(self, n: int | Array) -> Int[Array, ""]:
     """Uniform in 0 .. n-1."""
-    return jnp.minimum(jnp.floor(self.unit() * n).astype(jnp.int32), jnp.asarray(n, jnp.int32) - 1)
+    n = jnp.asarray(n, jnp.int32)
+    return jnp.minimum(jnp.floor(self.unit() * n.astype(jnp.float32)).astype(jnp.int32), n - 1)
 
   def weighted(self, weights: Float[Array, " n"]) -> Int[Array, ""]:
     """An index with probability in proportion to its weight; indices of weight 0 never come."""
     edges = jnp.cumsum(weights)
-    at = self.unit() * edges[-1]
-    return jnp.minimum(jnp.sum(edges <= at), jnp.max(jnp.where(weights > 0, jnp.arange(weights.shape[0]), 0))).astype(
-      jnp.int32
-    )
+    last = jnp.max(jnp.where(weights > 0, jnp.arange(weights.shape[0]), 0))
+    return jnp.minimum(jnp.sum(edges <= self.unit() * edges[-1]), last).astype(jnp.int32)

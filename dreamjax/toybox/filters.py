@@ -73,9 +73,7 @@ def snap(rgb: Float[Array, "h w 3"], palette: np.ndarray, brightness: float = 0.
 def shift(image: Float[Array, "h w *c"], down: int, right: int) -> Float[Array, "h w *c"]:
   """The picture moved by whole pixels; what comes in repeats the margin."""
   h, w = image.shape[:2]
-  rows, columns = np.clip(np.arange(h) - down, 0, h - 1), np.clip(np.arange(w) - right, 0, w - 1)
   pad = [(max(down, 0), max(-down, 0)), (max(right, 0), max(-right, 0))] + [(0, 0)] * (image.ndim - 2)
-  del rows, columns
   padded = jnp.pad(image, pad, mode="edge")
   return padded[max(-down, 0) : max(-down, 0) + h, max(-right, 0) : max(-right, 0) + w]
 
@@ -110,7 +108,10 @@ def sample(image: Float[Array, "h w c"], x: Array, y: Array) -> Array:
 
 
 def smooth(rgb: Float[Array, "h w 3"], mask: Float[Array, "h w"], radius: float) -> Float[Array, "h w 3"]:
-  """Flattens textures but keeps edges (Kuwahara's filter): each pixel takes the mean of its calmest neighbourhood."""
+  """Flattens textures but keeps edges (Kuwahara's filter): each pixel takes the mean of its calmest neighbourhood.
+
+  Details of the subject that would be lost, such as eyes, stay as they are.
+  """
   size = rgb.shape[0]
   guide = (luma(rgb) + mask)[..., None]
   mean = blur(jnp.concatenate([rgb, guide, guide * guide], axis=-1), radius)
@@ -122,7 +123,8 @@ def smooth(rgb: Float[Array, "h w 3"], mask: Float[Array, "h w"], radius: float)
       variance = near[..., 4] - near[..., 3] ** 2
       best = near[..., :3] if best is None else jnp.where((variance < least)[..., None], near[..., :3], best)
       least = variance if least is None else jnp.minimum(variance, least)
-  return best
+  lost = smoothstep(0.1, 0.3, jnp.max(jnp.abs(rgb - best), axis=-1)) * mask
+  return mix(best, rgb, lost)
 
 
 def edges(
@@ -159,20 +161,35 @@ def relief(height: Float[Array, "h w"], strength: float) -> Float[Array, "h w"]:
   return strength * (height.shape[0] / SIDE) * slope / 2.83
 
 
-def cell_centres(n: int, jitter: float, seed: Int[Array, ""]) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
-  """Middles (x, y) in points of n x n cells, row by row, off the grid by up to half a cell times `jitter`."""
-  row, column = jnp.repeat(jnp.arange(n), n), jnp.tile(jnp.arange(n), n)
-  pitch = SIDE / n
-  x = (column.astype(jnp.float32) + 0.5 + jitter * (hash_cells(row, column, seed) - 0.5)) * pitch
-  y = (row.astype(jnp.float32) + 0.5 + jitter * (hash_cells(row, column, seed + 1) - 0.5)) * pitch
+def cell_centres(
+  n: Int[Array, ""] | int, most: int, jitter: float, seed: Int[Array, ""]
+) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
+  """Middles (x, y) in points of n x n cells, row by row, off the grid by up to half a cell times `jitter`.
+
+  The arrays have most x most places; those beyond n x n mean nothing.
+  """
+  index = jnp.arange(most * most)
+  row, column = index // n, index % n
+  pitch = SIDE / jnp.asarray(n, jnp.float32)
+  x = (column.astype(jnp.float32) + 0.5 + jitter * (hash_cells(index, seed) - 0.5)) * pitch
+  y = (row.astype(jnp.float32) + 0.5 + jitter * (hash_cells(index, seed + 1) - 0.5)) * pitch
   return x, y
 
 
 def best_cell(
-  x: Float[Array, "h w"], y: Float[Array, "h w"], n: int, reach: int, cost: Callable[[Array], Array]
+  x: Float[Array, "h w"],
+  y: Float[Array, "h w"],
+  n: Int[Array, ""] | int,
+  reach: int,
+  cost: Callable[[Array], Array],
+  enough: float = jnp.inf,
 ) -> Int[Array, "h w"]:
-  """The cell of least cost around each pixel, out of those up to `reach` cells away; `cost` gets indices of cells."""
-  column, row = ((a * (n / SIDE)).astype(jnp.int32) for a in (x, y))
+  """The cell of least cost around each pixel, out of those up to `reach` cells away; `cost` gets indices of cells.
+
+  The answer is -1 where no cost is below `enough`.
+  """
+  per_point = jnp.asarray(n, jnp.float32) / SIDE
+  column, row = ((a * per_point).astype(jnp.int32) for a in (x, y))
   span = 2 * reach + 1
 
   def visit(k, state):
@@ -182,7 +199,7 @@ def best_cell(
     this = cost(j * n + i)
     return jnp.minimum(least, this), jnp.where(this < least, j * n + i, best)
 
-  start = jnp.full_like(x, jnp.inf), jnp.zeros_like(column)
+  start = jnp.full_like(x, enough), jnp.full_like(column, -1)
   return jax.lax.fori_loop(0, span * span, visit, start)[1]
 
 

@@ -96,16 +96,17 @@ def identity(cls: Int[Array, ""], subject: Int[Array, ""]) -> Identity:
   params = jnp.where(marking == _FRECKLED, params * jnp.array([0.1, 1.0, 1.0]) + jnp.array([0.03, 0.0, 0.0]), params)
   skins = jnp.asarray(linear(_SKINS), jnp.float32)
   place = dice.unit() * (len(_SKINS) - 1.001)
-  low = jnp.floor(place).astype(jnp.int32)
+  step = jnp.floor(place)
+  low = step.astype(jnp.int32)
   return Identity(
-    traits=jnp.where(is_range, spread, chosen * 1.0),
+    traits=jnp.where(is_range, spread, jnp.where(chosen, 1.0, 0.0)),
     colour=colour,
     marking=marking,
     contrast=contrast,
     shade=shade,
     accent=accent,
     eye=jnp.asarray(linear(_EYES), jnp.float32)[dice.index(len(_EYES))],
-    skin=skins[low] + (skins[low + 1] - skins[low]) * (place - low),
+    skin=skins[low] + (skins[low + 1] - skins[low]) * (place - step),
     marking_params=params,
   )
 

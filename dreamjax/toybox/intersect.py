@@ -17,7 +17,7 @@ FAR = 1e4
 _NEAR = 1e-3  # hits closer than this are the surface that the ray left
 _EPS = 1e-7
 
-Vec = tuple[Array, Array, Array]
+Vec = tuple[Array | float, ...]  # of three
 
 
 def dot(a: Vec, b: Vec) -> Array:

@@ -27,7 +27,7 @@ def camera_axes(camera: Camera) -> tuple[Array, Array, Array]:
 def project(camera: Camera, points: Float[Array, "k 3"]) -> tuple[Float[Array, "k 2"], Float[Array, " k"]]:
   """Where points are seen: (x, y) in the picture, in [0, 1] from its upper left corner, and their depth."""
   right, up, forward = camera_axes(camera)
-  offset = points - camera.position
+  offset = points - camera.position[None]
   depth = offset @ forward
   half = jnp.tan(camera.fov / 2) * jnp.maximum(depth, 1e-6)
   return jnp.stack([0.5 + 0.5 * (offset @ right) / half, 0.5 - 0.5 * (offset @ up) / half], axis=-1), depth
@@ -38,7 +38,7 @@ def unproject(camera: Camera, xy: Float[Array, "k 2"], depth: Float[Array, " k"]
   right, up, forward = camera_axes(camera)
   half = jnp.tan(camera.fov / 2)
   x, y = (2 * xy[:, 0] - 1) * half, (1 - 2 * xy[:, 1]) * half
-  return camera.position + depth[:, None] * (forward + x[:, None] * right + y[:, None] * up)
+  return camera.position[None] + depth[:, None] * (forward[None] + x[:, None] * right[None] + y[:, None] * up[None])
 
 
 def _camera_rays(camera: Camera, size: int) -> tuple[Vec, Vec]:
@@ -210,7 +210,7 @@ def render(scene: Scene, resolution: int, supersample: int = SUPERSAMPLE) -> Fra
     hit = intersect.nearest(scene, origin, direction)
     seen, t, normal, on_ground = _shade(scene, origin, direction, hit)
     mirrored_origin, mirrored_direction, strength = _bounce(scene, origin, direction, t, normal, on_ground)
-    colour = tuple(c + weight * (1.0 - strength * (i == 0)) * s for c, s in zip(colour, seen, strict=True))
+    colour = tuple(c + weight * (1.0 - jnp.where(i == 0, strength, 0.0)) * s for c, s in zip(colour, seen, strict=True))
     part = jnp.where(on_ground | (hit.t >= FAR), -1, hit.part)
     first = jax.tree.map(lambda old, new: jnp.where(i == 0, new, old), first, (t, normal, part))
     return (mirrored_origin, mirrored_direction, strength, colour), first
@@ -237,7 +237,7 @@ def render(scene: Scene, resolution: int, supersample: int = SUPERSAMPLE) -> Fra
   return Frame(
     rgb=jnp.stack([pixels(_to_srgb(c)).mean(-1) for c in colour], axis=-1),
     depth=jnp.min(depth, axis=-1),
-    mask=pixels(subject * 1.0).mean(-1),
+    mask=pixels(jnp.where(subject, 1.0, 0.0)).mean(-1),
     normal=jnp.take_along_axis(normal, front[..., None, None], axis=2)[:, :, 0],
     keypoints=keypoints,
     visible=visible,

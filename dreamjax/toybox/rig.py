@@ -24,7 +24,7 @@ from dreamjax.toybox.scene import Owner, Pattern, Primitives
 _FEATURES = 12  # centre, up, right, radii: three numbers each
 _HINT = np.array([0.31, 0.17, 0.93])  # sideways direction of round limbs; anything that is parallel to none of them
 
-Point = Sequence[float]
+Point = Sequence[float | int] | np.ndarray
 
 
 class Slot(enum.IntEnum):
@@ -156,13 +156,13 @@ class Builder:
     self._add(True, at, r[:, 1], r[:, 0], half, scene.ELLIPSOID, paint, core, key)
 
   def limb(
-    self, start: Point, end: Point, radius: float, paint: Paint = COAT, *, taper: float = 1.0, flatten=1.0, key=None,
+    self, start: Point, end: Point, radius: float, paint: Paint = COAT, *, taper: float = 1.0, key=None,
     capped: bool = True,
   ) -> None:  # fmt: skip
     """A round bar from `start` to `end`; `taper` is the ratio of the radii at its end and start."""
     start, end = np.asarray(start, float), np.asarray(end, float)
     profile = scene.frustum(1.0, taper, capped)
-    radii = (radius, 0.5, radius * flatten)  # the y radius is in lengths of the axis
+    radii = (radius, 0.5, radius)  # the y radius is in lengths of the axis
     self._add(False, (start + end) / 2, end - start, _HINT, radii, profile, paint, keypoint=key)
 
   def anchor(self, name: str, at: Point, size: Point, rotation: np.ndarray | None = None) -> None:
@@ -175,7 +175,7 @@ class Traits:
   """Named numbers, read as attributes."""
 
   def __init__(self, names: Sequence[str], values: Sequence[float]) -> None:
-    self._values = dict(zip(names, values, strict=True))
+    self._values = dict(zip(names, map(float, values), strict=True))
 
   def __getattr__(self, name: str) -> float:
     try:
@@ -443,7 +443,7 @@ def instantiate(
   zero, one = jnp.zeros_like(c), jnp.ones_like(c)
   gaze = jnp.stack([jnp.stack([c, zero, s]), jnp.stack([zero, one, zero]), jnp.stack([-s, zero, c])])
   head = row["head"]
-  centre = jnp.where(head[:, None], pivot + (centre - pivot) @ gaze.T, centre)
+  centre = jnp.where(head[:, None], pivot[None] + (centre - pivot[None]) @ gaze.T, centre)
   axes = jnp.where(head[:, None, None], axes @ gaze.T, axes)
 
   colour = jnp.where(slots[..., None] >= 0, coat.palette[jnp.maximum(slots, 0)], row["colour"])
@@ -455,7 +455,7 @@ def instantiate(
     profile=row["profile"],
     colour=colour,
     pattern=jnp.where(row["coat"], coat.pattern, patterns),
-    pattern_params=jnp.where(row["coat"][:, None], marking, row["pattern_params"]),
+    pattern_params=jnp.where(row["coat"][:, None], marking[None], row["pattern_params"]),
     gloss=jnp.clip(row["gloss"] + coat.shine, 0.0, 1.0),
     glow=row["glow"],
     owner=jnp.full(n, owner, jnp.int32),

@@ -97,8 +97,6 @@ def _weights(names: tuple[str, ...], words: tuple[str, ...]) -> np.ndarray:
 
 def sample_labels(key: jax.Array, variety: Variety, split: str) -> Labels:
   """What a random picture of a split shows (scalars; `jax.vmap` it over keys)."""
-  if split not in SPLITS:
-    raise ValueError(f"there is no split {split!r}: they are {', '.join(SPLITS)}")
   dice = Dice(key, 24)
   allowed = _weights(variety.classes, vocabulary.CLASSES)[:, None] * _weights(variety.contexts, vocabulary.CONTEXTS)
   allowed = allowed * (_HELD_OUT if split == "combinations" else ~_HELD_OUT)
@@ -107,7 +105,7 @@ def sample_labels(key: jax.Array, variety: Variety, split: str) -> Labels:
       f"the split {split!r} holds no combination of classes {variety.classes} and contexts {variety.contexts}"
     )
   table = jnp.asarray(allowed)
-  cls = dice.weighted((table.sum(1) > 0) * 1.0)
+  cls = dice.weighted(jnp.max(table, axis=1))
   context = dice.weighted(table[cls])
   other_cls = dice.weighted(table[:, context])
 
@@ -177,6 +175,12 @@ class Stream:
   variety: Variety = Variety()
   resolution: int = 64
 
+  def __post_init__(self) -> None:
+    """Raises ValueError for an unknown split and a resolution below 1."""
+    vocabulary.index(SPLITS, self.split, "split")
+    if self.resolution < 1:
+      raise ValueError(f"resolution must be at least 1, not {self.resolution}")
+
   def labels(self, indices: Int[Array, " b"]) -> Labels:
     """What the examples with these indices show. Jittable, and cheap: nothing is drawn."""
     return jax.vmap(lambda key: sample_labels(jax.random.fold_in(key, 0), self.variety, self.split))(
@@ -226,7 +230,7 @@ def record(frame: Frame, labels: Labels) -> dict[str, Any]:
     "image": frame.rgb,
     "depth": frame.depth,
     "mask": frame.mask,
-    "keypoints": jnp.concatenate([frame.keypoints, frame.visible[..., None] * 1.0], axis=-1),
+    "keypoints": jnp.concatenate([frame.keypoints, jnp.where(frame.visible, 1.0, 0.0)[..., None]], axis=-1),
     "caption": [captions.caption(jax.tree.map(lambda x, i=i: x[i], host)) for i in range(count)],
     "labels": {f.name: getattr(labels, f.name) for f in dataclasses.fields(labels)},
   }

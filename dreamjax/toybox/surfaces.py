@@ -89,7 +89,7 @@ def pattern_weights(
   stripes = _threshold(jnp.sin(2 * math.pi * (along / size + phase)), 0.15 - 0.5 * strength, 0.2)
   is_freckles = kind == Pattern.FRECKLES
   spots = _spots(q, size, phase * 97.0, jnp.where(is_freckles, 0.34, 0.28 + 0.14 * strength))
-  freckles = spots * (u[2] > 0.2) * (u[1] < 0.12) * (u[1] > -0.5)
+  freckles = jnp.where((u[2] > 0.2) & (u[1] < 0.12) & (u[1] > -0.5), spots, 0.0)
   turn = 2 * math.pi * phase
   sx, sy, sz = 0.9 * jnp.sign(jnp.cos(turn * 3)), 0.35 * jnp.sin(turn * 2), 0.7 * jnp.sin(turn)
   px, pz = jnp.where(upright, sz, sx), jnp.where(upright, 0.9, sz)
@@ -97,7 +97,7 @@ def pattern_weights(
   patch = 1.0 - _threshold(patch_distance, 0.7 + 0.25 * strength, 0.05)
   belly = 1.0 - _threshold(u[1] + 0.12 * jnp.sin(6 * u[2]), -0.25 + 0.3 * strength, 0.06)
   star = _star(jnp.where(upright, q[0], q[2]), q[1], 0.12 + 0.05 * strength)
-  star = star * (jnp.abs(jnp.where(upright, u[2], u[0])) > 0.3)
+  star = jnp.where(jnp.abs(jnp.where(upright, u[2], u[0])) > 0.3, star, 0.0)
   checker = ((jnp.floor(q[0] / size) + jnp.floor(q[1] / size) + jnp.floor(q[2] / size)) % 2.0) > 0.5
   column, row = (q[0] + q[2]) / size, q[1] / size
   lit = hash_cells(jnp.floor(column).astype(jnp.int32), jnp.floor(row).astype(jnp.int32)) < strength
@@ -110,15 +110,15 @@ def pattern_weights(
   weight = jnp.zeros_like(u[0])
   for pattern, value in (
     (Pattern.STRIPES, stripes), (Pattern.SPOTS, spots), (Pattern.PATCH, patch), (Pattern.BELLY, belly),
-    (Pattern.STAR, star), (Pattern.FRECKLES, freckles), (Pattern.CHECKER, checker * 1.0),
-    (Pattern.WINDOWS, windows * 1.0), (Pattern.CAP, cap), (Pattern.RINGS, rings), (Pattern.BANDS, bands),
+    (Pattern.STAR, star), (Pattern.FRECKLES, freckles), (Pattern.CHECKER, jnp.where(checker, 1.0, 0.0)),
+    (Pattern.WINDOWS, jnp.where(windows, 1.0, 0.0)), (Pattern.CAP, cap), (Pattern.RINGS, rings), (Pattern.BANDS, bands),
     (Pattern.PUPIL, iris),
   ):  # fmt: skip
     weight = jnp.where(kind == pattern, value, weight)
   is_eye = kind == Pattern.PUPIL
   pupil = _threshold(u[2], phase, 0.04)
   highlight = 1.0 - _threshold((u[0] - 0.32) ** 2 + (u[1] - 0.36) ** 2, 0.045, 0.02)
-  return weight, jnp.where(is_eye, 0.97 * pupil, 0.0), jnp.where(is_eye, highlight * (u[2] > 0), 0.0)
+  return weight, jnp.where(is_eye, 0.97 * pupil, 0.0), jnp.where(is_eye & (u[2] > 0), highlight, 0.0)
 
 
 def pattern_colour(kind: Array, height: Array, params: tuple, weights: tuple, a: Vec, b: Vec) -> Vec:
@@ -226,8 +226,8 @@ def ground(env: Environment, x: Array, z: Array, distance: Array) -> tuple[Vec, 
     joint = _threshold(jnp.maximum(jnp.abs(dx), jnp.abs(dz)), 0.95, 0.03)
     slab = (0.9 + 0.2 * tint) * (1.0 - 0.35 * joint)
     is_road = _threshold(-z, 1.75, 0.03)
-    line = ((jnp.abs(z + 3.1) < 0.09) & (jnp.sin(3.0 * x) > -0.2)) * 1.0
-    kerb = (jnp.abs(z + 1.7) < 0.07) * 1.0
+    line = jnp.where((jnp.abs(z + 3.1) < 0.09) & (jnp.sin(3.0 * x) > -0.2), 1.0, 0.0)
+    kerb = jnp.where(jnp.abs(z + 1.7) < 0.07, 1.0, 0.0)
     tar = 0.85 + 0.3 * value_noise(sx * 20, sz * 20, seed)
     factor = mix((slab,), (tar,), is_road)[0] * (1.0 + 0.25 * kerb)
     return 1.0 - is_road, line, factor, zero, zero
@@ -264,7 +264,7 @@ def sky(env: Environment, direction: Vec) -> Vec:
     sx, sy = dx / (1.2 - dz) * 90, dy / (1.2 - dz) * 90
     cell = hash_cells(jnp.floor(sx).astype(jnp.int32), jnp.floor(sy).astype(jnp.int32), env.seed)
     ox, oy = sx - jnp.floor(sx) - 0.5, sy - jnp.floor(sy) - 0.5
-    return 1.2 * (cell > 0.965) * jnp.exp(-12.0 * (ox * ox + oy * oy)) * env.stars
+    return jnp.where(cell > 0.965, 1.2 * jnp.exp(-12.0 * (ox * ox + oy * oy)) * env.stars, 0.0)
 
   star = apart(env.stars > 0, stars)
   colour = mix(colour, tuple(0.25 + 0.75 * h for h in horizon), apart(env.clouds > 0, clouds))

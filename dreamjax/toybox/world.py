@@ -62,11 +62,11 @@ def _stretch(toy: Instance, by: Float[Array, " 3"]) -> Instance:
   """The toy stretched along the scene's axes (parts that are askew keep their shape, as well as they can)."""
 
   def parts(p: Primitives) -> Primitives:
-    return p.replace(centre=p.centre * by, radii=p.radii * jnp.linalg.norm(p.axes * by, axis=-1))
+    return p.replace(centre=p.centre * by[None], radii=p.radii * jnp.linalg.norm(p.axes * by[None, None], axis=-1))
 
-  size = toy.anchor_size * jnp.linalg.norm(toy.anchor_axes * by, axis=-1)
+  size = toy.anchor_size * jnp.linalg.norm(toy.anchor_axes * by[None, None], axis=-1)
   return toy.replace(
-    quadrics=parts(toy.quadrics), boxes=parts(toy.boxes), anchor_centre=toy.anchor_centre * by, anchor_size=size
+    quadrics=parts(toy.quadrics), boxes=parts(toy.boxes), anchor_centre=toy.anchor_centre * by[None], anchor_size=size
   )  # fmt: skip
 
 
@@ -77,10 +77,10 @@ def _move(toy: Instance, yaw: Array, shift: Float[Array, " 3"]) -> Instance:
   m = jnp.stack([jnp.stack([c, zero, -s]), jnp.stack([zero, one, zero]), jnp.stack([s, zero, c])])  # row vectors
 
   def parts(p: Primitives) -> Primitives:
-    return p.replace(centre=p.centre @ m + shift, axes=p.axes @ m)
+    return p.replace(centre=p.centre @ m + shift[None], axes=p.axes @ m)
 
   return toy.replace(
-    quadrics=parts(toy.quadrics), boxes=parts(toy.boxes), anchor_centre=toy.anchor_centre @ m + shift,
+    quadrics=parts(toy.quadrics), boxes=parts(toy.boxes), anchor_centre=toy.anchor_centre @ m + shift[None],
     anchor_axes=toy.anchor_axes @ m,
   )  # fmt: skip
 
@@ -176,7 +176,7 @@ def build(labels: Labels, view: View) -> Scene:
   middle = (low + high) / 2
   drop = -contexts.sink(labels.context)
   shift = jnp.stack([-middle[0], drop, -middle[2]])
-  toy = _move(toy, zero * 0.0, shift)
+  toy = _move(toy, jnp.zeros(()), shift)
   high = high + shift
   other_low, other_high = bounds(other.quadrics, other.boxes)
   gap = 0.06 + high[0] + (other_high[0] - other_low[0]) / 2
@@ -184,7 +184,7 @@ def build(labels: Labels, view: View) -> Scene:
     [view.other_side * gap - (other_low[0] + other_high[0]) / 2, drop, -(other_low[2] + other_high[2]) / 2]
   )
   beside = jnp.where(there, beside, 0.0)
-  other = _move(other, zero * 0.0, beside)
+  other = _move(other, jnp.zeros(()), beside)
   worn_quadrics, worn_boxes = accessories.wear(labels.accessory, labels.cls, toy, coat)
   far_quadrics, far_boxes = _background(labels, view, coat)
 
