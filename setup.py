@@ -30,6 +30,7 @@ setuptools.setup(
     "pillow>=11",
     "safetensors>=0.5",
     "tensorflow-datasets>=4.9.10",  # brings array_record, so data sets are read without TensorFlow
+    "tqdm>=4.66",
     "transformers>=5",  # tokenizers and config files only
   ],
   extras_require={

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterator, Sequence
+import itertools
 import os
 import pathlib
 import sys
@@ -21,7 +22,7 @@ _ON_SHEET = 256  # at most so many pictures on a contact sheet
 
 
 def _toybox_pictures(args: argparse.Namespace) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-  """Draws what `dreamjax toybox` was asked for: pairs of a picture and its metadata."""
+  """What `dreamjax toybox` was asked for, drawn as it is read: pairs of a picture and its metadata."""
   n = args.n if args.n is not None else (5 if args.subject is not None else 64)
   if n < 1 or args.resolution < 1:
     raise ValueError(f"--n and --resolution must be at least 1, not {n} and {args.resolution}")
@@ -39,12 +40,14 @@ def _toybox_pictures(args: argparse.Namespace) -> Iterator[tuple[np.ndarray, dic
     stream = source.Stream(args.seed, split, variety, args.resolution)
     size = min(n, _BATCH)  # the last batch may draw more than are asked for: a program of its own would cost more
     batches = (stream.draw(range(i, i + size)) for i in range(0, n, size))
-  left = n
-  for frame, labels in batches:
-    images, labels = jax.device_get((frame.rgb[:left], labels))
-    left -= len(images)
-    for i, image in enumerate(images):
-      yield image, _toybox_metadata(jax.tree.map(lambda x, i=i: x[i], labels))
+
+  def pictures() -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+    for frame, labels in batches:
+      images, known = jax.device_get((frame.rgb, labels))
+      for i, image in enumerate(images):
+        yield image, _toybox_metadata(jax.tree.map(lambda x, i=i: x[i], known))
+
+  return itertools.islice(pictures(), n)
 
 
 def _toybox_metadata(labels: Labels) -> dict[str, Any]:
@@ -55,9 +58,10 @@ def _toybox_metadata(labels: Labels) -> dict[str, Any]:
 
 def _toybox(args: argparse.Namespace) -> None:
   images: list[np.ndarray] = []
+  pictures = _toybox_pictures(args)
 
   def watched() -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-    for image, known in tqdm.tqdm(_toybox_pictures(args), unit=" pictures", desc="drawing", disable=None):
+    for image, known in tqdm.tqdm(pictures, unit=" pictures", desc="drawing", disable=None):
       if len(images) < _ON_SHEET:
         images.append(image)
       yield image, known

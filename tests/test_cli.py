@@ -71,6 +71,7 @@ def test_bad_input_is_one_clear_line(tmp_path, capsys, arguments, message):
   status, said = run(capsys, "toybox", "--out", tmp_path / "out", *arguments)
   assert status == 2 and message in said.err
   assert len(said.err.strip().splitlines()) == 1 and "Traceback" not in said.err
+  assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path, capsys):

@@ -15,6 +15,7 @@ from jaxtyping import Array, Int
 import numpy as np
 
 from dreamjax.toybox import captions, identity, render, styles, vocabulary, world
+from dreamjax.toybox import scene as scene_lib
 from dreamjax.toybox.dice import Dice
 from dreamjax.toybox.labels import Labels
 from dreamjax.toybox.scene import Frame
@@ -144,19 +145,25 @@ def sample_labels(key: jax.Array, variety: Variety, split: str) -> Labels:
   )
 
 
-def draw(labels: Labels, key: jax.Array, dial: world.Dial, resolution: int) -> Frame:
-  """The pictures of a batch of labels, in their styles, seen as the keys say. Jittable; `dial`, `resolution` static."""
+def scenes(labels: Labels, keys: jax.Array, dial: world.Dial) -> scene_lib.Scene:
+  """The scenes of a batch of labels, each seen as its key says. Jittable."""
 
-  def scene(one: Labels, key: jax.Array):
-    return world.build(one, world.sample_view(key, one.cls, jnp.maximum(one.other_cls, 0), dial))
+  def one(labels: Labels, key: jax.Array) -> scene_lib.Scene:
+    return world.build(labels, world.sample_view(key, labels.cls, jnp.maximum(labels.other_cls, 0), dial))
 
-  def picture(args):
-    one, style, key = args
-    frame = render.render(one, resolution)
-    rgb = styles.apply_style(style, frame.rgb, frame.depth, frame.normal, frame.mask, jax.random.fold_in(key, 1))
-    return frame.replace(rgb=rgb)
+  return jax.vmap(one)(labels, keys)
 
-  return jax.lax.map(picture, (jax.vmap(scene)(labels, key), labels.style, key))
+
+def pictures(scenes: scene_lib.Scene, style: Int[Array, " b"], keys: jax.Array, resolution: int) -> Frame:
+  """A batch of scenes, drawn in their styles. Jittable with `resolution` static."""
+
+  def one(args) -> Frame:
+    scene, style, key = args
+    frame = render.render(scene, resolution)
+    key = jax.random.fold_in(key, 1)
+    return frame.replace(rgb=styles.apply_style(style, frame.rgb, frame.depth, frame.normal, frame.mask, key))
+
+  return jax.lax.map(one, (scenes, style, keys))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,9 +196,11 @@ class Stream:
 
   def examples(self, indices: Int[Array, " b"]) -> tuple[Frame, Labels]:
     """The examples with these indices. Jittable."""
-    labels = self.labels(indices)
-    keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(self._keys(indices))
-    return draw(labels, keys, self.variety.view, self.resolution), labels
+    labels, keys = self._sample(indices)
+    return pictures(scenes(labels, keys, self.variety.view), labels.style, keys, self.resolution), labels
+
+  def _sample(self, indices: Int[Array, " b"]) -> tuple[Labels, jax.Array]:
+    return self.labels(indices), jax.vmap(lambda key: jax.random.fold_in(key, 1))(self._keys(indices))
 
   def _keys(self, indices: Int[Array, " b"]) -> jax.Array:
     root = jax.random.fold_in(jax.random.key(self.seed), SPLITS.index(self.split))
@@ -203,7 +212,8 @@ class Stream:
 
   def draw(self, indices: range) -> tuple[Frame, Labels]:
     """`examples`, compiled once per number of indices."""
-    return _examples(self, jnp.asarray(indices))
+    labels, keys = _sample(self, jnp.asarray(indices))
+    return _draw(labels, keys, self.variety.view, self.resolution), labels
 
   def __iter__(self) -> Iterator[dict[str, Any]]:
     """Examples one by one, from index 0, as numpy arrays."""
@@ -212,9 +222,15 @@ class Stream:
       yield jax.tree.map(lambda x: x[0], one)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _examples(stream: Stream, indices: Int[Array, " b"]) -> tuple[Frame, Labels]:
-  return stream.examples(indices)
+# Sampling and building take no time worth saving, but compiling them well does.
+_QUICKLY = {"xla_backend_optimization_level": 0}
+_sample = jax.jit(Stream._sample, static_argnums=0, compiler_options=_QUICKLY)
+_scenes = jax.jit(scenes, static_argnums=2, compiler_options=_QUICKLY)
+_pictures = jax.jit(pictures, static_argnums=3)
+
+
+def _draw(labels: Labels, keys: jax.Array, dial: world.Dial, resolution: int) -> Frame:
+  return _pictures(_scenes(labels, keys, dial), labels.style, keys, resolution)
 
 
 def record(frame: Frame, labels: Labels) -> dict[str, Any]:
@@ -234,11 +250,6 @@ def record(frame: Frame, labels: Labels) -> dict[str, Any]:
     "caption": [captions.caption(jax.tree.map(lambda x, i=i: x[i], host)) for i in range(count)],
     "labels": {f.name: getattr(labels, f.name) for f in dataclasses.fields(labels)},
   }
-
-
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def _draw(labels: Labels, keys: jax.Array, dial: world.Dial, resolution: int) -> Frame:
-  return draw(labels, keys, dial, resolution)
 
 
 def photos(

@@ -11,6 +11,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
+import numpy as np
 
 from dreamjax.toybox.intersect import Vec
 from dreamjax.toybox.noise import fractal_noise, hash_cells, smoothstep, value_noise
@@ -129,6 +130,23 @@ def pattern_colour(kind: Array, height: Array, params: tuple, weights: tuple, a:
   return tuple(jnp.where(kind == Pattern.RAINBOW, r, c) for r, c in zip(rainbow, colour, strict=True))
 
 
+# For each ground: cells per unit of its coarse noise (x, z) and of its detail (x, z), and its bricks' size (x, z).
+_GRAIN = np.array(
+  [
+    {
+      Ground.GRASS: (0.8, 0.8, 14, 5, 1, 1), Ground.SNOW: (0.9, 0.9, 1.1, 0.9, 1, 1),
+      Ground.SAND: (1, 1, 30, 30, 1, 1), Ground.COBBLES: (1, 1, 1, 1, 0.42, 0.32),
+      Ground.PLANKS: (2, 22, 1, 1, 3.2, 0.42), Ground.WATER: (0.7, 1.6, 2.2, 4.5, 1, 1),
+      Ground.WHEAT: (1, 1, 9, 2.5, 1, 1), Ground.LEAVES: (1, 1, 1, 1, 0.16, 0.13),
+      Ground.ROAD: (0.5, 0.5, 12, 5, 1, 1), Ground.FABRIC: (0.6, 0.6, 0.5, 0.7, 1, 1),
+      Ground.STREET: (1, 1, 20, 20, 0.9, 0.8),
+    }.get(kind, (1, 1, 1, 1, 1, 1))
+    for kind in Ground
+  ],
+  np.float32,
+)  # fmt: skip
+
+
 def ground(env: Environment, x: Array, z: Array, distance: Array) -> tuple[Vec, Vec]:
   """Texture of the ground plane.
 
@@ -143,19 +161,16 @@ def ground(env: Environment, x: Array, z: Array, distance: Array) -> tuple[Vec, 
   """
   fine = 1.0 / (1.0 + (distance / 9.0) ** 2)
   sx, sz = x / env.ground_scale, z / env.ground_scale
-  seed = env.seed
+  coarse_x, coarse_z, detail_x, detail_z, width, depth = (jnp.asarray(_GRAIN)[env.ground, k] for k in range(6))
+  coarse = fractal_noise(sx * coarse_x, sz * coarse_z, env.seed, 2)
+  detail = value_noise(sx * detail_x, sz * detail_z, env.seed + 5)
+  # Bricks: the place within one's own (-1 to 1), and a number of its own.
+  row = jnp.floor(sz / depth)
+  shift = sx / width + 0.5 * (row % 2.0)
+  column = jnp.floor(shift)
+  dx, dz = (shift - column - 0.5) * 2, (sz / depth - row - 0.5) * 2
+  brick = hash_cells(column.astype(jnp.int32), row.astype(jnp.int32), env.seed)
   zero, one = jnp.zeros_like(x), jnp.ones_like(x)
-
-  def noise(kx, kz):
-    return fractal_noise(sx * kx, sz * kz, seed, 2)
-
-  def cells(width, depth):
-    """Bricks: place within one's own (-1 to 1), and a number of its own."""
-    row = jnp.floor(sz / depth)
-    shift = sx / width + 0.5 * (row % 2.0)
-    column = jnp.floor(shift)
-    dx, dz = (shift - column - 0.5) * 2, (sz / depth - row - 0.5) * 2
-    return dx, dz, hash_cells(column.astype(jnp.int32), row.astype(jnp.int32), seed)
 
   # Each texture is: share of the second colour, share of the third put over that, a factor, slopes along x and z.
 
@@ -163,57 +178,45 @@ def ground(env: Environment, x: Array, z: Array, distance: Array) -> tuple[Vec, 
     return zero, zero, one, zero, zero
 
   def grass():
-    blades = value_noise(sx * 14, sz * 5, seed) * fine + 0.5 * (1 - fine)
-    return noise(0.8, 0.8), _threshold(blades, 0.62, 0.2), one, zero, zero
+    return coarse, _threshold(detail * fine + 0.5 * (1 - fine), 0.62, 0.2), one, zero, zero
 
   def snow():
-    drift = noise(0.9, 0.9)
-    return drift, zero, one, 0.35 * (drift - 0.5), 0.35 * (value_noise(sx * 1.1, sz * 0.9, seed) - 0.5)
+    return coarse, zero, one, 0.35 * (coarse - 0.5), 0.35 * (detail - 0.5)
 
   def sand():
-    ripple = jnp.sin(9 * (sz + 0.5 * noise(1.0, 1.0))) * fine
-    grain = value_noise(sx * 30, sz * 30, seed) * fine
-    return 0.5 + 0.35 * ripple, 0.25 * grain, one, zero, 0.12 * ripple
+    ripple = jnp.sin(9 * (sz + 0.5 * coarse)) * fine
+    return 0.5 + 0.35 * ripple, 0.25 * detail * fine, one, zero, 0.12 * ripple
 
   def cobbles():
-    dx, dz, tint = cells(0.42, 0.32)
-    mortar = _threshold(dx**4 + dz**4, 0.62, 0.25)
-    return tint, mortar, one, 0.45 * dx**3 * fine, 0.45 * dz**3 * fine
+    return brick, _threshold(dx**4 + dz**4, 0.62, 0.25), one, 0.45 * dx**3 * fine, 0.45 * dz**3 * fine
 
   def planks():
-    dx, dz, tint = cells(3.2, 0.42)
     gap = _threshold(jnp.maximum(jnp.abs(dz) - 0.93, jnp.abs(dx) - 0.992), 0.0, 0.02) * (0.3 + 0.7 * fine)
-    grain = fractal_noise(sx * 2.0 + 40 * tint, sz * 22, seed, 2)
-    return tint, 0.45 * grain + 0.55 * gap * grain, 1.0 - 0.6 * gap, zero, zero
+    return brick, 0.45 * coarse, 1.0 - 0.6 * gap, zero, zero
 
   def water():
-    swell, chop = noise(0.7, 1.6), value_noise(sx * 2.2, sz * 4.5, seed + 5)
-    crest = _threshold(0.6 * swell + 0.4 * chop, 0.62, 0.12)
-    return swell, 0.5 * crest, one, 0.5 * (swell - 0.5), 0.5 * (chop - 0.5) * fine
+    crest = _threshold(0.6 * coarse + 0.4 * detail, 0.62, 0.12)
+    return coarse, 0.5 * crest, one, 0.5 * (coarse - 0.5), 0.5 * (detail - 0.5) * fine
 
   def wheat():
-    ear = value_noise(sx * 9, sz * 2.5, seed)
-    rows = 0.5 + 0.5 * jnp.sin(5 * sz + 2 * noise(1.0, 1.0))
-    return ear * fine + 0.5 * (1 - fine), 0.5 * rows * ear, one, 0.3 * (ear - 0.5), zero
+    rows = 0.5 + 0.5 * jnp.sin(5 * sz + 2 * coarse)
+    return detail * fine + 0.5 * (1 - fine), 0.5 * rows * detail, one, 0.3 * (detail - 0.5), zero
 
   def leaves():
-    dx, dz, tint = cells(0.16, 0.13)
-    leaf = (1.0 - _threshold(dx * dx + dz * dz, 0.75, 0.2)) * _threshold(tint, 0.35, 0.02) * (0.45 + 0.55 * fine)
-    shade = 0.65 + 0.7 * hash_cells((tint * 4096).astype(jnp.int32))
-    second = _threshold(tint, 0.68, 0.1)
-    return leaf, leaf * second, 1.0 + leaf * (shade - 1.0), zero, zero
+    leaf = (1.0 - _threshold(dx * dx + dz * dz, 0.75, 0.2)) * _threshold(brick, 0.35, 0.02) * (0.45 + 0.55 * fine)
+    shade = (brick * 7.0) % 1.0 - 0.5
+    return leaf, leaf * _threshold(brick, 0.68, 0.1), 1.0 + 0.6 * leaf * shade, zero, zero
 
   def road():
-    edge = jnp.abs(x + 0.12 * z + 0.5 * (noise(0.5, 0.5) - 0.5)) - 0.95
+    edge = jnp.abs(x + 0.12 * z + 0.5 * (coarse - 0.5)) - 0.95
     grassy = _threshold(edge, 0.0, 0.08)
     rut = 1.0 - _threshold(jnp.abs(edge + 0.5), 0.1, 0.06)
-    blades = value_noise(sx * 12, sz * 5, seed)
-    factor = mix((0.85 + 0.3 * blades - 0.25 * rut,), (one,), grassy)[0]
-    return grassy, grassy * blades, factor, zero, zero
+    dirt = 0.85 + 0.3 * detail - 0.25 * rut
+    return grassy, grassy * detail, dirt + (1.0 - dirt) * grassy, zero, zero
 
   def fabric():
-    drape = 2.1 * sx + 3.0 * noise(0.6, 0.6)
-    fold = jnp.sin(drape) + jnp.sin(1.3 * sz - 4.0 * value_noise(sx * 0.5, sz * 0.7, seed))
+    drape = 2.1 * sx + 3.0 * coarse
+    fold = jnp.sin(drape) + jnp.sin(1.3 * sz - 4.0 * detail)
     return 0.5 + 0.25 * fold, zero, one, 0.3 * jnp.cos(drape), 0.16 * fold
 
   def tiles():
@@ -222,19 +225,15 @@ def ground(env: Environment, x: Array, z: Array, distance: Array) -> tuple[Vec, 
     return (column + row) % 2.0, grout, one, zero, zero
 
   def street():
-    dx, dz, tint = cells(0.9, 0.8)
-    joint = _threshold(jnp.maximum(jnp.abs(dx), jnp.abs(dz)), 0.95, 0.03)
-    slab = (0.9 + 0.2 * tint) * (1.0 - 0.35 * joint)
+    slab = (0.9 + 0.2 * brick) * (1.0 - 0.35 * _threshold(jnp.maximum(jnp.abs(dx), jnp.abs(dz)), 0.95, 0.03))
     is_road = _threshold(-z, 1.75, 0.03)
     line = jnp.where((jnp.abs(z + 3.1) < 0.09) & (jnp.sin(3.0 * x) > -0.2), 1.0, 0.0)
-    kerb = jnp.where(jnp.abs(z + 1.7) < 0.07, 1.0, 0.0)
-    tar = 0.85 + 0.3 * value_noise(sx * 20, sz * 20, seed)
-    factor = mix((slab,), (tar,), is_road)[0] * (1.0 + 0.25 * kerb)
-    return 1.0 - is_road, line, factor, zero, zero
+    kerb = jnp.where(jnp.abs(z + 1.7) < 0.07, 1.25, 1.0)
+    return 1.0 - is_road, line, (slab + (0.85 + 0.3 * detail - slab) * is_road) * kerb, zero, zero
 
   def milk():
-    ring = jnp.sin(7 * jnp.hypot(x, z) - 2 * noise(1.0, 1.0)) * jnp.exp(-0.5 * jnp.hypot(x, z))
-    return 0.5 * noise(1.0, 1.0), zero, one, 0.5 * ring * x / (1 + jnp.abs(x)), 0.5 * ring
+    ring = jnp.sin(7 * jnp.hypot(x, z) - 2 * coarse) * jnp.exp(-0.5 * jnp.hypot(x, z))
+    return 0.5 * coarse, zero, one, 0.5 * ring * x / (1 + jnp.abs(x)), 0.5 * ring
 
   textures = {
     Ground.PLAIN: plain, Ground.GRASS: grass, Ground.SNOW: snow, Ground.SAND: sand, Ground.COBBLES: cobbles,

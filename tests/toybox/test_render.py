@@ -15,7 +15,7 @@ def at(tree, i):
 
 
 def surface_distance(scene, points):
-  """How far points are from the nearest surface of a scene: numpy, by Newton's step on each part's implicit function."""
+  """How far points are from a scene's nearest surface: numpy, by Newton's step on each part's implicit function."""
   best = np.abs(points[:, 1])  # the ground
   owner = np.full(len(points), -1)
   for parts, is_box in ((scene.quadrics, False), (scene.boxes, True)):

@@ -23,7 +23,8 @@ def test_training_examples_hold_nothing_that_is_held_out(train):
   assert not held_out_styles & set(train.style.tolist())
   assert train.subject.max() < source.TRAIN_SUBJECTS and train.other_subject.max() < source.TRAIN_SUBJECTS
   for cls in (train.cls, train.other_cls):
-    pairs = {(vocabulary.CLASSES[c], vocabulary.CONTEXTS[k]) for c, k in zip(cls, train.context, strict=True) if c >= 0}
+    shown = zip(cls, train.context, strict=True)
+    pairs = {(vocabulary.CLASSES[c], vocabulary.CONTEXTS[k]) for c, k in shown if c >= 0}
     assert not pairs & source.HELD_OUT_COMBINATIONS
 
 
@@ -43,8 +44,8 @@ def test_training_captions_name_nothing_that_is_held_out(train):
 def test_training_examples_hold_all_the_rest(train):
   for values, words in (
     (train.cls, vocabulary.CLASSES), (train.colour, vocabulary.COLOURS), (train.marking, vocabulary.MARKINGS),
-    (train.context, vocabulary.CONTEXTS), (train.accessory, vocabulary.ACCESSORIES), (train.prop, vocabulary.PROPERTIES),
-    (train.other_cls[train.other_cls >= 0], vocabulary.CLASSES),
+    (train.context, vocabulary.CONTEXTS), (train.accessory, vocabulary.ACCESSORIES),
+    (train.prop, vocabulary.PROPERTIES), (train.other_cls[train.other_cls >= 0], vocabulary.CLASSES),
   ):  # fmt: skip
     assert set(values.tolist()) == set(range(len(words)))
   assert len(set(train.style.tolist())) == len(vocabulary.STYLES) - len(vocabulary.HELD_OUT_STYLES)
