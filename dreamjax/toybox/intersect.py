@@ -5,7 +5,8 @@ all
 rays: every line below is then one fused pass over contiguous memory.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ FAR = 1e4
 _NEAR = 1e-3  # hits closer than this are the surface that the ray left
 _EPS = 1e-7
 
+T = TypeVar("T")
 Vec = tuple[Array | float, ...]  # of three
 
 
@@ -75,6 +77,18 @@ def hit_quadric(parts: scene_lib.Primitives, i: Array, origin: Vec, direction: V
   return jnp.minimum(sides, jnp.minimum(cap(-1.0, a - b + c), cap(1.0, a + b + c)))
 
 
+def hit_ellipsoid(parts: scene_lib.Primitives, i: Array, origin: Vec, direction: Vec) -> Array:
+  """`hit_quadric` for ellipsoids, which most parts are: at half the price."""
+  c = parts.centre[i]
+  p = _to_local(parts, i, tuple(origin[k] - c[k] for k in range(3)))
+  q = _to_local(parts, i, direction)
+  qa, qb = jnp.maximum(dot(q, q), _EPS), dot(p, q)
+  disc = qb * qb - qa * (dot(p, p) - 1.0)
+  root = jnp.sqrt(jnp.maximum(disc, 0.0))
+  near, far = (-qb - root) / qa, (-qb + root) / qa
+  return jnp.where(disc > 0, jnp.where(near > _NEAR, near, jnp.where(far > _NEAR, far, FAR)), FAR)
+
+
 def hit_box(parts: scene_lib.Primitives, i: Array, origin: Vec, direction: Vec) -> Array:
   """Distance to box `i` along rays, `FAR` where it is missed (the slab method)."""
   c = parts.centre[i]
@@ -89,6 +103,50 @@ def hit_box(parts: scene_lib.Primitives, i: Array, origin: Vec, direction: Vec) 
   return jnp.where((enter <= leave) & (t > _NEAR), t, FAR)
 
 
+def _there(parts: scene_lib.Primitives) -> Array:
+  return jnp.min(parts.radii, axis=-1) > 0
+
+
+def _is_ellipsoid(parts: scene_lib.Primitives) -> Array:
+  return jnp.all(parts.profile == jnp.asarray(scene_lib.ELLIPSOID)[None], axis=-1)
+
+
+def compact(parts: scene_lib.Primitives) -> tuple[scene_lib.Primitives, Array]:
+  """The parts in the order in which rays are tested, and each old part's new index: ellipsoids, others, absent ones."""
+  kind = jnp.where(_there(parts), jnp.where(_is_ellipsoid(parts), 0, 1), 2)
+  new, start = jnp.zeros_like(kind), 0
+  for k in range(3):
+    members = kind == k
+    new = jnp.where(members, start + jnp.cumsum(members) - 1, new)
+    start = start + jnp.sum(members)
+  return jax.tree.map(lambda x: jnp.zeros_like(x).at[new].set(x, unique_indices=True), parts), new
+
+
+def _fold(scene: scene_lib.Scene, origin: Vec, direction: Vec, state: T, visit: Callable[[T, Array, Array], T]) -> T:
+  """`state = visit(state, distance, part)` for every part of a scene; boxes count on after the quadrics."""
+
+  def sweep(parts, hit, first, last, offset, state):
+    def body(i, state):
+      t = hit(parts, i, origin, direction)
+      return visit(state, jnp.where(jnp.min(parts.radii[i]) > 0, t, FAR), i + offset)
+
+    return jax.lax.fori_loop(first, last, body, state)
+
+  # Absent parts behind the last one that is there are never tested, and ellipsoids in front are tested cheaply.
+  quadrics, boxes = scene.quadrics, scene.boxes
+  ellipsoids = jnp.sum(jnp.cumprod((_is_ellipsoid(quadrics) & _there(quadrics)).astype(jnp.int32)))
+  last_quadric, last_box = (
+    jnp.max(jnp.where(_there(p), jnp.arange(p.gloss.shape[0]) + 1, 0)) for p in (quadrics, boxes)
+  )
+  state = sweep(quadrics, hit_ellipsoid, 0, ellipsoids, 0, state)
+  state = sweep(quadrics, hit_quadric, ellipsoids, last_quadric, 0, state)
+  return sweep(boxes, hit_box, 0, last_box, quadrics.gloss.shape[0], state)
+
+
+def _per_ray(origin: Vec, direction: Vec) -> Array:
+  return jnp.zeros(jnp.broadcast_shapes(*(jnp.shape(x) for x in (*origin, *direction))))
+
+
 class Hit(NamedTuple):
   """Nearest hit of each ray: distance (`FAR` for none) and part (boxes count on after the quadrics)."""
 
@@ -96,36 +154,18 @@ class Hit(NamedTuple):
   part: Int[Array, " r"]
 
 
-def _count(parts: scene_lib.Primitives) -> Array:
-  """One more than the last part that is there. The parts behind it are never tested."""
-  there = jnp.min(parts.radii, axis=-1) > 0
-  return jnp.max(jnp.where(there, jnp.arange(there.shape[0]) + 1, 0))
-
-
-def compact(parts: scene_lib.Primitives) -> tuple[scene_lib.Primitives, Array]:
-  """The parts with those that are not there moved behind the others, and each old part's new index."""
-  there = jnp.min(parts.radii, axis=-1) > 0
-  new = jnp.where(there, jnp.cumsum(there) - 1, jnp.sum(there) + jnp.cumsum(~there) - 1)
-  return jax.tree.map(lambda x: jnp.zeros_like(x).at[new].set(x, unique_indices=True), parts), new
-
-
 def nearest(scene: scene_lib.Scene, origin: Vec, direction: Vec) -> Hit:
   """The nearest part along each ray."""
+  zero = _per_ray(origin, direction)
 
-  def sweep(parts, hit, first, best):
-    def body(i, best):
-      t = hit(parts, i, origin, direction)
-      closer = (t < best.t) & (jnp.min(parts.radii[i]) > 0)
-      return Hit(jnp.where(closer, t, best.t), jnp.where(closer, i + first, best.part))
+  def visit(best: Hit, t: Array, part: Array) -> Hit:
+    closer = t < best.t
+    return Hit(jnp.where(closer, t, best.t), jnp.where(closer, part, best.part))
 
-    return jax.lax.fori_loop(0, _count(parts), body, best)
-
-  zero = jnp.zeros(jnp.broadcast_shapes(*(jnp.shape(x) for x in (*origin, *direction))))
-  best = Hit(zero + FAR, zero.astype(jnp.int32))
-  best = sweep(scene.quadrics, hit_quadric, 0, best)
-  return sweep(scene.boxes, hit_box, scene.quadrics.pattern.shape[0], best)
+  return _fold(scene, origin, direction, Hit(zero + FAR, zero.astype(jnp.int32)), visit)
 
 
 def occluded(scene: scene_lib.Scene, origin: Vec, direction: Vec) -> Array:
   """Whether any part lies along each ray."""
-  return nearest(scene, origin, direction).t < FAR
+  blocked = _per_ray(origin, direction) > 0
+  return _fold(scene, origin, direction, blocked, lambda blocked, t, part: blocked | (t < FAR))

@@ -154,16 +154,15 @@ def scenes(labels: Labels, keys: jax.Array, dial: world.Dial) -> scene_lib.Scene
   return jax.vmap(one)(labels, keys)
 
 
-def pictures(scenes: scene_lib.Scene, style: Int[Array, " b"], keys: jax.Array, resolution: int) -> Frame:
-  """A batch of scenes, drawn in their styles. Jittable with `resolution` static."""
+def restyle(frames: Frame, style: Int[Array, " b"], keys: jax.Array) -> Frame:
+  """A batch of frames, redrawn in their styles. Jittable."""
 
-  def one(args) -> Frame:
-    scene, style, key = args
-    frame = render.render(scene, resolution)
+  def one(args) -> Array:
+    frame, style, key = args
     key = jax.random.fold_in(key, 1)
-    return frame.replace(rgb=styles.apply_style(style, frame.rgb, frame.depth, frame.normal, frame.mask, key))
+    return styles.apply_style(style, frame.rgb, frame.depth, frame.normal, frame.mask, key)
 
-  return jax.lax.map(one, (scenes, style, keys))
+  return frames.replace(rgb=jax.lax.map(one, (frames, style, keys)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +196,8 @@ class Stream:
   def examples(self, indices: Int[Array, " b"]) -> tuple[Frame, Labels]:
     """The examples with these indices. Jittable."""
     labels, keys = self._sample(indices)
-    return pictures(scenes(labels, keys, self.variety.view), labels.style, keys, self.resolution), labels
+    frames = render.render_batch(scenes(labels, keys, self.variety.view), self.resolution)
+    return restyle(frames, labels.style, keys), labels
 
   def _sample(self, indices: Int[Array, " b"]) -> tuple[Labels, jax.Array]:
     return self.labels(indices), jax.vmap(lambda key: jax.random.fold_in(key, 1))(self._keys(indices))
@@ -226,11 +226,13 @@ class Stream:
 _QUICKLY = {"xla_backend_optimization_level": 0}
 _sample = jax.jit(Stream._sample, static_argnums=0, compiler_options=_QUICKLY)
 _scenes = jax.jit(scenes, static_argnums=2, compiler_options=_QUICKLY)
-_pictures = jax.jit(pictures, static_argnums=3)
+_restyle = jax.jit(restyle)
 
 
 def _draw(labels: Labels, keys: jax.Array, dial: world.Dial, resolution: int) -> Frame:
-  return _pictures(_scenes(labels, keys, dial), labels.style, keys, resolution)
+  """Pictures, by several small programs: a first plain picture need not wait for the styles to be compiled."""
+  frames = render.render_batch(_scenes(labels, keys, dial), resolution)
+  return _restyle(frames, labels.style, keys) if np.any(jax.device_get(labels.style)) else frames
 
 
 def record(frame: Frame, labels: Labels) -> dict[str, Any]:

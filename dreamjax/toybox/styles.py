@@ -374,7 +374,9 @@ def wooden(s: Sketch) -> Picture:
   rings = 0.5 + 0.5 * jnp.sin(0.85 * away + 9.0 * s.flow[..., 0] + 3.0 * s.cloud)
   board = jnp.floor(s.x / 21.4)
   planks = 0.5 + 0.5 * jnp.sin(1.9 * s.x + 14.0 * s.flow[..., 1] + 8.0 * s.cloud + 2.4 * board + 0.05 * s.y)
-  seam = smoothstep(1.1, 0.3, jnp.abs(s.x - 21.4 * (board + 0.5) - 10.7 + 21.4 * (s.x > 21.4 * (board + 0.5)).astype(jnp.float32) * 0.0))
+  seam = smoothstep(
+    1.1, 0.3, jnp.abs(s.x - 21.4 * (board + 0.5) - 10.7 + 21.4 * (s.x > 21.4 * (board + 0.5)).astype(jnp.float32) * 0.0)
+  )
   pale = 0.4 + 0.62 * tone - 0.17 * rings**3
   dark = 0.1 + 0.42 * tone - 0.12 * planks**2 - 0.25 * seam + 0.1 * (hash_cells(board.astype(jnp.int32), s.seed) - 0.5)
   stain = pale * s.mask + dark * (1.0 - s.mask) - 0.12 * (s.grain - 0.5)
@@ -412,11 +414,17 @@ def melting_gold(s: Sketch) -> Picture:
 
   bend = jnp.clip(across, -1.0, 1.0) * drop
   nx = s.normal[..., 0] * s.mask + 0.9 * bend
-  ny = s.normal[..., 1] * s.mask + (0.35 - 0.8 * below / jnp.maximum(length, 4.0)) * drop + (1.0 - drop) * puddle * (0.2 - 0.7 * off)
+  ny = (
+    s.normal[..., 1] * s.mask
+    + (0.35 - 0.8 * below / jnp.maximum(length, 4.0)) * drop
+    + (1.0 - drop) * puddle * (0.2 - 0.7 * off)
+  )
   nz = s.normal[..., 2] * s.mask + 0.7 * drop
   n = jnp.stack([nx + 0.25 * jnp.sin(0.45 * s.x + 6.0 * s.flow[..., 0]) * s.mask, ny, nz], axis=-1)
   n = n / jnp.maximum(jnp.linalg.norm(n, axis=-1, keepdims=True), 0.3)
-  mirror = 0.5 + 0.42 * n[..., 1] + 0.2 * n[..., 0] + 0.12 * jnp.sin(8.0 * n[..., 0] + 7.0 * n[..., 1] + 5.0 * s.flow[..., 0])
+  mirror = (
+    0.5 + 0.42 * n[..., 1] + 0.2 * n[..., 0] + 0.12 * jnp.sin(8.0 * n[..., 0] + 7.0 * n[..., 1] + 5.0 * s.flow[..., 0])
+  )
   mirror = mirror + (0.4 * (luma(s.soft) - 0.5) - 0.3 * s.ink) * s.mask
   gold = ramp(mirror, (0.22, 0.09, 0.01), (0.62, 0.34, 0.04), (0.95, 0.7, 0.16), (1.0, 0.9, 0.5), (1.0, 0.99, 0.9))
   flash = _lit(n, -0.5, 0.6, 0.65) ** 30 + 0.7 * _lit(n, 0.7, 0.5, 0.4) ** 40
@@ -527,7 +535,9 @@ def pop_art(s: Sketch) -> Picture:
 @_style("chalkboard drawing", wobble=1.2, width=1.3, rim=1.8, crease=0.8, detail=0.7, scenery=0.55)
 def chalkboard(s: Sketch) -> Picture:
   """Dusty chalk on a green board: white lines, and colours rubbed on with the flat of the chalk."""
-  board = mix(colour(0.09, 0.19, 0.15), colour(0.19, 0.3, 0.25), smoothstep(0.25, 0.85, s.cloud) * (0.4 + 0.6 * s.hatch[..., 1]))
+  board = mix(
+    colour(0.09, 0.19, 0.15), colour(0.19, 0.3, 0.25), smoothstep(0.25, 0.85, s.cloud) * (0.4 + 0.6 * s.hatch[..., 1])
+  )
   bright = jnp.max(s.soft, axis=-1, keepdims=True)
   chalk = 0.3 + 0.7 * saturate(s.soft / jnp.maximum(bright, 0.1), 1.4)
   tooth = smoothstep(0.2, 0.75, s.grain)

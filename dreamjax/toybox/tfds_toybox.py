@@ -25,7 +25,7 @@ import tensorflow_datasets as tfds
 
 from dreamjax.toybox import classes, labels, source, vocabulary
 
-# Pictures that are drawn at a time, and batches in a file: 2048 pictures of 24 kB.
+# Pictures that are drawn at a time, and batches in a file: 2048 pictures of 25 kB.
 _BATCH = 32
 _BATCHES_PER_FILE = 64
 
@@ -82,6 +82,7 @@ _TINY = ToyboxConfig(
 class Toybox(tfds.core.ShardBasedBuilder):
   """A small 3D world of toys: pictures with captions, depth, masks, keypoints and labels."""
 
+  # Whatever changes the pictures, in the renderer or in the vocabulary, takes a new version.
   VERSION = tfds.core.Version("1.0.0")
   RELEASE_NOTES = {"1.0.0": "The first release."}
   BUILDER_CONFIGS = [ToyboxConfig("full", description="All that the world holds, at 128 px."), _TINY]

@@ -145,7 +145,7 @@ def _camera(quadrics: Primitives, boxes: Primitives, view: View) -> Camera:
   axes = jnp.stack([jnp.stack([ca, 0.0 * ca, -sa]), jnp.cross(back, jnp.stack([ca, 0.0 * ca, -sa])), back])
   low, high = bounds(*(p.replace(centre=p.centre @ axes.T, axes=p.axes @ axes.T) for p in (quadrics, boxes)))
   half = (high - low) / 2
-  distance = jnp.maximum(half[0], half[1]) / (view.fill * jnp.tan(FOV / 2)) + 0.3 * half[2]
+  distance = jnp.maximum(half[0], half[1]) / (view.fill * jnp.tan(FOV / 2)) + 0.45 * half[2]
   target = ((low + high) / 2) @ axes
   position = target + distance * back
   return Camera(position.at[1].set(jnp.maximum(position[1], 0.12)), target, jnp.asarray(FOV, jnp.float32))
@@ -228,7 +228,7 @@ class Dial:
   light: float = 1.0
   layout: float = 1.0
   clutter: float = 1.0
-  fill: tuple[float, float] = (0.62, 0.9)
+  fill: tuple[float, float] = (0.62, 0.88)
 
 
 # Middle and half range of the yaw (degrees) at which a class shows itself best; left and right by chance.

@@ -107,7 +107,7 @@ def _chair(b: Builder, t: Traits, state: str) -> None:
   lying = state == "lying"
   seat, half, deep = 0.42 + 0.05 * t.leg, 0.27 + 0.03 * t.width, 0.26 + 0.02 * t.depth
   high = 0.3 + 0.05 * t.back
-  with b.frame((0, 0.3, 0.42) if lying else (0, 0, 0), turn(x=-90) if lying else None):
+  with b.frame((0.45, 0.33, 0) if lying else (0, 0, 0), turn(z=90) if lying else None):
     b.box((0, seat, 0), (half, 0.04, deep), COAT, core=True, key="seat")
     b.quadric((0, seat + 0.05, 0), (0.9 * half, 0.05, 0.9 * deep), ACCENT)
     for name, x in (("left", 1), ("right", -1)):
@@ -149,7 +149,7 @@ def _backpack(b: Builder, t: Traits, state: str) -> None:
   lying = state == "lying"
   cloth = Paint(coat=True, gloss=0.08)
   strap = Paint(Slot.ACCENT, Slot.ACCENT, gloss=0.08)
-  with b.frame((0, 0.19, -0.36) if lying else (0, 0.02, 0), turn(x=-90) if lying else turn(x=-5)):
+  with b.frame((0.35, 0.37, 0) if lying else (0, 0.02, 0), turn(z=90) if lying else turn(x=-5)):
     b.box((0, tall, 0), (half, tall, deep), cloth, core=True, key="body")
     b.quadric((0, 2 * tall, 0), (0.98 * half, 0.15, deep), cloth, key="top")
     for x in (1, -1):
