@@ -40,7 +40,7 @@ class Dice:
     return jnp.minimum(jnp.floor(self.unit() * n.astype(jnp.float32)).astype(jnp.int32), n - 1)
 
   def weighted(self, weights: Float[Array, " n"]) -> Int[Array, ""]:
-    """An index with probability in proportion to its weight; indices of weight 0 never come."""
+    """An index with probability in proportion to its weight, never one of weight 0 (0 if all weights are 0)."""
     edges = jnp.cumsum(weights)
     last = jnp.max(jnp.where(weights > 0, jnp.arange(weights.shape[0]), 0))
     return jnp.minimum(jnp.sum(edges <= self.unit() * edges[-1]), last).astype(jnp.int32)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 import numpy as np
 
 from dreamjax.toybox.noise import hash_cells, smoothstep
@@ -70,7 +70,7 @@ def snap(rgb: Float[Array, "h w 3"], palette: np.ndarray, brightness: float = 0.
   return inks[jnp.argmin(distance, axis=-1)]
 
 
-def shift(image: Float[Array, "h w *c"], down: int, right: int) -> Float[Array, "h w *c"]:
+def shift(image: Shaped[Array, "h w *c"], down: int, right: int) -> Shaped[Array, "h w *c"]:
   """The picture moved by whole pixels; what comes in repeats the margin."""
   h, w = image.shape[:2]
   pad = [(max(down, 0), max(-down, 0)), (max(right, 0), max(-right, 0))] + [(0, 0)] * (image.ndim - 2)

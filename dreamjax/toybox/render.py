@@ -225,11 +225,14 @@ def render(scene: Scene, resolution: int, supersample: int = SUPERSAMPLE) -> Fra
   forward = camera_axes(scene.camera)[2]
   depth = jnp.where(t < FAR, t * dot(direction, tuple(forward[k] for k in range(3))), FAR)
   owner = jnp.concatenate([scene.quadrics.owner, scene.boxes.owner])[part]
-  subject = (owner == Owner.SUBJECT) & (part >= 0)
+  owner = jnp.where(part >= 0, owner, Owner.BACKGROUND)
 
-  def pixels(x):  # [rays] -> [h, w, samples]
+  def pixels(x: Array) -> Array:  # [rays] -> [h, w, samples]
     x = x.reshape(resolution, supersample, resolution, supersample)
     return x.transpose(0, 2, 1, 3).reshape(resolution, resolution, supersample**2)
+
+  def share(where: Array) -> Array:
+    return pixels(jnp.where(where, 1.0, 0.0)).mean(-1)
 
   depth, normal = pixels(depth), jnp.stack([pixels(n) for n in normal], axis=-1)
   front = jnp.argmin(depth, axis=-1)
@@ -237,7 +240,8 @@ def render(scene: Scene, resolution: int, supersample: int = SUPERSAMPLE) -> Fra
   return Frame(
     rgb=jnp.stack([pixels(_to_srgb(c)).mean(-1) for c in colour], axis=-1),
     depth=jnp.min(depth, axis=-1),
-    mask=pixels(jnp.where(subject, 1.0, 0.0)).mean(-1),
+    mask=share(owner == Owner.SUBJECT),
+    foreground=share(owner != Owner.BACKGROUND),
     normal=jnp.take_along_axis(normal, front[..., None, None], axis=2)[:, :, 0],
     keypoints=keypoints,
     visible=visible,

@@ -189,6 +189,7 @@ class Frame:
     depth: distance from the camera along its viewing direction, in scene units, of the nearest surface in the pixel;
       `FAR` for sky.
     mask: share of the pixel's samples in which the subject is nearest, in [0, 1].
+    foreground: the same for the subject, what it wears, and the second toy.
     normal: unit surface normal (scene axes) at that surface; towards the camera for sky.
     keypoints: positions in the picture, (x, y) in [0, 1] from its upper left corner.
     visible: whether the keypoint is inside the picture with nothing but its own part in front of it.
@@ -197,6 +198,7 @@ class Frame:
   rgb: Float[Array, "*b h w 3"]
   depth: Float[Array, "*b h w"]
   mask: Float[Array, "*b h w"]
+  foreground: Float[Array, "*b h w"]
   normal: Float[Array, "*b h w 3"]
   keypoints: Float[Array, "*b k 2"]
   visible: Bool[Array, "*b k"]

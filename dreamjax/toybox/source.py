@@ -26,9 +26,9 @@ HELD_OUT_SUBJECTS = 1 << 16
 
 _CLASSES, _CONTEXTS = len(vocabulary.CLASSES), len(vocabulary.CONTEXTS)
 
-#: Pairs (class, context) that no training picture shows, two per class.
+#: Pairs (class, context) that no training picture shows, two per class, but never the studio (the last context).
 HELD_OUT_COMBINATIONS = frozenset(
-  (vocabulary.CLASSES[i], vocabulary.CONTEXTS[(5 * i + offset) % _CONTEXTS])
+  (vocabulary.CLASSES[i], vocabulary.CONTEXTS[(5 * i + offset) % (_CONTEXTS - 1)])
   for i in range(_CLASSES)
   for offset in (3, 14)
 )
@@ -45,6 +45,7 @@ def _table(pairs: frozenset[tuple[str, str]]) -> np.ndarray:
 
 _HELD_OUT = _table(HELD_OUT_COMBINATIONS)
 _IS_HELD_OUT_STYLE = np.array([name in vocabulary.HELD_OUT_STYLES for name in vocabulary.STYLES])
+_STICKER, _STUDIO = vocabulary.STYLES.index("sticker"), vocabulary.CONTEXTS.index("studio")
 _STATE_COUNT = np.array([len(vocabulary.STATES[name]) for name in vocabulary.CLASSES])
 
 
@@ -115,17 +116,14 @@ def sample_labels(key: jax.Array, variety: Variety, split: str) -> Labels:
   subject, other_subject = first + dice.index(count), first + dice.index(count)
   who, other = (identity.identity(c, s) for c, s in ((cls, subject), (other_cls, other_subject)))
 
-  drawn = _weights(variety.styles, vocabulary.STYLES) * (
-    _IS_HELD_OUT_STYLE if split == "styles" else ~_IS_HELD_OUT_STYLE
-  )
-  style_share = variety.style_share if drawn.any() else 0.0
-  if split == "styles":
-    if not drawn.any():
-      raise ValueError(f"the split 'styles' holds none of the styles {variety.styles}")
-    style_share = 1.0
-  style = jnp.where(
-    dice.chance(style_share), dice.weighted(jnp.asarray(drawn + (~drawn.any()) * np.eye(len(drawn))[0])), 0
-  )
+  in_split = _IS_HELD_OUT_STYLE if split == "styles" else ~_IS_HELD_OUT_STYLE
+  drawn = _weights(variety.styles, vocabulary.STYLES) * in_split
+  if split == "combinations":
+    drawn[_STICKER] = 0  # which has no context
+  if split == "styles" and not drawn.any():
+    raise ValueError(f"the split 'styles' holds none of the styles {variety.styles}")
+  style_share = 1.0 if split == "styles" else variety.style_share if drawn.any() else 0.0
+  style = jnp.where(dice.chance(style_share), dice.weighted(jnp.asarray(drawn)), 0)
   has_other, states = dice.chance(variety.other_share), jnp.asarray(_STATE_COUNT)[cls]
   return Labels(
     cls=cls,
@@ -134,9 +132,9 @@ def sample_labels(key: jax.Array, variety: Variety, split: str) -> Labels:
     marking=who.marking,
     prop=jnp.where(dice.chance(variety.property_share), 1 + dice.index(len(vocabulary.PROPERTIES) - 1), 0),
     state=jnp.where(dice.chance(variety.state_share), dice.index(states), 0),
-    context=context,
+    context=jnp.where(style == _STICKER, _STUDIO, context),  # a sticker is cut out of wherever the toys were
     accessory=jnp.where(dice.chance(variety.accessory_share), 1 + dice.index(len(vocabulary.ACCESSORIES) - 1), 0),
-    style=style.astype(jnp.int32),
+    style=style,
     other_cls=jnp.where(has_other, other_cls, -1),
     other_subject=jnp.where(has_other, other_subject, 0),
     other_colour=jnp.where(has_other, other.colour, 0),
@@ -160,7 +158,7 @@ def restyle(frames: Frame, style: Int[Array, " b"], keys: jax.Array) -> Frame:
   def one(args) -> Array:
     frame, style, key = args
     key = jax.random.fold_in(key, 1)
-    return styles.apply_style(style, frame.rgb, frame.depth, frame.normal, frame.mask, key)
+    return styles.apply_style(style, frame.rgb, frame.depth, frame.normal, frame.foreground, key)
 
   return frames.replace(rgb=jax.lax.map(one, (frames, style, keys)))
 
@@ -274,10 +272,12 @@ def photos(
     ValueError: for an unknown class or style, a negative subject, or n or resolution below 1.
   """
   number = vocabulary.index(vocabulary.CLASSES, cls, "class")
+  drawn_in = vocabulary.index(vocabulary.STYLES, style, "style")
   if subject < 0 or n < 1 or resolution < 1:
     raise ValueError(f"subject must be at least 0, n and resolution at least 1, not {subject}, {n} and {resolution}")
   labels, keys = _photo_labels(jnp.asarray(number), jnp.asarray(subject), n, seed)
-  labels = labels.replace(style=jnp.full_like(labels.style, vocabulary.index(vocabulary.STYLES, style, "style")))
+  context = jnp.full_like(labels.context, _STUDIO) if drawn_in == _STICKER else labels.context
+  labels = labels.replace(style=jnp.full_like(labels.style, drawn_in), context=context)
   return _draw(labels, keys, world.Dial(), resolution), labels
 
 

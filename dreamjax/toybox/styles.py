@@ -1,8 +1,8 @@
 """The drawing styles: pure functions that redraw a rendered picture with the help of its ground truth.
 
-All styles start from the same sketch of the picture (`Sketch`): its smoothed colours, its lines, its surfaces and some noise,
-warped by an unsteady hand. A style's `Recipe` says how unsteady the hand is and which lines it draws; its painter does the
-rest. That way the costly part is compiled once for all styles. Lengths are in points, see `filters`.
+All styles start from the same sketch of the picture (`Sketch`): its smoothed colours, its lines, its surfaces and some
+noise, warped by an unsteady hand. A style's `Recipe` says how unsteady the hand is and which lines it draws; its
+painter does the rest. That way the costly part is compiled once for all styles. Lengths are in points, see `filters`.
 """
 
 from collections.abc import Callable
@@ -83,7 +83,7 @@ class Sketch:
   seed: Int[Array, ""]
 
 
-# Scale along and across, and the angle in degrees, of the noises: a pair of flow, cloud, grain, three of hatch, fingers.
+# Scale along and across, and angle in degrees, of the noises: a pair of flow, cloud, grain, three of hatch, fingers.
 _NOISES = np.array(
   [
     (18, 18, 0), (18, 18, 0), (34, 34, 0), (1.5, 1.5, 0), (26, 2.1, 45), (26, 2.1, 12), (26, 2.1, 105), (7, 1e9, 0),
@@ -193,7 +193,7 @@ def watercolor(s: Sketch) -> Picture:
 
 @_style("oil painting", wobble=0.6)
 def oil(s: Sketch) -> Picture:
-  """Thick brush strokes that follow the forms: large ones first, then small ones wherever they have missed something."""
+  """Thick brush strokes that follow the forms: large ones first, then small ones wherever those missed something."""
   most = 64
   tone = blur(luma(s.rgb) + 0.6 * s.mask, 2.0)
   dx, dy = shift(tone, 0, -1) - shift(tone, 0, 1), shift(tone, -1, 0) - shift(tone, 1, 0)
@@ -272,9 +272,9 @@ def flat_cartoon(s: Sketch) -> Picture:
 
 _CRAYONS = np.array(
   [
-    (0.88, 0.16, 0.18), (0.97, 0.55, 0.14), (0.99, 0.85, 0.2), (0.3, 0.68, 0.28), (0.09, 0.42, 0.25), (0.45, 0.75, 0.93),
-    (0.15, 0.35, 0.8), (0.5, 0.25, 0.65), (0.96, 0.58, 0.72), (0.52, 0.32, 0.18), (0.2, 0.2, 0.22), (0.55, 0.55, 0.58),
-    (0.96, 0.95, 0.92), (0.93, 0.75, 0.55), (0.12, 0.18, 0.42),
+    (0.88, 0.16, 0.18), (0.97, 0.55, 0.14), (0.99, 0.85, 0.2), (0.3, 0.68, 0.28), (0.09, 0.42, 0.25),
+    (0.45, 0.75, 0.93), (0.15, 0.35, 0.8), (0.5, 0.25, 0.65), (0.96, 0.58, 0.72), (0.52, 0.32, 0.18),
+    (0.2, 0.2, 0.22), (0.55, 0.55, 0.58), (0.96, 0.95, 0.92), (0.93, 0.75, 0.55), (0.12, 0.18, 0.42),
   ], np.float32
 )  # fmt: skip
 
@@ -294,10 +294,10 @@ def kid_crayon(s: Sketch) -> Picture:
 
 _CONSOLE = np.array(
   [
-    "0d0b1a", "2a2a3c", "55566a", "8a8c9c", "bfc3cc", "f4f4f0", "5c1420", "a81c2c", "e83b3b", "f8766a", "7a3a12", "b8591c",
-    "f08a24", "ffb84a", "ffd93b", "fff08a", "c9a640", "143d24", "1f6b33", "3fa83c", "8ed94b", "5f7a2e", "10305c", "1f56b0",
-    "3a8ee8", "7cc8f4", "bfe8f8", "2a1050", "5a1e96", "8e3fd0", "c08af0", "8c2a6a", "e85aa0", "ffa6c8", "4a2818", "7a4a2c",
-    "b07a4c", "e0b084", "f8dcb8", "1a5a5c",
+    "0d0b1a", "2a2a3c", "55566a", "8a8c9c", "bfc3cc", "f4f4f0", "5c1420", "a81c2c", "e83b3b", "f8766a",
+    "7a3a12", "b8591c", "f08a24", "ffb84a", "ffd93b", "fff08a", "c9a640", "143d24", "1f6b33", "3fa83c",
+    "8ed94b", "5f7a2e", "10305c", "1f56b0", "3a8ee8", "7cc8f4", "bfe8f8", "2a1050", "5a1e96", "8e3fd0",
+    "c08af0", "8c2a6a", "e85aa0", "ffa6c8", "4a2818", "7a4a2c", "b07a4c", "e0b084", "f8dcb8", "1a5a5c",
   ]
 )  # fmt: skip
 _CONSOLE = np.array([[int(c[k : k + 2], 16) / 255 for k in (0, 2, 4)] for c in _CONSOLE], np.float32)

@@ -73,10 +73,10 @@ def test_mask_is_where_the_subject_is_nearest(scenes, frames, draw):
     return parts.replace(radii=jnp.where((parts.owner == Owner.SUBJECT)[..., None], 0.0, parts.radii))
 
   empty = draw(scenes.replace(quadrics=without_subject(scenes.quadrics), boxes=without_subject(scenes.boxes)))
-  changed = np.asarray(empty.depth / frames.depth) > 1.001
+  further, mask = np.asarray(empty.depth / frames.depth), np.asarray(frames.mask) > 0.5
   assert not np.asarray(empty.mask).any()
-  np.testing.assert_array_equal(changed, np.asarray(frames.mask) > 0.5)
-  assert np.asarray(frames.mask).mean((1, 2)).min() > 0.03
+  assert mask[further > 1.001].all() and (further[mask] > 1.00001).all()  # a foot may all but touch the ground
+  assert mask.mean((1, 2)).min() > 0.03
 
 
 def test_normals_follow_from_depth(scenes, frames):

@@ -64,6 +64,11 @@ def test_each_split_holds_what_it_is_named_for():
   assert {vocabulary.STYLES[s] for s in styles.style.tolist()} == set(vocabulary.HELD_OUT_STYLES)
 
 
+def test_stickers_have_no_context(train):
+  stickers = train.style == vocabulary.STYLES.index("sticker")
+  assert stickers.any() and (train.context[stickers] == vocabulary.CONTEXTS.index("studio")).all()
+
+
 def test_every_class_and_context_is_held_out_somewhere_and_trained_mostly():
   assert {c for c, _ in source.HELD_OUT_COMBINATIONS} == set(vocabulary.CLASSES)
   assert len(source.HELD_OUT_COMBINATIONS) == 2 * len(vocabulary.CLASSES)
