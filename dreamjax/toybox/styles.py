@@ -172,11 +172,6 @@ def _style(name: str, **recipe: float):
   return register
 
 
-def photo(rgb: Picture, depth: Plane, normal: Picture, mask: Plane, key: jax.Array) -> Picture:
-  """The plain rendering."""
-  return rgb
-
-
 @_style("watercolor painting", wobble=1.4, width=1.2, outline=0.9, crease=0.5, detail=0.8, scenery=0.7)
 def watercolor(s: Sketch) -> Picture:
   """Transparent washes on rough paper: blotches, pigment that pools at edges, and a margin that is left white."""
@@ -561,19 +556,6 @@ def sepia(s: Sketch) -> Picture:
   print_ = ramp(tone, (0.17, 0.1, 0.06), (0.46, 0.32, 0.2), (0.76, 0.61, 0.43), (0.96, 0.88, 0.72))
   card = colour(0.95, 0.91, 0.82)[None, None] * (0.93 + 0.1 * s.cloud[..., None])
   return mix(print_, card, smoothstep(7.6, 6.8, _margin(s)))
-
-
-#: Every style, in the order of `vocabulary.STYLES`.
-STYLES: dict[str, Callable[..., Picture]] = dict(
-  zip(
-    vocabulary.STYLES,
-    (
-      photo, watercolor, oil, line_drawing, pencil, flat_cartoon, kid_crayon, pixel_art, sticker, clay, neon, wooden,
-      melting_gold, mosaic, stained_glass, blueprint, pop_art, chalkboard, sepia,
-    ),
-    strict=True,
-  )
-)  # fmt: skip
 
 
 def apply_style(
