@@ -43,57 +43,69 @@ def _safe(x: Array) -> Array:
   return jnp.where(jnp.abs(x) < _EPS, jnp.where(x < 0, -_EPS, _EPS), x)
 
 
-def _to_local(parts: scene_lib.Primitives, i: Array, v: Vec) -> Vec:
-  """A direction in the frame of part `i`, scaled so that its radii are 1."""
-  m = parts.axes[i] / jnp.maximum(parts.radii[i], _EPS)[:, None]
-  return tuple(m[k, 0] * v[0] + m[k, 1] * v[1] + m[k, 2] * v[2] for k in range(3))
+class _Local(NamedTuple):
+  """What is needed of parts: `to_local` takes scene directions to a part's frame, scaled so that its radii are 1."""
+
+  centre: Float[Array, "n 3"]
+  to_local: Float[Array, "n 3 3"]
+  profile: Float[Array, "n 4"]
 
 
-def hit_quadric(parts: scene_lib.Primitives, i: Array, origin: Vec, direction: Vec) -> Array:
+def local(parts: scene_lib.Primitives) -> _Local:
+  """The parts, made ready for the tests below."""
+  return _Local(parts.centre, parts.axes / jnp.maximum(parts.radii, _EPS)[..., None], parts.profile)
+
+
+def _ray(parts: _Local, i: Array, origin: Vec, direction: Vec) -> tuple[Vec, Vec]:
+  """A ray in the frame of part `i`: (p, q) for the points p + t q."""
+  m, c = parts.to_local[i], parts.centre[i]
+  offset = tuple(origin[k] - c[k] for k in range(3))
+  return tuple(tuple(m[k, 0] * v[0] + m[k, 1] * v[1] + m[k, 2] * v[2] for k in range(3)) for v in (offset, direction))
+
+
+# Divisions are written as multiplications by a reciprocal where that is shared: XLA keeps a quotient that is read twice
+# in memory, while sums and products are fused into whatever reads them.
+
+
+def hit_quadric(parts: _Local, i: Array, origin: Vec, direction: Vec) -> Array:
   """Distance to quadric `i` along rays (in lengths of `direction`), `FAR` where it is missed.
 
   With p + t q the ray in the part's frame, x^2 + z^2 = a + b y + c y^2 becomes A t^2 + 2 B t + C = 0.
   """
-  c = parts.centre[i]
-  px, py, pz = _to_local(parts, i, tuple(origin[k] - c[k] for k in range(3)))
-  qx, qy, qz = _to_local(parts, i, direction)
+  (px, py, pz), (qx, qy, qz) = _ray(parts, i, origin, direction)
   a, b, c, capped = (parts.profile[i, k] for k in range(4))
+  inverse = 1.0 / _safe(qx * qx + qz * qz - c * qy * qy)
+  middle = -(px * qx + pz * qz - (0.5 * b + c * py) * qy) * inverse
+  disc = middle * middle - (px * px + pz * pz - a - (b + c * py) * py) * inverse
+  half = jnp.sqrt(jnp.maximum(disc, 0.0))
+  inverse_y = 1.0 / _safe(qy)
 
-  qa = _safe(qx * qx + qz * qz - c * qy * qy)
-  qb = px * qx + pz * qz - (0.5 * b + c * py) * qy
-  qc = px * px + pz * pz - a - (b + c * py) * py
-  disc = qb * qb - qa * qc
-  root = jnp.sqrt(jnp.maximum(disc, 0.0))
-
-  def side(t):
+  def side(t: Array) -> Array:
     return jnp.where((disc > 0) & (t > _NEAR) & (jnp.abs(py + t * qy) <= 1), t, FAR)
 
-  def cap(y, radius_squared):
-    t = (y - py) / _safe(qy)
+  def cap(y: float, radius_squared: Array) -> Array:
+    t = (y - py) * inverse_y
     x, z = px + t * qx, pz + t * qz
     return jnp.where((t > _NEAR) & (x * x + z * z <= radius_squared * capped), t, FAR)
 
-  sides = jnp.minimum(side((-qb - root) / qa), side((-qb + root) / qa))
+  sides = jnp.minimum(side(middle - half), side(middle + half))
   return jnp.minimum(sides, jnp.minimum(cap(-1.0, a - b + c), cap(1.0, a + b + c)))
 
 
-def hit_ellipsoid(parts: scene_lib.Primitives, i: Array, origin: Vec, direction: Vec) -> Array:
+def hit_ellipsoid(parts: _Local, i: Array, origin: Vec, direction: Vec) -> Array:
   """`hit_quadric` for ellipsoids, which most parts are: at half the price."""
-  c = parts.centre[i]
-  p = _to_local(parts, i, tuple(origin[k] - c[k] for k in range(3)))
-  q = _to_local(parts, i, direction)
-  qa, qb = jnp.maximum(dot(q, q), _EPS), dot(p, q)
-  disc = qb * qb - qa * (dot(p, p) - 1.0)
-  root = jnp.sqrt(jnp.maximum(disc, 0.0))
-  near, far = (-qb - root) / qa, (-qb + root) / qa
+  p, q = _ray(parts, i, origin, direction)
+  inverse = 1.0 / jnp.maximum(dot(q, q), _EPS)
+  middle = -dot(p, q) * inverse
+  disc = middle * middle - (dot(p, p) - 1.0) * inverse
+  half = jnp.sqrt(jnp.maximum(disc, 0.0))
+  near, far = middle - half, middle + half
   return jnp.where(disc > 0, jnp.where(near > _NEAR, near, jnp.where(far > _NEAR, far, FAR)), FAR)
 
 
-def hit_box(parts: scene_lib.Primitives, i: Array, origin: Vec, direction: Vec) -> Array:
+def hit_box(parts: _Local, i: Array, origin: Vec, direction: Vec) -> Array:
   """Distance to box `i` along rays, `FAR` where it is missed (the slab method)."""
-  c = parts.centre[i]
-  p = _to_local(parts, i, tuple(origin[k] - c[k] for k in range(3)))
-  q = _to_local(parts, i, direction)
+  p, q = _ray(parts, i, origin, direction)
   enter, leave = -FAR, FAR
   for k in range(3):
     inverse = 1.0 / _safe(q[k])
@@ -126,21 +138,20 @@ def _fold(scene: scene_lib.Scene, origin: Vec, direction: Vec, state: T, visit: 
   """`state = visit(state, distance, part)` for every part of a scene; boxes count on after the quadrics."""
 
   def sweep(parts, hit, first, last, offset, state):
+    there, ready = _there(parts), local(parts)
+
     def body(i, state):
-      t = hit(parts, i, origin, direction)
-      return visit(state, jnp.where(jnp.min(parts.radii[i]) > 0, t, FAR), i + offset)
+      return visit(state, jnp.where(there[i], hit(ready, i, origin, direction), FAR), i + offset)
 
     return jax.lax.fori_loop(first, last, body, state)
 
   # Absent parts behind the last one that is there are never tested, and ellipsoids in front are tested cheaply.
   quadrics, boxes = scene.quadrics, scene.boxes
   ellipsoids = jnp.sum(jnp.cumprod((_is_ellipsoid(quadrics) & _there(quadrics)).astype(jnp.int32)))
-  last_quadric, last_box = (
-    jnp.max(jnp.where(_there(p), jnp.arange(p.gloss.shape[0]) + 1, 0)) for p in (quadrics, boxes)
-  )
+  last_quadric, last_box = (jnp.max(jnp.where(_there(p), jnp.arange(len(p.gloss)) + 1, 0)) for p in (quadrics, boxes))
   state = sweep(quadrics, hit_ellipsoid, 0, ellipsoids, 0, state)
   state = sweep(quadrics, hit_quadric, ellipsoids, last_quadric, 0, state)
-  return sweep(boxes, hit_box, 0, last_box, quadrics.gloss.shape[0], state)
+  return sweep(boxes, hit_box, 0, last_box, len(quadrics.gloss), state)
 
 
 def _per_ray(origin: Vec, direction: Vec) -> Array:

@@ -199,7 +199,7 @@ def test_rays_meet_each_solid_where_they_enter_it(shape):
   direction = aim / np.linalg.norm(aim, axis=1, keepdims=True)
   hit = {"box": intersect.hit_box, "plain ellipsoid": intersect.hit_ellipsoid}.get(shape, intersect.hit_quadric)
   rays = [tuple(jnp.asarray(v[:, k], jnp.float32) for k in range(3)) for v in (origin, direction)]
-  t = np.asarray(hit(parts, jnp.asarray(0), *rays))
+  t = np.asarray(hit(intersect.local(parts), jnp.asarray(0), *rays))
 
   steps = np.linspace(0, 6, 6001)
   marched = inside(parts, origin[:, None] + steps[None, :, None] * direction[:, None], is_box)
@@ -215,8 +215,9 @@ def test_rays_leave_a_solid_from_inside():
   parts = one_part(scene_lib.ELLIPSOID)
   origin = tuple(jnp.full(1, v) for v in (0.1, 0.2, -0.3))
   direction = tuple(jnp.full(1, float(v)) for v in parts.axes[0, 1])
-  np.testing.assert_allclose(intersect.hit_quadric(parts, jnp.asarray(0), origin, direction), 0.7, rtol=1e-5)
-  np.testing.assert_allclose(intersect.hit_box(parts, jnp.asarray(0), origin, direction), 0.7, rtol=1e-5)
+  ready = intersect.local(parts)
+  np.testing.assert_allclose(intersect.hit_quadric(ready, jnp.asarray(0), origin, direction), 0.7, rtol=1e-5)
+  np.testing.assert_allclose(intersect.hit_box(ready, jnp.asarray(0), origin, direction), 0.7, rtol=1e-5)
 
 
 def test_compacting_moves_the_absent_parts_back_and_says_where_each_went(scenes):
