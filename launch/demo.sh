@@ -9,6 +9,6 @@ source launch/venv.sh
 
 out=${out:-$PWD/demo/toybox}
 use_venv .
-"$venv/bin/dreamjax" toybox --out "$out"
+"$venv/bin/dreamjax" toybox --out "$out" --overwrite
 [[ -f $out/sheet.png ]] || { echo "the demo left no $out/sheet.png" >&2; exit 1; }
 echo "Look at $out/sheet.png"

@@ -17,6 +17,7 @@ from dreamjax.toybox import scene as scene_lib
 FAR = 1e4
 _NEAR = 1e-3  # hits closer than this are the surface that the ray left
 _EPS = 1e-7
+_STRIDE = 2  # parts per step of a loop: each step costs a hand-over between threads, each part more to compile
 
 T = TypeVar("T")
 Vec = tuple[Array | float, ...]  # of three
@@ -140,10 +141,13 @@ def _fold(scene: scene_lib.Scene, origin: Vec, direction: Vec, state: T, visit: 
   def sweep(parts, hit, first, last, offset, state):
     there, ready = _there(parts), local(parts)
 
-    def body(i, state):
-      return visit(state, jnp.where(there[i], hit(ready, i, origin, direction), FAR), i + offset)
+    def body(step, state):
+      for k in range(_STRIDE):
+        i = first + _STRIDE * step + k
+        state = visit(state, jnp.where(there[i] & (i < last), hit(ready, i, origin, direction), FAR), i + offset)
+      return state
 
-    return jax.lax.fori_loop(first, last, body, state)
+    return jax.lax.fori_loop(0, (last - first + _STRIDE - 1) // _STRIDE, body, state)
 
   # Absent parts behind the last one that is there are never tested, and ellipsoids in front are tested cheaply.
   quadrics, boxes = scene.quadrics, scene.boxes

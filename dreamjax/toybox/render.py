@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dreamjax.toybox import intersect, surfaces
+from dreamjax.toybox.batches import one_by_one
 from dreamjax.toybox.intersect import FAR, Vec, along, dot, normalise
 from dreamjax.toybox.noise import smoothstep
 from dreamjax.toybox.scene import Camera, Frame, Owner, Scene
@@ -251,4 +252,4 @@ def render(scene: Scene, resolution: int, supersample: int = SUPERSAMPLE) -> Fra
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def render_batch(scenes: Scene, resolution: int, supersample: int = SUPERSAMPLE) -> Frame:
   """`render` for a batch of scenes (leading axis on every leaf), one after the other in one compiled program."""
-  return jax.lax.map(lambda scene: render(scene, resolution, supersample), scenes)
+  return one_by_one(lambda scene: render(scene, resolution, supersample), scenes)

@@ -16,6 +16,7 @@ import numpy as np
 
 from dreamjax.toybox import captions, identity, render, styles, vocabulary, world
 from dreamjax.toybox import scene as scene_lib
+from dreamjax.toybox.batches import one_by_one
 from dreamjax.toybox.dice import Dice
 from dreamjax.toybox.labels import Labels
 from dreamjax.toybox.scene import Frame
@@ -146,10 +147,11 @@ def sample_labels(key: jax.Array, variety: Variety, split: str) -> Labels:
 def scenes(labels: Labels, keys: jax.Array, dial: world.Dial) -> scene_lib.Scene:
   """The scenes of a batch of labels, each seen as its key says. Jittable."""
 
-  def one(labels: Labels, key: jax.Array) -> scene_lib.Scene:
+  def one(args: tuple[Labels, jax.Array]) -> scene_lib.Scene:
+    labels, key = args
     return world.build(labels, world.sample_view(key, labels.cls, jnp.maximum(labels.other_cls, 0), dial))
 
-  return jax.vmap(one)(labels, keys)
+  return one_by_one(one, (labels, keys))
 
 
 def restyle(frames: Frame, style: Int[Array, " b"], keys: jax.Array) -> Frame:
@@ -160,7 +162,7 @@ def restyle(frames: Frame, style: Int[Array, " b"], keys: jax.Array) -> Frame:
     key = jax.random.fold_in(key, 1)
     return styles.apply_style(style, frame.rgb, frame.depth, frame.normal, frame.foreground, key)
 
-  return frames.replace(rgb=jax.lax.map(one, (frames, style, keys)))
+  return frames.replace(rgb=one_by_one(one, (frames, style, keys)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -97,7 +97,7 @@ def _mushroom(b: Builder, t: Traits, state: str) -> None:
   b.limb((-0.03, eye - 0.06, 1.05 * thick), (0.03, eye - 0.06, 1.05 * thick), 0.012, BUTTON_EYE, key="mouth")
   b.quadric((0.3, 0.1, 0.1), np.array([0.06, 0.11, 0.06]) * t.pair, cream, profile=scene.CYLINDER)
   b.quadric((0.3, 0.25, 0.1), np.array([0.15, 0.09, 0.15]) * t.pair, COAT, profile=scene.DOME)
-  b.anchor("hat", (0, stem + 0.3, 0), (0.22, 0.22, 0.22))
+  b.anchor("hat", (0, stem + t.choose(domed=0.32, pointed=0.36, flatcap=0.17), 0), (0.22, 0.22, 0.22))
   b.anchor("eyes", (0, eye, thick + 0.03), (0.075, 0.07, 0.075))
   b.anchor("neck", (0, 0.82 * stem, 0), (0.17, 0.05, 0.17))
   b.anchor("back", (0, 0.7 * stem, -0.1), (0.22, 0.22, 0.2), turn(x=-80))
