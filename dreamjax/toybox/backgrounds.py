@@ -240,7 +240,7 @@ def _tower(b: Builder, t: Traits, v: str) -> None:
   iron = Paint((0.5, 0.4, 0.32), (0.36, 0.28, 0.22), Pattern.CHECKER, (0.1, 0.0, 0.0, 0.0), gloss=0.1)
   z = -6.0
   with b.essential():
-    x = _across(0.2 + 0.35 * t.a, z)
+    x = _across(0.55 + 0.2 * t.a, z)
     for dx in (-1, 1):
       for dz in (-1, 1):
         b.limb((x + dx * 0.52, 0, z + dz * 0.5), (x + dx * 0.24, 0.7, z + dz * 0.24), 0.13, iron, taper=0.7)

@@ -1,6 +1,5 @@
 """Noise that is the same on every machine: integer hashes, no sine tricks."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -42,8 +41,3 @@ def fractal_noise(x: Array, y: Array, seed: Int[Array, ""] | int = 0, octaves: i
     total = total + amplitude * value_noise(x * scale, y * scale, seed + 101 * octave)
     amplitude = amplitude / 2
   return total / (1.0 - 0.5**octaves)
-
-
-def uniform_image(key: jax.Array, height: int, width: int) -> Float[Array, "h w"]:
-  """White noise in [0, 1), one number per pixel."""
-  return jax.random.uniform(key, (height, width))

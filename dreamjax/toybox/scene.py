@@ -16,7 +16,6 @@ from jaxtyping import Array, Bool, Float, Int
 # Profiles (a, b, c, capped) of the quadrics that the toys are made of. y runs from -1 (bottom) to 1 (top).
 ELLIPSOID = (1.0, 0.0, -1.0, 0.0)
 CYLINDER = (1.0, 0.0, 0.0, 1.0)
-TUBE = (1.0, 0.0, 0.0, 0.0)
 DOME = (0.75, -0.5, -0.25, 1.0)  # the upper half of a ball: x^2 + z^2 = 1 - ((y + 1) / 2)^2
 BARREL = (1.0, 0.0, -0.5, 1.0)
 VASE = (0.45, 0.0, 0.55, 1.0)  # waisted

@@ -4,7 +4,6 @@ An example is a pure function of (seed, index): whoever asks for it, on whatever
 same one. Resuming a run therefore needs no more than its step.
 """
 
-from collections.abc import Iterator
 import dataclasses
 import functools
 from typing import Any
@@ -214,12 +213,6 @@ class Stream:
     """`examples`, compiled once per number of indices."""
     labels, keys = _sample(self, jnp.asarray(indices))
     return _draw(labels, keys, self.variety.view, self.resolution), labels
-
-  def __iter__(self) -> Iterator[dict[str, Any]]:
-    """Examples one by one, from index 0, as numpy arrays."""
-    for index in range(1 << 31):
-      one = jax.device_get(self.batch(index, 1))
-      yield jax.tree.map(lambda x: x[0], one)
 
 
 # Sampling and building take no time worth saving, but compiling them well does.
