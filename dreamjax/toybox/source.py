@@ -79,13 +79,13 @@ class Variety:
 
   def __post_init__(self) -> None:
     """Raises ValueError for names that the vocabulary lacks and for shares outside [0, 1]."""
-    for field, words in (
-      ("classes", vocabulary.CLASSES),
-      ("contexts", vocabulary.CONTEXTS),
-      ("styles", vocabulary.STYLES),
+    for words, chosen, kind in (
+      (vocabulary.CLASSES, self.classes, "class"),
+      (vocabulary.CONTEXTS, self.contexts, "context"),
+      (vocabulary.STYLES, self.styles, "style"),
     ):
-      for name in getattr(self, field):
-        vocabulary.index(words, name, field)
+      for name in chosen:
+        vocabulary.index(words, name, kind)
     if not self.classes or not self.contexts:
       raise ValueError("a variety needs at least one class and one context")
     for field in dataclasses.fields(self):
