@@ -24,6 +24,9 @@ from dreamjax.toybox.scene import Owner, Pattern, Primitives
 _FEATURES = 12  # centre, up, right, radii: three numbers each
 _HINT = np.array([0.31, 0.17, 0.93])  # sideways direction of round limbs; anything that is parallel to none of them
 
+#: The two sides of a toy, and where each is along x.
+SIDES = (("left", 1.0), ("right", -1.0))
+
 Point = Sequence[float | int] | np.ndarray
 
 

@@ -14,6 +14,7 @@ from dreamjax.toybox.rig import (
   PRIMARY,
   ROSE,
   SECONDARY,
+  SIDES,
   Builder,
   Paint,
   Rig,
@@ -23,7 +24,6 @@ from dreamjax.toybox.rig import (
   turn,
 )  # fmt: skip
 
-_SIDES = (("left", 1.0), ("right", -1.0))
 _EAR_INSIDE = flat(0.95, 0.72, 0.72)
 _HOOF = Paint(Slot.SECONDARY, Slot.SECONDARY)
 
@@ -64,7 +64,7 @@ def _quadruped(
 
   b.quadric(at(0, 0, 0), (width, depth, length), rotation=rotation, core=True)
   b.quadric(at(0, 0.02, 0.5 * length), (1.04 * width, 1.08 * depth, 0.52 * length), rotation=rotation)
-  for side, (name, sign) in enumerate(_SIDES):
+  for side, (name, sign) in enumerate(SIDES):
     for hip, feet, which in ((0.62, pose.front, "front"), (-0.62, pose.hind, "hind")):
       joint = at(sign * 0.68 * width, -0.35 * depth, hip * length)
       dy, dz = feet[side]
@@ -82,7 +82,7 @@ def _quadruped(
 
 def _eyes(b: Builder, x: float, y: float, z: float, radius: float, squint: float = 1.0) -> None:
   """A pair of eyes and the place for glasses before them."""
-  for name, sign in _SIDES:
+  for name, sign in SIDES:
     b.quadric(
       (sign * x, y, z),
       (radius, squint * radius, 0.7 * radius),
@@ -102,7 +102,7 @@ def _dog(b: Builder, t: Traits, state: str) -> None:
     b.quadric((0, -0.32 * r, 0.75 * r + 0.45 * snout), (0.5 * r, 0.4 * r, 0.06 + 0.75 * snout), SECONDARY)
     b.quadric((0, -0.12 * r, 0.82 * r + 1.1 * snout), (0.052, 0.042, 0.04), BLACK, key="nose")
     _eyes(b, 0.42 * r, 0.26 * r, 0.78 * r, 0.062 + 0.006 * t.eyes)
-    for name, sign in _SIDES:
+    for name, sign in SIDES:
       drop = t.choose(floppy=-0.3, pricked=0.95, half=0.55)
       size = np.array([0.075, 0.14 + 0.05 * t.ear, 0.05]) + np.array([0.03, 0.0, 0.0]) * t.choose(
         floppy=1, pricked=0, half=0.5
@@ -128,13 +128,13 @@ def _cat(b: Builder, t: Traits, state: str) -> None:
 
   def head():
     b.quadric((0, 0, 0), (1.02 * r, 0.86 * r, 0.86 * r), core=True)
-    for _, sign in _SIDES:
+    for _, sign in SIDES:
       b.quadric(
         (sign * 0.2 * r, -0.34 * r, 0.72 * r), (0.27 * r, 0.2 * r, 0.24 * r), Paint(Slot.SECONDARY, Slot.SECONDARY)
       )
     b.quadric((0, -0.16 * r, 0.9 * r), (0.032, 0.024, 0.024), ROSE, key="nose")
     _eyes(b, 0.44 * r, 0.14 * r, 0.68 * r, 0.066 + 0.008 * t.eyes)
-    for name, sign in _SIDES:
+    for name, sign in SIDES:
       size = np.array([0.09, 0.11 + 0.03 * t.ear, 0.05])
       lean = turn(z=-sign * 18)
       b.quadric((sign * 0.62 * r, 0.86 * r, 0), size, profile=scene.CONE, rotation=lean, key=f"{name} ear")
@@ -161,12 +161,12 @@ def _rabbit(b: Builder, t: Traits, state: str) -> None:
 
   def head():
     b.quadric((0, 0, 0), (0.94 * r, 0.94 * r, r), core=True)
-    for _, sign in _SIDES:
+    for _, sign in SIDES:
       b.quadric((sign * 0.3 * r, -0.3 * r, 0.68 * r), (0.38 * r, 0.34 * r, 0.34 * r), SECONDARY)
     b.quadric((0, -0.1 * r, 1.0 * r), (0.034, 0.026, 0.024), ROSE, key="nose")
     b.box((0, -0.58 * r, 0.94 * r), (0.026, 0.032, 0.012), flat(0.98, 0.98, 0.96))
     _eyes(b, 0.5 * r, 0.2 * r, 0.72 * r, 0.058 + 0.008 * t.eyes)
-    for name, sign in _SIDES:
+    for name, sign in SIDES:
       size = np.array([0.062, 0.24 + 0.07 * t.ear, 0.036])
       lop = t.lop
       place = np.array([sign * (0.42 * r + 0.13 * lop), 1.05 * r + 0.14 + 0.06 * t.ear - 0.36 * lop, -0.05])
@@ -209,7 +209,7 @@ def _bird(b: Builder, t: Traits, state: str) -> None:
       )
     b.anchor("hat", (0, 0.78 * r, -0.02), (0.75 * r, 0.75 * r, 0.75 * r), turn(x=-6))
   span = 0.3 + 0.05 * t.wing
-  for name, sign in _SIDES:
+  for name, sign in SIDES:
     if flying:
       place, lean = centre + np.array([sign * (0.17 + 0.75 * span), 0.17, -0.02]), turn(z=sign * 24)
       b.quadric(place, (0.05 + span, 0.035, 0.17), ACCENT, rotation=lean, key=f"{name} wing")
@@ -241,7 +241,7 @@ def _fish(b: Builder, t: Traits, state: str) -> None:
     with b.frame((0, 0, 0.3), head=True):
       b.quadric((0, 0.0, 0.02), (0.15 + 0.02 * t.fat, 0.8 * tall, 0.17 + 0.03 * t.length), SECONDARY)
       b.quadric((0, -0.06, 0.14 + 0.06 * t.length), (0.07, 0.045, 0.05), ROSE, key="mouth")
-      for name, sign in _SIDES:
+      for name, sign in SIDES:
         b.quadric(
           (sign * (0.115 + 0.018 * t.fat), 0.06, 0.06),
           (0.07, 0.07, 0.05),
@@ -259,7 +259,7 @@ def _fish(b: Builder, t: Traits, state: str) -> None:
       )
     b.quadric((0, 0.95 * tall, -0.06), (0.028, 0.08 + 0.05 * t.fin, 0.2), ACCENT, rotation=turn(x=14), key="dorsal fin")
     b.quadric((0, -0.9 * tall, -0.1), (0.026, 0.06 + 0.03 * t.fin, 0.1), ACCENT, rotation=turn(x=-22))
-    for name, sign in _SIDES:
+    for name, sign in SIDES:
       b.quadric(
         (sign * (0.17 + 0.02 * t.fat), -0.05, 0.02),
         (0.024, 0.055, 0.13),

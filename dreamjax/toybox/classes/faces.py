@@ -3,7 +3,7 @@
 import numpy as np
 
 from dreamjax.toybox import scene, vocabulary
-from dreamjax.toybox.rig import EYE, SKIN, Builder, Paint, Rig, Slot, Traits, flat, turn
+from dreamjax.toybox.rig import EYE, SIDES, SKIN, Builder, Paint, Rig, Slot, Traits, flat, turn
 
 _HAIR = Paint(gloss=0.2)
 _FACE_SKIN = Paint(Slot.SKIN, Slot.SECONDARY, coat=True, gloss=0.12)
@@ -11,7 +11,6 @@ _SHIRT = Paint(Slot.ACCENT, Slot.ACCENT, gloss=0.05)
 _LIPS = flat(0.72, 0.3, 0.3, 0.25)
 _INSIDE = flat(0.35, 0.08, 0.1)
 _FRAME = flat(0.1, 0.1, 0.12, 0.6)
-_SIDES = (("left", 1.0), ("right", -1.0))
 
 _HAIR_STYLES = ("bald", "short", "bob", "long", "curly", "bun", "mohawk", "swept")
 
@@ -38,7 +37,7 @@ def _face(b: Builder, t: Traits, state: str) -> None:
     wide, tall = 0.255 + 0.03 * t.face_width, 0.32 + 0.03 * t.face_length
     b.quadric((0, 0.28, 0.0), (wide, tall, 0.29), _FACE_SKIN, core=True, key="face")
     b.quadric((0, 0.1 - 0.02 * t.face_length, 0.045), (0.19 + 0.04 * t.jaw, 0.16, 0.215), _FACE_SKIN, key="chin")
-    for name, sign in _SIDES:
+    for name, sign in SIDES:
       b.quadric((sign * wide, 0.26, -0.02), (0.045, 0.075 + 0.012 * t.ears, 0.05), SKIN, key=f"{name} ear")
       x = 0.105 + 0.016 * t.eye_spacing
       eye = 0.058 + 0.01 * t.eye_size

@@ -9,6 +9,7 @@ from dreamjax.toybox.rig import (
   GLASS,
   RUBBER,
   SECONDARY,
+  SIDES,
   SILVER,
   WHITE,
   WOOD,
@@ -22,7 +23,6 @@ from dreamjax.toybox.rig import (
 )  # fmt: skip
 from dreamjax.toybox.scene import Pattern
 
-_SIDES = (("left", 1.0), ("right", -1.0))
 _BODY = Paint(coat=True, gloss=0.55)
 _LAMP = flat(1.0, 0.93, 0.6, 0.8, 0.35)
 _TAIL_LAMP = flat(0.85, 0.1, 0.08, 0.7, 0.2)
@@ -55,17 +55,16 @@ def _car(b: Builder, t: Traits, state: str) -> None:
     b.limb((-0.98 * width, floor + 0.05, z + sign * 0.1), (0.98 * width, floor + 0.05, z + sign * 0.1), 0.035, SILVER)
   top = floor + 2 * tall
   middle = -0.06 + 0.05 * t.cabin
-  glass = Paint((0.35, 0.52, 0.66), (0.35, 0.52, 0.66), gloss=0.95)
-  b.box((0, top + 0.11, middle), np.array([0.24, 0.11, 0.25]) * t.boxy, glass)
+  b.box((0, top + 0.11, middle), np.array([0.24, 0.11, 0.25]) * t.boxy, GLASS)
   b.box((0, top + 0.235, middle), np.array([0.25, 0.028, 0.26]) * t.boxy, Paint(gloss=0.55))
   for z in (-0.24, 0.0, 0.24):
     b.box((0, top + 0.11, middle + z), np.array([0.246, 0.11, 0.018]) * t.boxy, Paint(gloss=0.55))
-  b.quadric((0, top - 0.02, middle), np.array([0.25, 0.26, 0.36]) * t.bubble, glass)
+  b.quadric((0, top - 0.02, middle), np.array([0.25, 0.26, 0.36]) * t.bubble, GLASS)
   b.quadric((0, top + 0.2 + 0.02 * t.roof, middle), np.array([0.17, 0.055, 0.25]) * t.bubble, Paint(gloss=0.55))
-  b.box((0, top + 0.09, middle + 0.18), np.array([0.22, 0.09, 0.014]) * t.open, glass, rotation=turn(x=-28))
+  b.box((0, top + 0.09, middle + 0.18), np.array([0.22, 0.09, 0.014]) * t.open, GLASS, rotation=turn(x=-28))
   for x in (-0.11, 0.11):
     b.box((x, top + 0.05, middle - 0.08), np.array([0.08, 0.1, 0.03]) * t.open, Paint(Slot.ACCENT, Slot.ACCENT))
-  for name, sign in _SIDES:
+  for name, sign in SIDES:
     for z, which in ((0.62, "front"), (-0.62, "rear")):
       _wheel(b, (sign * (width + 0.01), wheel, z * half), wheel, f"{name} {which} wheel")
     b.quadric(
@@ -112,7 +111,7 @@ def _truck(b: Builder, t: Traits, state: str) -> None:
     b.box((sign * 0.26, floor + 0.2, back), np.array([0.02, 0.16, 0.4]) * t.tipper, load)
     b.box((0, floor + 0.2, back + sign * 0.39), np.array([0.26, 0.16, 0.02]) * t.tipper, load)
   b.quadric((0, floor + 0.24, back), np.array([0.23, 0.2, 0.34]) * t.tipper, flat(0.55, 0.38, 0.22, 0.05))
-  for name, sign in _SIDES:
+  for name, sign in SIDES:
     x = sign * width
     _wheel(b, (x, wheel, 0.38), wheel, f"{name} front wheel")
     _wheel(b, (x, wheel, back + 0.12), wheel)
@@ -155,7 +154,7 @@ def _boat(b: Builder, t: Traits, state: str) -> None:
   for z in (-0.16, 0.0, 0.1):
     for sign in (1, -1):
       b.quadric((sign * 0.15, deck + 0.14, z), np.array([0.012, 0.045, 0.045]) * t.steam, _PORTHOLE)
-  for name, sign in _SIDES:
+  for name, sign in SIDES:
     b.quadric((sign * 0.8 * width, 0.62 * deck, 0.55 * half), (0.05, 0.06, 0.06), SILVER, key=f"{name} porthole")
     b.quadric((sign * 0.84 * width, 0.62 * deck, 0.1 * half), (0.045, 0.05, 0.05), SILVER)
   b.ball((0, deck + 0.03, 0.94 * half), 0.05, SECONDARY, key="bow")
@@ -180,7 +179,7 @@ def _plane(b: Builder, t: Traits, state: str) -> None:
     low = t.choose(single=-0.04, double=-0.08)
     b.quadric((0, low, 0.1), (span, 0.028, 0.15 + 0.02 * t.chord), ACCENT, key="wing")
     b.quadric((0, 0.3, 0.12), np.array([0.5, 0.026, 0.15]) * t.double, ACCENT)
-    for name, sign in _SIDES:
+    for name, sign in SIDES:
       b.limb((sign * 0.32, -0.04, 0.12), (sign * 0.32, 0.3, 0.12), 0.014 * t.double, WOOD)
       b.quadric((sign * 0.16, 0.02, -0.86 * half), (0.17, 0.02, 0.09), ACCENT, key=f"{name} tail wing")
       b.limb((sign * 0.1, -0.1, 0.22), (sign * 0.15, -0.27, 0.24), 0.018, SILVER)
@@ -231,7 +230,7 @@ def _robot(b: Builder, t: Traits, state: str) -> None:
       flat(*colour, 0.6, 0.5),
     )
   neck = hip + 2 * tall
-  for name, sign in _SIDES:
+  for name, sign in SIDES:
     foot = {
       "sitting": np.array([sign * 0.13, 0.06, 0.42]),
       "running": np.array([sign * 0.1, 0.06 + 0.1 * (sign < 0), 0.24 * sign]),
@@ -259,7 +258,7 @@ def _robot(b: Builder, t: Traits, state: str) -> None:
     b.box((0, 0, 0), (head_half[0] - 0.2 * t.dome, head_half[1], head_half[2]), metal)
     b.quadric((0, 0.0, 0), np.array([0.2, 0.14, 0.17]) * t.dome, metal, profile=scene.DOME)
     glow = Paint(Slot.EYE, Slot.EYE, gloss=0.6, glow=0.55)
-    for name, sign in _SIDES:
+    for name, sign in SIDES:
       b.quadric(
         (sign * 0.075, 0.01, 0.145), (0.046 + 0.006 * t.eyes, 0.046 + 0.006 * t.eyes, 0.03), glow, key=f"{name} eye"
       )
