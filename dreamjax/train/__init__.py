@@ -1,6 +1,5 @@
-"""The one training loop and the one pure step, with state, optimisers, sharding, checkpoints and logs.
+"""Training: one pure step, one loop around it. Methods differ in their data, their trainable subtree and their loss.
 
-Gradients run over the theta only; the generator's weights are frozen arguments of the jitted step. Methods differ in
-their data, their trainable subtree and their loss, never in the loop. The room stands on `dreamjax.data` and what is
-below it.
+`state.py` holds what changes, `step.py` changes it, `optimizer.py` says how, `loop.py` repeats that, `checkpoints.py`
+and `logs.py` keep what came of it.
 """

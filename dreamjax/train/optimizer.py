@@ -1,0 +1,106 @@
+"""Optimizers from a config: AdamW with a schedule, clipping, learning rates by name, and a moving average of theta."""
+
+import re
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from dreamjax.train.state import path
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """The fields that `make_optimizer` reads.
+
+  learning_rate: the highest one; warmup: steps of linear increase to it; decay: "cosine" to zero at the last step, or
+  "constant"; b1, b2, weight_decay (of matrices and kernels, not of vectors): AdamW's; clip: largest global norm of the
+  gradient; ema: decay of theta's moving average, 0 for none; multipliers: pairs (regex, factor) for learning rates by
+  name, of which the first that matches a parameter's path counts.
+  """
+  return ml_collections.ConfigDict({
+    "learning_rate": 1e-3, "warmup": 100, "decay": "cosine", "b1": 0.9, "b2": 0.99, "weight_decay": 0.01,
+    "clip": 1.0, "ema": 0.999, "multipliers": (),
+  })  # fmt: skip
+
+
+def make_optimizer(config: ml_collections.ConfigDict, theta: Any, steps: int) -> optax.GradientTransformation:
+  """Builds the optimizer that a config describes.
+
+  Args:
+    config: see `default_config`.
+    theta: the trainable parameters, or their shapes.
+    steps: how many updates there will be.
+
+  Raises:
+    ValueError: for an unknown decay, or a multiplier that matches no parameter.
+  """
+  if config.decay not in ("cosine", "constant"):
+    raise ValueError(f"decay must be 'cosine' or 'constant', not {config.decay!r}")
+  warmup = min(config.warmup, max(steps - 1, 0))
+  if config.decay == "cosine":
+    schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, max(steps, warmup + 1))
+  else:
+    rise = optax.linear_schedule(0.0, config.learning_rate, warmup)
+    schedule = optax.join_schedules([rise, optax.constant_schedule(config.learning_rate)], [warmup])
+  matrices = jax.tree.map(lambda x: x.ndim > 1, theta)
+  parts = [
+    optax.clip_by_global_norm(config.clip),
+    optax.scale_by_adam(config.b1, config.b2),
+    optax.add_decayed_weights(config.weight_decay, matrices),
+    optax.scale_by_learning_rate(schedule),
+  ]
+  if config.multipliers:
+    factors = _factors(config.multipliers, theta)
+    parts.append(optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, factors)))
+  if config.ema:
+    parts.append(_moving_average(config.ema))
+  return optax.chain(*parts)
+
+
+def _factors(multipliers: Any, theta: Any) -> Any:
+  """The factor of each leaf: that of the first expression that matches its path, 1 if none does."""
+  used = set()
+
+  def factor(keys, _) -> float:
+    for expression, value in multipliers:
+      if re.search(expression, path(keys)):
+        used.add(expression)
+        return float(value)
+    return 1.0
+
+  factors = jax.tree_util.tree_map_with_path(factor, theta)
+  if idle := [expression for expression, _ in multipliers if expression not in used]:
+    raise ValueError(f"no parameter's path is first matched by {', '.join(map(repr, idle))}")
+  return factors
+
+
+class MovingAverage(NamedTuple):
+  """The moving average of theta, in the optimizer's state so that it is saved and placed as that is."""
+
+  count: jax.Array
+  average: Any
+
+
+def _moving_average(decay: float) -> optax.GradientTransformation:
+  """Changes nothing, but averages theta; the decay rises to its value as (1 + n) / (10 + n)."""
+
+  def init(theta: Any) -> MovingAverage:
+    return MovingAverage(jnp.zeros((), jnp.int32), jax.tree.map(jnp.array, theta))
+
+  def update(updates: Any, state: MovingAverage, theta: Any) -> tuple[Any, MovingAverage]:
+    n = state.count.astype(jnp.float32)
+    keep = jnp.minimum(decay, (1.0 + n) / (10.0 + n))
+    new = optax.apply_updates(theta, updates)
+    average = jax.tree.map(lambda a, x: (keep * a + (1.0 - keep) * x).astype(a.dtype), state.average, new)
+    return updates, MovingAverage(state.count + 1, average)
+
+  return optax.GradientTransformation(init, update)
+
+
+def averaged(state: Any) -> Any:
+  """The moving average of a `TrainState`'s theta, or theta itself if none is kept."""
+  is_average = lambda x: isinstance(x, MovingAverage)  # noqa: E731
+  found = [x for x in jax.tree.leaves(state.opt_state, is_leaf=is_average) if is_average(x)]
+  return found[0].average if found else state.theta

@@ -1,0 +1,36 @@
+"""What a training changes, and what it only reads."""
+
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+import optax
+
+
+@struct.dataclass
+class TrainState:
+  """The state of a training.
+
+  Attributes:
+    step: how many updates were made.
+    theta: the trainable parameters; nothing else is differentiated.
+    frozen: what the loss reads besides, such as a pretrained generator; None if there is nothing.
+    opt_state: the optimizer's, with the moving average of theta in it.
+  """
+
+  step: Int[Array, ""]
+  theta: Any
+  frozen: Any
+  opt_state: Any
+
+  @classmethod
+  def create(cls, theta: Any, tx: optax.GradientTransformation, frozen: Any = None) -> "TrainState":
+    """The state before the first update."""
+    return cls(step=jnp.zeros((), jnp.int32), theta=theta, frozen=frozen, opt_state=tx.init(theta))
+
+
+def path(keys: tuple[Any, ...]) -> str:
+  """A leaf's path in a tree as one string, such as "encoder/block_0/kernel"."""
+  return jax.tree_util.keystr(keys, simple=True, separator="/")

@@ -1,0 +1,148 @@
+"""The step, the optimizer, the loop and its checkpoints, on a problem small enough to check by hand."""
+
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dreamjax.train.checkpoints import Checkpoints
+from dreamjax.train.loop import fit
+from dreamjax.train.optimizer import averaged, default_config, make_optimizer
+from dreamjax.train.state import TrainState
+from dreamjax.train.step import make_step
+
+STEPS = 12
+
+
+def network():
+  return nn.Sequential([nn.Dense(8), nn.gelu, nn.Dense(1)])
+
+
+def loss(theta, frozen, batch, key):
+  x = batch["x"] + 0.1 * jax.random.normal(key, batch["x"].shape)
+  error = network().apply(theta, x)[:, 0] + frozen["offset"] - batch["y"]
+  return jnp.mean(error**2), {"bias": jnp.mean(error)}
+
+
+def batches(i):
+  draw = np.random.default_rng(i)
+  x = draw.normal(size=(4, 3)).astype(np.float32)
+  return {"x": x, "y": x.sum(1)}
+
+
+def config(**fields):
+  made = default_config()
+  made.update({"warmup": 2, **fields})
+  return made
+
+
+def begin(**fields):
+  theta = network().init(jax.random.key(0), jnp.zeros((1, 3)))
+  tx = make_optimizer(config(**fields), theta, STEPS)
+  return make_step(loss, tx, seed=0), TrainState.create(theta, tx, {"offset": jnp.asarray(0.5)})
+
+
+def same(a, b):
+  jax.tree.map(np.testing.assert_array_equal, *(jax.device_get((s.step, s.theta, s.opt_state)) for s in (a, b)))
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+  step, state = begin()
+  folder = tmp_path_factory.mktemp("straight")
+  return folder, fit(step, state, batches, steps=STEPS, workdir=folder, log_every=3, save_every=6)
+
+
+def test_a_training_learns_and_logs(straight):
+  folder, state = straight
+  lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+  assert [line["step"] for line in lines] == [3, 6, 9, 12] and int(state.step) == STEPS
+  assert set(lines[0]) == {"step", "loss", "bias", "gradient_norm", "update_norm", "steps_per_second"}
+
+
+def test_a_resumed_training_ends_as_one_that_ran_through(straight, tmp_path):
+  step, state = begin()
+  fit(step, state, batches, steps=6, workdir=tmp_path, log_every=3, save_every=6)
+  step, state = begin()
+  same(fit(step, state, batches, steps=STEPS, workdir=tmp_path, log_every=3, save_every=6), straight[1])
+
+
+def test_the_frozen_part_is_as_it_was(straight):
+  assert float(straight[1].frozen["offset"]) == 0.5
+
+
+def test_a_checkpoint_of_another_model_is_refused(straight, tmp_path):
+  folder, _ = straight
+  theta = {"params": {"w": jnp.zeros(3)}}
+  with (
+    Checkpoints(folder / "checkpoints") as checkpoints,
+    pytest.raises(ValueError, match="another model or optimizer"),
+  ):
+    checkpoints.restore(TrainState.create(theta, optax.sgd(0.1)))
+
+
+def test_the_loop_stops_where_a_number_is_not_finite(tmp_path):
+  step, state = begin()
+
+  def poisoned(i):
+    batch = batches(i)
+    return batch | {"y": batch["y"] * np.float32(np.nan if i == 7 else 1)}
+
+  with pytest.raises(FloatingPointError, match=r"loss.* at step 8; the last good checkpoint is that of step 6"):
+    fit(step, state, poisoned, steps=STEPS, workdir=tmp_path, log_every=3, save_every=6)
+  with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+    assert checkpoints.latest() == 6
+
+
+def test_what_is_measured_beside_checkpoints_is_logged(tmp_path):
+  step, state = begin()
+  fit(step, state, batches, steps=4, workdir=tmp_path, log_every=9, save_every=2, inspect=lambda s: {"at": int(s.step)})
+  lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+  assert [line["at"] for line in lines if "at" in line] == [2, 4]
+
+
+def test_the_optimizer_is_adamw_as_optax_has_it():
+  theta = {"w": jnp.linspace(-1.0, 1.0, 6).reshape(2, 3), "b": jnp.ones(3)}
+  ours = make_optimizer(config(decay="constant", warmup=0, clip=1e9, ema=0.0), theta, STEPS)
+  with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    theirs = optax.adamw(1e-3, 0.9, 0.99, weight_decay=0.01, mask={"w": True, "b": False})
+    states, thetas = [tx.init(theta) for tx in (ours, theirs)], [theta, theta]
+    for i in range(3):
+      gradient = jax.tree.map(lambda x, i=i: x * (i + 1.0), theta)
+      for j, tx in enumerate((ours, theirs)):
+        updates, states[j] = tx.update(gradient, states[j], thetas[j])
+        thetas[j] = optax.apply_updates(thetas[j], updates)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), *thetas)
+
+
+def test_learning_rates_by_name():
+  theta = {"text": {"w": jnp.ones((2, 2))}, "image": {"w": jnp.ones((2, 2))}}
+  with jax.numpy_dtype_promotion("standard"):
+    tx = make_optimizer(config(multipliers=(("^text/", 0.1),), warmup=0, decay="constant", weight_decay=0.0), theta, 9)
+    updates, _ = tx.update(theta, tx.init(theta), theta)
+  np.testing.assert_allclose(updates["text"]["w"], 0.1 * updates["image"]["w"], rtol=1e-6)
+  with pytest.raises(ValueError, match="'adapter'"):
+    make_optimizer(config(multipliers=(("adapter", 0.1),)), theta, 9)
+
+
+def test_an_unknown_decay_is_refused():
+  with pytest.raises(ValueError, match="linear"):
+    make_optimizer(config(decay="linear"), {"w": jnp.ones(2)}, 9)
+
+
+def test_the_moving_average_is_that_of_all_thetas_so_far():
+  theta = {"w": jnp.zeros(2)}
+  tx = make_optimizer(config(ema=0.9, warmup=0, decay="constant"), theta, STEPS)
+  state = TrainState.create(theta, tx)
+  step = jax.jit(make_step(lambda t, f, b, k: (jnp.sum((t["w"] - 3.0) ** 2), {}), tx, 0))
+  expected = np.zeros(2)
+  for n in range(5):
+    state, _ = step(state, None)
+    keep = min(0.9, (1 + n) / (10 + n))
+    expected = keep * expected + (1 - keep) * np.asarray(state.theta["w"])
+  np.testing.assert_allclose(averaged(state)["w"], expected, rtol=1e-5)
+  assert averaged(state.replace(opt_state=())) is state.theta
