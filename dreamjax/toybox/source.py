@@ -97,9 +97,9 @@ def _weights(names: tuple[str, ...], words: tuple[str, ...]) -> np.ndarray:
   return np.array([float(word in names) for word in words], np.float32)
 
 
-def sample_labels(key: jax.Array, variety: Variety, split: str) -> Labels:
-  """What a random picture of a split shows (scalars; `jax.vmap` it over keys)."""
-  dice = Dice(key, 24)
+def sample_labels(key: jax.Array, subject_key: jax.Array, variety: Variety, split: str) -> Labels:
+  """What a random picture of a split shows (scalars; `jax.vmap` it over keys). `subject_key` alone fixes whom."""
+  dice, whose = Dice(key, 24), Dice(subject_key, 24)
   allowed = _weights(variety.classes, vocabulary.CLASSES)[:, None] * _weights(variety.contexts, vocabulary.CONTEXTS)
   allowed = allowed * (_HELD_OUT if split == "combinations" else ~_HELD_OUT)
   if not allowed.any():
@@ -107,13 +107,16 @@ def sample_labels(key: jax.Array, variety: Variety, split: str) -> Labels:
       f"the split {split!r} holds no combination of classes {variety.classes} and contexts {variety.contexts}"
     )
   table = jnp.asarray(allowed)
-  cls = dice.weighted(jnp.max(table, axis=1))
+  cls = whose.weighted(jnp.max(table, axis=1))
+  whose.unit(2), dice.unit()  # so that one key for both rolls as one pair of dice would
   context = dice.weighted(table[cls])
   other_cls = dice.weighted(table[:, context])
 
   first, count = (TRAIN_SUBJECTS, HELD_OUT_SUBJECTS) if split == "subjects" else (0, TRAIN_SUBJECTS)
   count = count if variety.subjects is None else min(count, variety.subjects)
-  subject, other_subject = first + dice.index(count), first + dice.index(count)
+  subject = first + whose.index(count)
+  dice.unit()
+  other_subject = first + dice.index(count)
   who, other = (identity.identity(c, s) for c, s in ((cls, subject), (other_cls, other_subject)))
 
   in_split = _IS_HELD_OUT_STYLE if split == "styles" else ~_IS_HELD_OUT_STYLE
@@ -173,24 +176,26 @@ class Stream:
     split: "train", or what it holds out: "subjects", "combinations", "styles".
     variety: how varied the pictures are.
     resolution: height and width in pixels.
+    photos: how many examples in a row show the same subject, each in its own way.
   """
 
   seed: int = 0
   split: str = "train"
   variety: Variety = Variety()
   resolution: int = 64
+  photos: int = 1
 
   def __post_init__(self) -> None:
-    """Raises ValueError for an unknown split and a resolution below 1."""
+    """Raises ValueError for an unknown split, and a resolution or number of photos below 1."""
     vocabulary.index(SPLITS, self.split, "split")
-    if self.resolution < 1:
-      raise ValueError(f"resolution must be at least 1, not {self.resolution}")
+    if self.resolution < 1 or self.photos < 1:
+      raise ValueError(f"resolution and photos must be at least 1, not {self.resolution} and {self.photos}")
 
   def labels(self, indices: Int[Array, " b"]) -> Labels:
     """What the examples with these indices show. Jittable, and cheap: nothing is drawn."""
-    return jax.vmap(lambda key: sample_labels(jax.random.fold_in(key, 0), self.variety, self.split))(
-      self._keys(indices)
-    )
+    keys, firsts = self._keys(indices), self._keys(indices - indices % self.photos)
+    keys, firsts = (jax.vmap(lambda key: jax.random.fold_in(key, 0))(k) for k in (keys, firsts))
+    return jax.vmap(lambda key, first: sample_labels(key, first, self.variety, self.split))(keys, firsts)
 
   def examples(self, indices: Int[Array, " b"]) -> tuple[Frame, Labels]:
     """The examples with these indices. Jittable."""
