@@ -1,0 +1,67 @@
+"""Captioned and labelled pictures that fit on a disk but not in memory, with random access."""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+  """A data set to train encoders on.
+
+  Attributes:
+    images: [n, h, w, 3] bytes, in as many pieces as there are files.
+    captions: the captions of the examples with these indices.
+    labels: what the pictures show, n indices into `words` by name; -1 is unknown.
+    words: the names that labels are indices of.
+    subjects: [n], equal where two pictures show the same subject.
+  """
+
+  images: tuple[np.ndarray, ...]
+  captions: Callable[[np.ndarray], list[str]]
+  labels: Mapping[str, np.ndarray]
+  words: Mapping[str, tuple[str, ...]]
+  subjects: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.subjects)
+
+  def pictures(self, indices: np.ndarray) -> np.ndarray:
+    """The pictures with these indices, [b, h, w, 3] bytes."""
+    starts = np.cumsum([0, *(len(part) for part in self.images)])
+    part = np.searchsorted(starts, indices, side="right") - 1
+    return np.stack([self.images[p][i - starts[p]] for p, i in zip(part, indices, strict=True)])
+
+  @staticmethod
+  def join(parts: Sequence["Examples"]) -> "Examples":
+    """The examples of all parts, one after the other; no subject is in two of them."""
+    ends = np.cumsum([len(part) for part in parts])
+    tops = np.cumsum([0, *(part.subjects.max() + 1 for part in parts)])
+
+    def captions(indices: np.ndarray) -> list[str]:
+      which = np.searchsorted(ends, indices, side="right")
+      starts = ends - [len(part) for part in parts]
+      return [parts[p].captions(np.array([i - starts[p]]))[0] for p, i in zip(which, indices, strict=True)]
+
+    return Examples(
+      images=tuple(piece for part in parts for piece in part.images),
+      captions=captions,
+      labels={name: np.concatenate([part.labels[name] for part in parts]) for name in parts[0].labels},
+      words=parts[0].words,
+      subjects=np.concatenate([part.subjects + top for part, top in zip(parts, tops[:-1], strict=True)]),
+    )
+
+
+def epochs(n: int, size: int, seed: int) -> Callable[[int], np.ndarray]:
+  """Batches of indices below n, shuffled anew in every epoch; batch i is a pure function of (seed, i)."""
+  per_epoch = n // size
+  if per_epoch < 1:
+    raise ValueError(f"a batch of {size} cannot be drawn from {n} examples")
+
+  def batch(i: int) -> np.ndarray:
+    epoch, place = divmod(i, per_epoch)
+    order = np.random.default_rng((seed, epoch)).permutation(n)
+    return order[place * size : (place + 1) * size]
+
+  return batch

@@ -1,0 +1,55 @@
+import pathlib
+
+import numpy as np
+import pytest
+
+from dreamjax.data import tokenizer as tokenizers
+from dreamjax.data.tokenizer import Tokenizer
+
+LINES = ["a red dog on the beach", "a blue cat in the snow", "a red cat wearing a hat", "what is said often"] * 30
+
+
+@pytest.fixture(scope="module")
+def trained():
+  return tokenizers.train(LINES, 340)
+
+
+def test_any_text_is_encoded_and_read_back(trained):
+  for text in ("a red dog", "A photo of a zebra, 4k!", "naïve café", "日本語 🙂", "x" * 30, "tabs\tand <unk> signs"):
+    ids = trained(text)["input_ids"]
+    assert trained.unk_token_id not in ids or "<unk>" in text
+    assert trained.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) == text.replace(
+      "<unk>", ""
+    )
+
+
+def test_frequent_words_are_single_pieces_and_others_are_not(trained):
+  assert trained.tokenize("a red dog") == ["▁a", "▁red", "▁dog"]
+  assert len(trained.tokenize("zebra")) > 1
+
+
+def test_the_vocabulary_has_the_size_asked_for_and_t5s_special_tokens(trained):
+  assert len(trained) <= 340
+  assert [trained.convert_tokens_to_ids(piece) for piece in tokenizers.SPECIAL] == [0, 1, 2]
+
+
+def test_rows_are_padded_and_cut_before_the_end_token(trained):
+  ids, mask = Tokenizer(trained, 5)(["a red dog", "a red dog on the beach in the snow", ""])
+  assert ids.shape == mask.shape == (3, 5) and ids.dtype == np.int32
+  assert ids[0, 3] == trained.eos_token_id and ids[0, 4] == trained.pad_token_id
+  assert ids[1, 4] == trained.eos_token_id
+  np.testing.assert_array_equal(mask.sum(1), [4, 5, 1])
+  np.testing.assert_array_equal(mask, ids != trained.pad_token_id)
+
+
+def test_a_saved_tokenizer_is_loaded_again(trained, tmp_path: pathlib.Path):
+  trained.save_pretrained(tmp_path)
+  again = Tokenizer.load(tmp_path, 8)
+  texts = ["a red dog", "naïve café 🙂"]
+  np.testing.assert_array_equal(again(texts)[0], Tokenizer(trained, 8)(texts)[0])
+  assert again.pieces("a red dog") == ["▁a", "▁red", "▁dog"]
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: pathlib.Path):
+  with pytest.raises((OSError, ValueError)):
+    Tokenizer.load(tmp_path, 8)
