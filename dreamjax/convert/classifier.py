@@ -1,0 +1,36 @@
+"""Classifiers in a layout of dreamjax's own: no one else has them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dreamjax.convert.table import Row, Setting, Table, read_settings, write_settings
+from dreamjax.models.classifier import Classifier
+
+_PATHS = (
+  "stem/kernel", "stem/bias", "block_{}_{}/norm_{}/scale", "block_{}_{}/norm_{}/bias", "block_{}_{}/conv_{}/kernel",
+  "block_{}_{}/around/kernel", "norm/scale", "norm/bias", "head_{}/kernel", "head_{}/bias",
+)  # fmt: skip
+
+TABLE = Table(rows=tuple(Row(path.replace("/", "."), path) for path in _PATHS))
+
+SETTINGS = (Setting("image_size", 64, "image"), Setting("widths", None, "widths"), Setting("blocks", None, "blocks"))
+
+
+def read(config: dict[str, Any]) -> Classifier:
+  """The module that a `config.json` describes."""
+  fields = read_settings(SETTINGS, config)
+  heads = {name: tuple(words) for name, words in config["heads"].items()}
+  return Classifier(heads=heads, **{**fields, "widths": tuple(fields["widths"])})
+
+
+def write(module: Classifier) -> dict[str, Any]:
+  """The `config.json` of a module."""
+  heads = {name: list(words) for name, words in module.heads.items()}
+  return {"model_type": "dreamjax_classifier", **write_settings(SETTINGS, module), "heads": heads}
+
+
+def inputs(module: Classifier) -> tuple[jax.ShapeDtypeStruct]:
+  """What the module can be initialised with."""
+  return (jax.ShapeDtypeStruct((1, module.image, module.image, 3), jnp.float32),)

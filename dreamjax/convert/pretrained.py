@@ -1,0 +1,146 @@
+"""Folders in transformers' layout, `config.json` beside safetensors: ours to read and to write, theirs as well."""
+
+from collections.abc import Callable
+import json
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+from flax import linen as nn
+from flax.traverse_util import flatten_dict
+import huggingface_hub
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from dreamjax.convert import classifier, clip, t5, vit
+from dreamjax.convert.table import Table
+from dreamjax.models.classifier import Classifier
+from dreamjax.models.clip import CLIP, TextTower, VisionTower
+from dreamjax.models.t5 import T5Encoder
+from dreamjax.models.vit import ViT
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"  # of weights in several files
+_HUB_FILES = ("*.json", WEIGHTS, "model-*-of-*.safetensors", "*.model", "*.txt")  # *.model and *.txt: tokenizers
+
+
+class _Kind(NamedTuple):
+  module: type[nn.Module]
+  table: Table
+  read: Callable[[dict[str, Any]], nn.Module]
+  write: Callable[[Any], dict[str, Any]]
+  inputs: Callable[[Any], tuple[jax.ShapeDtypeStruct, ...]]
+
+
+KINDS = {
+  "clip": _Kind(CLIP, clip.TABLE, clip.read, clip.write, clip.inputs),
+  "clip_text_model": _Kind(TextTower, clip.TEXT_TABLE, clip.read_text, clip.write_text, clip.text_inputs),
+  "clip_vision_model": _Kind(VisionTower, clip.VISION_TABLE, clip.read_vision, clip.write_vision, clip.vision_inputs),
+  "dreamjax_classifier": _Kind(Classifier, classifier.TABLE, classifier.read, classifier.write, classifier.inputs),
+  "t5": _Kind(T5Encoder, t5.TABLE, t5.read, t5.write, t5.inputs),
+  "vit": _Kind(ViT, vit.TABLE, vit.read, vit.write, vit.inputs),
+}
+
+
+def load(name: str | os.PathLike[str], dtype: Any = np.float32) -> tuple[nn.Module, dict[str, Any]]:
+  """A model with its weights.
+
+  Args:
+    name: a folder, or else the name of a model on the Hugging Face hub.
+    dtype: of the weights.
+
+  Returns:
+    The module and its tree of parameters, for `module.apply({"params": params}, ...)`. They are numpy arrays: where
+    they are to live is for the caller to say, by one `jax.device_put`.
+
+  Raises:
+    FileNotFoundError: if there is no such model, or a file of it is missing.
+    ValueError: if the model is of a kind that is not known, or its weights do not fit it.
+  """
+  folder = _locate(name)
+  config = json.loads(_existing(folder / CONFIG).read_text())
+  if (model_type := config.get("model_type")) not in KINDS:
+    known = ", ".join(KINDS)
+    raise ValueError(f"{folder / CONFIG} describes a model of type {model_type!r}; the known ones are {known}")
+  kind = KINDS[model_type]
+  files = _tensor_files(folder)
+
+  def read(key: str) -> np.ndarray:
+    with safetensors.safe_open(files[key], "np") as file:
+      return file.get_tensor(key)
+
+  try:
+    module = kind.read(config)
+    return module, kind.table.to_ours(_shapes(kind, module), files, read, dtype)
+  except ValueError as error:
+    raise ValueError(f"{folder}: {error}") from error
+
+
+def save(folder: pathlib.Path, module: nn.Module, params: dict[str, Any], dtype: Any = np.float16) -> None:
+  """Writes a model so that `load` finds it, and so does `from_pretrained` of transformers.
+
+  Args:
+    folder: made where missing; what model is in it gets replaced.
+    module: the model.
+    params: its parameters.
+    dtype: in which they are stored.
+
+  Raises:
+    ValueError: if there is no layout for the module, or the parameters are not its own, or `dtype` cannot hold them.
+  """
+  kind = next((kind for kind in KINDS.values() if type(module) is kind.module), None)
+  if kind is None:
+    known = ", ".join(kind.module.__name__ for kind in KINDS.values())
+    raise ValueError(f"no layout is known for {type(module).__name__}, only for {known}")
+  config = kind.write(module)
+  own, given = (
+    {(path, np.shape(leaf)) for path, leaf in flatten_dict(tree, sep="/").items()}
+    for tree in (_shapes(kind, module), params)
+  )
+  if own != given:
+    lists = {"its own": own - given, "given": given - own}
+    problem = "; ".join(f"{what}: {', '.join(f'{p} {s}' for p, s in sorted(leaves))}" for what, leaves in lists.items())
+    raise ValueError(f"the parameters are not those of the module; {problem}")
+  tensors = kind.table.to_theirs(params, dtype)
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+  # Transformers looks for the format, and "pt" is what it takes for its own layout.
+  safetensors.numpy.save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def _shapes(kind: _Kind, module: nn.Module) -> dict[str, Any]:
+  return jax.eval_shape(module.init, jax.random.key(0), *kind.inputs(module))["params"]
+
+
+def _locate(name: str | os.PathLike[str]) -> pathlib.Path:
+  """The folder, downloaded where need be."""
+  if pathlib.Path(name).is_dir():
+    return pathlib.Path(name)
+  try:
+    return pathlib.Path(huggingface_hub.snapshot_download(os.fspath(name), allow_patterns=_HUB_FILES))
+  except (OSError, huggingface_hub.errors.HFValidationError) as error:
+    problem = f"there is no folder {name}, nor could a model of that name be had from the Hugging Face hub"
+    raise FileNotFoundError(f"{problem}: {error}") from error
+
+
+def _existing(path: pathlib.Path) -> pathlib.Path:
+  if not path.is_file():
+    raise FileNotFoundError(f"{path.parent} holds no {path.name}")
+  return path
+
+
+def _tensor_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+  """For each tensor the file that holds it."""
+  if (folder / WEIGHTS).is_file():
+    with safetensors.safe_open(folder / WEIGHTS, "np") as file:
+      return dict.fromkeys(file.keys(), folder / WEIGHTS)
+  if (folder / INDEX).is_file():
+    index = json.loads((folder / INDEX).read_text())["weight_map"]
+    return {key: _existing(folder / file) for key, file in index.items()}
+  raise FileNotFoundError(
+    f"{folder} holds neither {WEIGHTS} nor {INDEX}. A pytorch_model.bin can run code when it is read, so it is not: "
+    f'convert it where torch is installed, by transformers.AutoModel.from_pretrained(...).save_pretrained("{folder}")'
+  )

@@ -1,0 +1,63 @@
+"""The vision transformer with a class token, as DINO trains it.
+
+"Emerging Properties in Self-Supervised Vision Transformers" (Caron et al., 2021), section 3.2 and table 1; the network
+is that of `dreamjax.models.transformer`, with a layer norm behind the last block.
+"""
+
+from typing import Any
+
+from flax import linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from dreamjax.models.transformer import Block, PatchTokens, layer_norm
+
+
+class ViT(nn.Module):
+  """Pictures to tokens.
+
+  Attributes:
+    image: side of the pictures; position embeddings are not interpolated to any other.
+    patch: side of a patch.
+    width: channels of a token.
+    depth: blocks.
+    heads: attention heads per block.
+    mlp: width of the mlp's hidden layer.
+    eps: of the layer norms.
+    dtype: in which matrix products are computed; the rest is float32.
+  """
+
+  image: int
+  patch: int
+  width: int
+  depth: int
+  heads: int
+  mlp: int
+  eps: float = 1e-6
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b n d"], dict[str, Any]]:
+    """Encodes pictures.
+
+    Args:
+      images: normalised as the weights expect it.
+
+    Returns:
+      The tokens after the last layer norm, the class token first, and intermediates: "hidden", a tuple of what enters
+      the first block and of what each block returns.
+
+    Raises:
+      ValueError: if the pictures are of another size than `image`.
+    """
+    tokens = PatchTokens(self.image, self.patch, self.width, use_bias=True, std=0.02, dtype=self.dtype, name="embed")
+    hidden = [tokens(images)]
+    for i in range(self.depth):
+      block = Block(self.heads, self.mlp, self.eps, dtype=self.dtype, name=f"block_{i}")
+      hidden.append(block(hidden[-1]))
+    return layer_norm(self.eps, "norm")(hidden[-1]), {"hidden": tuple(hidden)}
+
+
+# Table 1, ViT-S/16. The norms' epsilon is that of DINO's code.
+DINO_S_16 = ViT(image=224, patch=16, width=384, depth=12, heads=6, mlp=1536)

@@ -1,0 +1,240 @@
+"""Folders in transformers' layout: read by us what they wrote, by them what we wrote, and refused what is broken."""
+
+import json
+
+from flax import linen as nn
+import huggingface_hub
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from dreamjax.convert import pretrained
+from dreamjax.models.clip import CLIP, TextTower, VisionTower
+from dreamjax.models.t5 import T5Encoder
+from dreamjax.models.vit import ViT
+
+VISION = VisionTower(image=8, patch=4, width=16, depth=1, heads=2, mlp=24, projection=12)
+TEXT = TextTower(vocab=50, length=9, width=16, depth=1, heads=2, mlp=24, projection=12, eos=49)
+MODULES = {
+  "CLIPModel": CLIP(VISION, TEXT),
+  "CLIPTextModel": TEXT.clone(projection=None, activation="gelu"),
+  "CLIPTextModelWithProjection": TEXT,
+  "CLIPVisionModel": VISION.clone(projection=None, eps=1e-4),
+  "CLIPVisionModelWithProjection": VISION,
+  "T5EncoderModel": T5Encoder(vocab=50, width=16, head_width=4, heads=3, mlp=24, depth=2, buckets=8, max_distance=9),
+  "ViTModel": ViT(image=8, patch=4, width=16, depth=1, heads=2, mlp=24),
+}
+MODULE = MODULES["ViTModel"]
+
+
+def kind_of(module):
+  return next(kind for kind in pretrained.KINDS.values() if type(module) is kind.module)
+
+
+def draw(module):
+  rng = np.random.default_rng(0)
+  shapes = jax.eval_shape(module.init, jax.random.key(0), *kind_of(module).inputs(module))["params"]
+  return jax.tree.map(lambda leaf: 0.2 * rng.standard_normal(leaf.shape, np.float32), shapes)
+
+
+def change(folder, remove=(), **tensors):
+  weights = safetensors.numpy.load_file(folder / "model.safetensors")
+  kept = {key: tensor for key, tensor in weights.items() if key not in remove}
+  safetensors.numpy.save_file({**kept, **tensors}, folder / "model.safetensors")
+
+
+@pytest.fixture
+def folder(tmp_path):
+  pretrained.save(tmp_path / "model", MODULE, draw(MODULE), np.float32)
+  return tmp_path / "model"
+
+
+@pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
+def test_a_model_comes_back_as_it_was_saved(tmp_path, module):
+  params = draw(module)
+  pretrained.save(tmp_path / "a" / "b", module, params, np.float32)
+  loaded, weights = pretrained.load(tmp_path / "a" / "b")
+  assert loaded == module
+  jax.tree.map(np.testing.assert_array_equal, weights, params)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])
+def test_halves_come_back_rounded(tmp_path, dtype):
+  params = draw(MODULE)
+  pretrained.save(tmp_path, MODULE, params, dtype)
+  rounded = jax.tree.map(lambda leaf: leaf.astype(dtype).astype(np.float32), params)
+  jax.tree.map(np.testing.assert_array_equal, pretrained.load(tmp_path)[1], rounded)
+  halves = pretrained.load(str(tmp_path), dtype)[1]
+  assert {leaf.dtype for leaf in jax.tree.leaves(halves)} == {np.dtype(dtype)}
+
+
+@pytest.mark.parametrize(("name", "module"), MODULES.items(), ids=MODULES)
+def test_transformers_reads_what_we_write(tmp_path, name, module):
+  torch = pytest.importorskip("torch")
+  import transformers
+
+  pretrained.save(tmp_path, module, draw(module))  # in half precision, as our own models ship
+  extra = {"add_pooling_layer": False} if name == "ViTModel" else {}
+  model, report = getattr(transformers, name).from_pretrained(
+    tmp_path, dtype=torch.float32, output_loading_info=True, **extra
+  )
+  assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
+
+  params = {"params": jax.device_put(pretrained.load(tmp_path)[1])}
+  rng = np.random.default_rng(0)
+  images = rng.standard_normal((2, 8, 8, 3), np.float32)
+  ids = np.array([[3, 4, 49, 0, 0], [5, 6, 7, 8, 49]])
+  mask = np.array([[True, True, True, False, False], [True] * 5])
+  given = {"pixel_values": torch.tensor(images.transpose(0, 3, 1, 2))}, {"input_ids": torch.tensor(ids)}
+  if name == "CLIPModel":
+    theirs = model.eval()(**given[0], **given[1])
+    image, text, scale = jax.jit(module.apply)(params, images, ids)
+    image, text = (x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (image, text))
+    logits = jnp.exp(scale) * image @ text.T
+    np.testing.assert_allclose(logits, theirs.logits_per_image.detach().numpy(), atol=1e-4)
+    return
+  inputs = {ViT: (images,), VisionTower: (images,), TextTower: (ids,), T5Encoder: (ids, mask)}[type(module)]
+  given = {"attention_mask": torch.tensor(mask), **given[1]} if name == "T5EncoderModel" else given["CLIPText" in name]
+  theirs = model.eval()(**given)
+  tokens, out = jax.jit(module.apply)(params, *inputs)
+  np.testing.assert_allclose(tokens, theirs.last_hidden_state.detach().numpy(), atol=1e-4)
+  if name.endswith("WithProjection"):
+    embedding = theirs.image_embeds if type(module) is VisionTower else theirs.text_embeds
+    np.testing.assert_allclose(out["embedding"], embedding.detach().numpy(), atol=1e-4)
+
+
+def test_what_we_have_no_use_for_is_left(tmp_path):
+  pytest.importorskip("torch")
+  import transformers
+
+  config = transformers.T5Config(
+    vocab_size=50, d_model=16, d_kv=4, num_heads=2, d_ff=24, num_layers=1, feed_forward_proj="gated-gelu"
+  )
+  whole = transformers.T5ForConditionalGeneration(config)
+  whole.save_pretrained(tmp_path / "t5")
+  np.testing.assert_array_equal(
+    pretrained.load(tmp_path / "t5")[1]["tokens"]["embedding"], whole.shared.weight.detach().numpy()
+  )
+  size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+  pooled = transformers.ViTModel(transformers.ViTConfig(image_size=8, patch_size=4, **size))
+  pooled.save_pretrained(tmp_path / "vit")
+  assert "pooler.dense.weight" in safetensors.numpy.load_file(tmp_path / "vit" / "model.safetensors")
+  pretrained.load(tmp_path / "vit")
+
+
+def test_a_tied_table_of_tokens_is_found_under_its_other_name(tmp_path):
+  module = MODULES["T5EncoderModel"]
+  pretrained.save(tmp_path, module, draw(module), np.float32)
+  table = draw(module)["tokens"]["embedding"]
+  change(tmp_path, **{"encoder.embed_tokens.weight": table + 1})
+  np.testing.assert_array_equal(pretrained.load(tmp_path)[1]["tokens"]["embedding"], table)
+  change(tmp_path, remove=["shared.weight"])
+  np.testing.assert_array_equal(pretrained.load(tmp_path)[1]["tokens"]["embedding"], table + 1)
+
+
+def test_old_checkpoints_hold_numbers_of_positions(tmp_path):
+  pretrained.save(tmp_path, MODULES["CLIPModel"], draw(MODULES["CLIPModel"]))
+  change(tmp_path, **{f"{tower}_model.embeddings.position_ids": np.arange(5)[None] for tower in ("text", "vision")})
+  pretrained.load(tmp_path)
+
+
+def test_weights_may_lie_in_several_files(folder):
+  tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+  whole = pretrained.load(folder)[1]
+  (folder / "model.safetensors").unlink()
+  files = {key: f"model-0000{i % 2 + 1}-of-00002.safetensors" for i, key in enumerate(tensors)}
+  for name in set(files.values()):
+    safetensors.numpy.save_file({key: tensors[key] for key in tensors if files[key] == name}, folder / name)
+  (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+  jax.tree.map(np.testing.assert_array_equal, pretrained.load(folder)[1], whole)
+  (folder / "model-00002-of-00002.safetensors").unlink()
+  with pytest.raises(FileNotFoundError, match="holds no model-00002-of-00002.safetensors"):
+    pretrained.load(folder)
+
+
+def test_the_first_configs_meant_the_highest_id_by_their_end_of_text(tmp_path):
+  pretrained.save(tmp_path, TEXT, draw(TEXT))
+  config = json.loads((tmp_path / "config.json").read_text())
+  (tmp_path / "config.json").write_text(json.dumps({**config, "eos_token_id": 2}))
+  assert pretrained.load(tmp_path)[0] == TEXT
+  with pytest.raises(ValueError, match="2 as end-of-text token means the highest id"):
+    pretrained.save(tmp_path, TEXT.clone(eos=2), draw(TEXT))
+
+
+def test_the_other_description_of_a_tower_counts():
+  config = pretrained.KINDS["clip"].write(MODULES["CLIPModel"])
+  config["text_config_dict"] = {"hidden_act": "gelu", "projection_dim": 99}
+  assert pretrained.KINDS["clip"].read(config) == CLIP(VISION, TEXT.clone(activation="gelu"))
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(folder):
+  change(folder, remove=["layernorm.bias"], extra=np.zeros(3))
+  with pytest.raises(ValueError, match=f"^{folder}: .* missing: layernorm.bias; unknown: extra$"):
+    pretrained.load(folder)
+  change(folder, remove=["extra"], **{"layernorm.bias": np.zeros(17)})
+  with pytest.raises(ValueError, match=r"layernorm.bias has shape \(17,\) in the checkpoint, but \(16,\) in the model"):
+    pretrained.load(folder)
+
+
+@pytest.mark.parametrize(
+  ("settings", "problem"),
+  [
+    ({"model_type": "bert"}, "type 'bert'; the known ones are clip, clip_text_model, clip_vision_model, t5, vit"),
+    ({"model_type": "t5", "feed_forward_proj": "relu"}, "feed_forward_proj is 'relu' in config.json"),
+    ({"hidden_act": "relu"}, "hidden_act is 'relu' in config.json, but this model knows only 'gelu'"),
+    ({"qkv_bias": False}, "qkv_bias is False"),
+    ({"model_type": "clip", "text_config": {"hidden_act": "relu"}}, "knows only 'gelu' and 'quick_gelu'"),
+  ],
+)
+def test_a_config_that_is_not_known_is_refused(folder, settings, problem):
+  config = json.loads((folder / "config.json").read_text())
+  (folder / "config.json").write_text(json.dumps({**config, **settings}))
+  with pytest.raises(ValueError, match=problem):
+    pretrained.load(folder)
+
+
+def test_a_missing_file_is_named(folder):
+  (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+  with pytest.raises(FileNotFoundError, match=r"neither model.safetensors nor .* convert it .*save_pretrained"):
+    pretrained.load(folder)
+  (folder / "config.json").unlink()
+  with pytest.raises(FileNotFoundError, match="holds no config.json"):
+    pretrained.load(folder)
+
+
+@pytest.mark.parametrize("name", ["openai/clip", "no such folder", "a/b/c"])
+def test_what_is_nowhere_is_said_to_be_nowhere(monkeypatch, tmp_path, name):
+  monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+  monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+  with pytest.raises(FileNotFoundError, match=f"there is no folder {name}, nor could a model of that name be had"):
+    pretrained.load(name)
+
+
+def test_from_the_hub_comes_only_what_is_read(monkeypatch, folder):
+  asked = []
+  monkeypatch.setattr(
+    huggingface_hub, "snapshot_download", lambda name, allow_patterns: asked.append((name, allow_patterns)) or folder
+  )
+  assert pretrained.load("someone/model")[0] == MODULE
+  ((name, patterns),) = asked
+  wanted = ["config.json", "tokenizer.json", "spiece.model", "merges.txt", "model.safetensors"]
+  wanted += ["model-00001-of-00002.safetensors", "model.safetensors.index.json"]
+  others = ["model.fp16.safetensors", "pytorch_model.bin", "tf_model.h5"]
+  kept = huggingface_hub.utils.filter_repo_objects([*wanted, *others], allow_patterns=patterns)
+  assert name == "someone/model" and list(kept) == wanted
+
+
+def test_only_what_has_a_layout_is_saved(tmp_path):
+  with pytest.raises(ValueError, match="no layout is known for Dense, only for CLIP, TextTower"):
+    pretrained.save(tmp_path, nn.Dense(3), {})
+  params = draw(MODULE)
+  params["norm"]["scale"] = params["norm"]["scale"][:-1]
+  del params["norm"]["bias"]
+  with pytest.raises(ValueError, match=r"its own: norm/bias \(16,\), norm/scale \(16,\); given: norm/scale \(15,\)"):
+    pretrained.save(tmp_path, MODULE, params)
+  clip = CLIP(VISION, TEXT.clone(projection=13))
+  with pytest.raises(ValueError, match="projections are 12 and 13 wide"):
+    pretrained.save(tmp_path, clip, {})
+  assert not list(tmp_path.iterdir())
