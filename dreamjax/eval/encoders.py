@@ -1,0 +1,135 @@
+"""The networks that look at pictures, as plain functions: all that `dreamjax.eval` knows of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import pathlib
+from typing import Any
+
+from flax import linen as nn
+import jax
+import numpy as np
+import safetensors.numpy
+
+from dreamjax.convert import pretrained
+from dreamjax.data.preprocessing import Preprocessor
+from dreamjax.data.tokenizer import Tokenizer
+from dreamjax.models.classifier import Classifier
+from dreamjax.models.clip import CLIP
+from dreamjax.models.lpips import from_torch
+from dreamjax.models.vit import ViT
+
+_PIECE = 32  # pictures or texts in one run of a network
+
+#: Maps n pictures of any sizes, uint8 [h, w, 3], to embeddings, [n, d], which need not be of unit length.
+Embed = Callable[[Sequence[np.ndarray]], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoders:
+  """What evaluation looks at pictures with.
+
+  Attributes:
+    name: which networks these are; recorded with every score.
+    clip_image: CLIP's image tower.
+    clip_text: CLIP's text tower: n texts to embeddings, [n, d], in the space of `clip_image`.
+    dino: a self-supervised embedding, which tells subjects of one class apart.
+    face: an embedding for recognising faces, if there is one.
+    probe: a classifier with several heads, if there is one: n pictures to each head's scores, [n, classes].
+    words: the names of each head's classes, in the order of its scores.
+    lpips: n pairs of pictures of one size to their perceptual distances, [n], if there is such a network.
+  """
+
+  name: str
+  clip_image: Embed
+  clip_text: Callable[[Sequence[str]], np.ndarray]
+  dino: Embed
+  face: Embed | None = None
+  probe: Callable[[Sequence[np.ndarray]], dict[str, np.ndarray]] | None = None
+  words: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+  lpips: Callable[[Sequence[tuple[np.ndarray, np.ndarray]]], np.ndarray] | None = None
+
+
+def load(folder: pathlib.Path, name: str | None = None) -> Encoders:
+  """Loads encoders from a folder whose sub-folders are models in the Hugging Face layout.
+
+  Args:
+    folder: holds `clip/` and `dino/`; where they are there also `face/` (a ViT that was trained to recognise faces),
+      `probe/` (a classifier of ours) and `lpips.safetensors` (see `models.lpips`).
+    name: what the encoders are called in results; by default the folder's name.
+
+  Raises:
+    OSError: if the folder, or a file in it that is needed, is missing.
+    ValueError: if a model is not of the kind that its place asks for.
+  """
+  if not folder.is_dir():
+    raise FileNotFoundError(f"there is no folder {folder} with encoders")
+  for part in ("clip", "dino"):
+    if not (folder / part).is_dir():
+      raise FileNotFoundError(f"{folder} holds no sub-folder {part}, a model in the Hugging Face layout")
+  clip, clip_params = _model(folder / "clip", CLIP)
+  tokenizer = Tokenizer.load(folder / "clip", clip.text.length)
+  encode_image = _batched(lambda p, x: clip.apply({"params": p}, x, method=CLIP.encode_image), clip_params)
+  encode_text = _batched(lambda p, x: clip.apply({"params": p}, x, method=CLIP.encode_text), clip_params)
+  clip_sees = Preprocessor.load(folder / "clip")
+  probe, words = _probe(folder / "probe") if (folder / "probe").is_dir() else (None, {})
+  return Encoders(
+    name=name or folder.name,
+    clip_image=lambda pictures: encode_image(clip_sees(pictures)),
+    clip_text=lambda texts: encode_text(tokenizer(texts)[0]),
+    dino=_class_token(folder / "dino"),
+    face=_class_token(folder / "face") if (folder / "face").is_dir() else None,
+    probe=probe,
+    words=words,
+    lpips=_lpips(folder / "lpips.safetensors") if (folder / "lpips.safetensors").is_file() else None,
+  )
+
+
+def _model(folder: pathlib.Path, kind: type[nn.Module]) -> tuple[nn.Module, Any]:
+  """A model of this kind and its parameters, on the device."""
+  model, params = pretrained.load(folder)
+  if not isinstance(model, kind):
+    raise ValueError(f"{folder} holds a {type(model).__name__}, but a {kind.__name__} is wanted there")
+  return model, jax.device_put(params)
+
+
+def _class_token(folder: pathlib.Path) -> Embed:
+  """The class token of a vision transformer: DINO's own choice for retrieval (Caron et al., section 4.2)."""
+  vit, params = _model(folder, ViT)
+  encode, sees = _batched(lambda p, x: vit.apply({"params": p}, x)[0][:, 0], params), Preprocessor.load(folder)
+  return lambda pictures: encode(sees(pictures))
+
+
+def _probe(folder: pathlib.Path) -> tuple[Callable[[Sequence[np.ndarray]], dict[str, np.ndarray]], dict[str, Any]]:
+  """A classifier's scores, and the names of its classes."""
+  probe, params = _model(folder, Classifier)
+  classify, sees = _batched(lambda p, x: probe.apply({"params": p}, x), params), Preprocessor.load(folder)
+  return lambda pictures: classify(sees(pictures)), dict(probe.heads)
+
+
+def _lpips(file: pathlib.Path) -> Callable[[Sequence[tuple[np.ndarray, np.ndarray]]], np.ndarray]:
+  """LPIPS of pairs of pictures of one size."""
+  model, params = from_torch(safetensors.numpy.load_file(file))
+  compare = _batched(lambda p, x: model.apply({"params": p}, x[:, 0], x[:, 1]), jax.device_put(params))
+
+  def distances(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    shapes = {picture.shape for pair in pairs for picture in pair}
+    if len(shapes) > 1:
+      raise ValueError(f"LPIPS compares pictures of one size, not {' and '.join(map(str, sorted(shapes)))}")
+    return compare(np.asarray(pairs, np.float32) / 127.5 - 1)
+
+  return distances
+
+
+def _batched(apply: Callable[[Any, Any], Any], params: Any) -> Callable[[np.ndarray], Any]:
+  """A jitted function of parameters and a batch, for batches of any size: it runs in pieces of one size."""
+  run = jax.jit(apply)
+
+  def embed(batch: np.ndarray) -> Any:
+    pieces = []
+    for start in range(0, len(batch), _PIECE):
+      piece = batch[start : start + _PIECE]
+      padded = np.concatenate([piece, np.zeros((_PIECE - len(piece), *piece.shape[1:]), piece.dtype)])
+      pieces.append(jax.tree.map(lambda x, piece=piece: np.asarray(x)[: len(piece)], run(params, padded)))
+    return jax.tree.map(lambda *x: np.concatenate(x), *pieces)
+
+  return embed

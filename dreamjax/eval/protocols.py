@@ -1,0 +1,215 @@
+"""Evaluation protocols as data: which subjects, which prompts, how many pictures of each, and which metrics.
+
+A protocol is a JSON file:
+
+    {
+      "name": "dreambooth",
+      "source": "where it comes from, and what of it is not published",
+      "references": 4,                          how many photos of a subject a method is given; null for all
+      "images_per_prompt": 4,
+      "metrics": ["dino", "clip_t"],            names of `dreamjax.eval.metrics`
+      "subjects": [{"name": "dog6", "class": "dog", "kind": "live"}],
+      "prompts": {"live": [{"text": "a {identifier} {class} in the jungle"}]}
+    }
+
+Each kind of subject has its own list of prompts. `{class}` stands for the subject's class noun and `{identifier}` for
+the word that the method has learned for it, unless the subject has words of its own: in StyleDrop a subject is a style,
+and its `"identifier"` the descriptor that names it. Where it is known what a picture should show, subjects and prompts
+have `"labels"`, words by the name of a probe's head; a prompt's go before a subject's, and a null says that this one is
+not to be judged here. `"number"` is a subject's number in a data set that has numbers.
+"""
+
+from collections.abc import Iterator, Mapping
+import dataclasses
+import json
+import pathlib
+import re
+import string
+from typing import Any, NamedTuple
+
+from dreamjax.eval import metrics
+
+_FOLDER = pathlib.Path(__file__).parent / "published"
+
+#: The protocols of the papers, for `published`.
+PUBLISHED = ("dreambooth", "styledrop", "hyperdreambooth", "dreamtuner")
+
+_PLACEHOLDERS = {"identifier", "class"}
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+  """What is to be personalised: a thing, a face, a style.
+
+  Attributes:
+    name: safe as a file's name.
+    cls: its class noun.
+    kind: which of the protocol's lists of prompts is its.
+    identifier: what stands for `{identifier}` in its prompts, where that is not up to the method.
+    number: its number in the data set, if that has numbers.
+    labels: what its pictures should show, unless the prompt says otherwise.
+  """
+
+  name: str
+  cls: str
+  kind: str
+  identifier: str | None = None
+  number: int | None = None
+  labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+  """A template with placeholders, and what its pictures should show (None: what the subject's labels say is void)."""
+
+  text: str
+  labels: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+  """A whole protocol, as its file has it.
+
+  Attributes:
+    name: its name.
+    source: where it comes from, and what of it is not published.
+    references: how many photos of a subject a method is given; None for all.
+    images_per_prompt: pictures of each subject and prompt.
+    metrics: names of `dreamjax.eval.metrics`.
+    subjects: the subjects, in order.
+    prompts: each kind's prompts, in order.
+  """
+
+  name: str
+  source: str
+  references: int | None
+  images_per_prompt: int
+  metrics: tuple[str, ...]
+  subjects: tuple[Subject, ...]
+  prompts: Mapping[str, tuple[Prompt, ...]]
+
+
+class Row(NamedTuple):
+  """One picture to be generated.
+
+  Attributes:
+    subject: of whom.
+    prompt: the text, all placeholders filled.
+    key: safe as a file's name, and in the order of the rows: the picture's place is `<subject's name>/<key>.png`.
+    labels: what the picture should show, by the name of a probe's head.
+  """
+
+  subject: Subject
+  prompt: str
+  key: str
+  labels: dict[str, str]
+
+
+def published(name: str) -> Protocol:
+  """The protocol of a paper, one of `PUBLISHED`."""
+  if name not in PUBLISHED:
+    raise ValueError(f"no protocol {name!r} is published; there are: {', '.join(PUBLISHED)}")
+  return load(_FOLDER / f"{name}.json")
+
+
+def load(path: pathlib.Path) -> Protocol:
+  """Reads and checks a protocol's file.
+
+  Raises:
+    OSError: if it cannot be read.
+    ValueError: if it is not as this module's docstring says; the message says where it is not.
+  """
+  try:
+    entry = json.loads(path.read_text())
+    return _protocol(entry)
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from error
+
+
+def rows(protocol: Protocol, identifier: str) -> Iterator[Row]:
+  """All pictures of a protocol: subject by subject, prompt by prompt.
+
+  Args:
+    protocol: the protocol.
+    identifier: what stands for `{identifier}`, such as "sks" or "[V]", where the subject has no words of its own.
+  """
+  for subject in protocol.subjects:
+    prompts = protocol.prompts[subject.kind]
+    digits, more = len(str(len(prompts) - 1)), len(str(protocol.images_per_prompt - 1))
+    for p, prompt in enumerate(prompts):
+      words = {"identifier": subject.identifier or identifier, "class": subject.cls}
+      text = prompt.text.format_map(words)
+      labels = {head: word for head, word in {**subject.labels, **prompt.labels}.items() if word is not None}
+      slug = re.sub("[^a-z0-9]+", "-", text.lower()).strip("-")[:80]
+      for i in range(protocol.images_per_prompt):
+        yield Row(subject, text, f"{p:0{digits}}-{slug}-{i:0{more}}", labels)
+
+
+def _protocol(entry: Any) -> Protocol:
+  """Checks a whole file's content."""
+  whole = _fields(
+    entry,
+    "the protocol",
+    {"name": str, "source": str, "references": int | None, "images_per_prompt": int, "metrics": list, "subjects": list,
+     "prompts": dict},
+  )  # fmt: skip
+  for key in ("references", "images_per_prompt"):
+    if whole[key] is not None and whole[key] < 1:
+      raise ValueError(f"{key} is {whole[key]}, and must be at least 1")
+  for name in whole["metrics"]:
+    metrics.metric(name)
+  subjects = tuple(_subject(subject, f"subjects[{i}]") for i, subject in enumerate(whole["subjects"]))
+  names = [subject.name for subject in subjects]
+  if twice := sorted({name for name in names if names.count(name) > 1}):
+    raise ValueError(f"more than one subject is named {', '.join(twice)}")
+  prompts = {}
+  for kind, entries in whole["prompts"].items():
+    _expect(entries, list, f"prompts of kind {kind!r}")
+    prompts[kind] = tuple(_prompt(entry, f"prompts of kind {kind!r}[{i}]") for i, entry in enumerate(entries))
+  kinds = {subject.kind for subject in subjects}
+  if odd := kinds ^ {kind for kind, texts in prompts.items() if texts}:
+    raise ValueError(
+      f"there are subjects without prompts, or prompts without subjects, of kind {', '.join(sorted(odd))}"
+    )
+  return Protocol(**{**whole, "metrics": tuple(whole["metrics"]), "subjects": subjects, "prompts": prompts})
+
+
+def _subject(entry: Any, where: str) -> Subject:
+  need = {"name": str, "class": str, "kind": str}
+  fields = _fields(entry, where, need, {"identifier": str, "number": int, "labels": dict})
+  if not _NAME.fullmatch(fields["name"]):
+    raise ValueError(f"{where}: a name is of letters, digits, - and _, not {fields['name']!r}")
+  for head, word in fields.get("labels", {}).items():
+    _expect(word, str, f"{where}: the label {head}")
+  return Subject(cls=fields.pop("class"), **fields)
+
+
+def _prompt(entry: Any, where: str) -> Prompt:
+  fields = _fields(entry, where, {"text": str}, {"labels": dict})
+  for head, word in fields.get("labels", {}).items():
+    _expect(word, str | None, f"{where}: the label {head}")
+  parts = list(string.Formatter().parse(fields["text"]))
+  if odd := [part for part in parts if part[1] is not None and (part[1] not in _PLACEHOLDERS or part[2] or part[3])]:
+    raise ValueError(f"{where}: a placeholder is {{identifier}} or {{class}}, not {{{odd[0][1]}}}")
+  return Prompt(**fields)
+
+
+def _fields(entry: Any, where: str, need: dict[str, Any], may: dict[str, Any] | None = None) -> dict[str, Any]:
+  """A JSON object, if it has the keys that it needs, no others than it may have, and values of the right types."""
+  known = need | (may or {})
+  _expect(entry, dict, where)
+  if missing := [key for key in need if key not in entry]:
+    raise ValueError(f"{where} lacks {', '.join(missing)}")
+  if odd := [key for key in entry if key not in known]:
+    raise ValueError(f"{where} has the unknown keys {', '.join(odd)}; known are: {', '.join(known)}")
+  for key, value in entry.items():
+    _expect(value, known[key], f"{where}: {key}")
+  return dict(entry)
+
+
+def _expect(value: Any, kind: Any, where: str) -> None:
+  if not isinstance(value, kind) or isinstance(value, bool):
+    names = {str: "text", int: "a whole number", list: "a list", dict: "an object"}
+    wanted = names.get(kind) or f"{names[kind.__args__[0]]} or null"
+    raise ValueError(f"{where} is {value!r:.60}, and must be {wanted}")
