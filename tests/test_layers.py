@@ -25,7 +25,8 @@ ROOMS = {
   "train": DATA,
   "methods": METHODS,
   "__init__": METHODS,
-  "cli": ("__init__", "toybox", *METHODS),
+  "commands": ("__init__", "toybox", *METHODS),
+  "cli": ("commands", "__init__", "toybox", *METHODS),
 }
 
 

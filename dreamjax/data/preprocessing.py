@@ -17,7 +17,7 @@ class Preprocessor:
   """What is done to a picture.
 
   Attributes:
-    size: (height, width) after resizing; or a number, the length of the shorter side, whose ratio to the longer is kept.
+    size: (height, width) after resizing; or a number, the shorter side, whose ratio to the longer one is kept.
     crop: (height, width) cut from the middle; None for no cut.
     mean: subtracted from each channel of a picture in [0, 1].
     std: then each channel is divided by it.

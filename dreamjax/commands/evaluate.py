@@ -1,0 +1,43 @@
+"""`dreamjax evaluate`: scores generated pictures against real ones."""
+
+import argparse
+import importlib.resources
+import pathlib
+from typing import Any
+
+import rich
+
+from dreamjax.eval import encoders, report
+from dreamjax.eval.evaluate import evaluate
+
+
+def add(commands: Any) -> None:
+  """Adds the command to an argparse parser's."""
+  parser = commands.add_parser("evaluate", help="score generated pictures against real ones")
+  folder = {"type": pathlib.Path, "metavar": "DIR"}
+  parser.add_argument("--generated", **folder, required=True, help="the pictures to be scored; a sub-folder a subject")
+  parser.add_argument("--reference", **folder, required=True, help="the real pictures, of other subjects too")
+  parser.add_argument("--out", **folder, required=True, help="folder for scores.json and sheet.html")
+  parser.add_argument("--encoders", default="toybox", metavar="toybox|DIR", help="folder with clip/ and dino/")
+  parser.add_argument("--prompts", type=pathlib.Path, metavar="FILE", help="one prompt a line, in the pictures' order")
+  parser.add_argument("--identifier", help="stripped from the prompts before CLIP reads them (default: kept)")
+  parser.add_argument("--prior", **folder, help="pictures of the class by the personalised models, for PRES")
+  parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+  """Runs the command."""
+  named = args.encoders == "toybox"
+  folder = pathlib.Path(str(importlib.resources.files("dreamjax.toybox") / "weights")) if named else None
+  networks = encoders.load(folder or pathlib.Path(args.encoders), name="toybox" if named else None)
+  result = evaluate(
+    args.generated,
+    args.reference,
+    networks,
+    prompts=args.prompts,
+    identifier=args.identifier,
+    prior=args.prior,
+  )
+  report.write(result, args.out)
+  rich.print(report.table(result))
+  print(f"scores.json and sheet.html, the worst pictures first, are in {args.out}")

@@ -1,0 +1,133 @@
+"""`dreamjax pretrain`: trains the encoders that come with dreamjax, on the toybox."""
+
+import argparse
+from collections.abc import Mapping
+import json
+import pathlib
+import pydoc_data.topics
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import tqdm
+
+from dreamjax.commands import configs
+from dreamjax.data import tokenizer as tokenizers
+from dreamjax.data.examples import Examples
+from dreamjax.methods.pretraining import classifier, contrastive, text
+from dreamjax.methods.pretraining.task import Task
+from dreamjax.toybox import album, source, vocabulary
+from dreamjax.train.loop import fit
+from dreamjax.train.optimizer import averaged, make_optimizer
+from dreamjax.train.state import TrainState
+from dreamjax.train.step import make_step
+
+_PHOTOS = 4  # of each subject in the albums
+
+# The names of all states, those of all classes together.
+_STATES = tuple(dict.fromkeys(state for states in vocabulary.STATES.values() for state in states))
+_STATE_OF = np.full((len(vocabulary.CLASSES), max(map(len, vocabulary.STATES.values()))), -1)
+for _i, _name in enumerate(vocabulary.CLASSES):
+  _STATE_OF[_i, : len(vocabulary.STATES[_name])] = [_STATES.index(state) for state in vocabulary.STATES[_name]]
+
+#: What the probe names, by the keys of `labels.names`.
+WORDS = {
+  "class": vocabulary.CLASSES, "colour": vocabulary.COLOURS, "marking": vocabulary.MARKINGS,
+  "property": vocabulary.PROPERTIES, "state": _STATES, "context": vocabulary.CONTEXTS,
+  "accessory": vocabulary.ACCESSORIES, "style": vocabulary.STYLES,
+}  # fmt: skip
+
+
+def add(commands: Any) -> None:
+  """Adds the command to an argparse parser's."""
+  parser = commands.add_parser("pretrain", help="train the encoders that come with dreamjax")
+  parser.add_argument("--config", required=True, metavar="FILE:VARIANT", help="such as configs/pretrain_encoders.py:t5")
+  parser.add_argument("--workdir", type=pathlib.Path, required=True, help="for logs, checkpoints and the model")
+  parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+  """Runs the command, or goes on with it where it was cut off."""
+  measured = pretrain(configs.load(args.config, args.overrides), args.workdir)
+  for name, value in measured.items():
+    print(f"{name} {value:.3f}")
+  print(f"the model is in {args.workdir / 'model'}")
+
+
+def examples(drawn: album.Album) -> Examples:
+  """An album of the toybox as examples."""
+  known = drawn.labels
+  by_name = {
+    "class": known.cls, "colour": known.colour, "marking": known.marking, "property": known.prop,
+    "state": _STATE_OF[known.cls, known.state], "context": known.context, "accessory": known.accessory,
+    "style": known.style,
+  }  # fmt: skip
+  subjects = np.arange(len(drawn)) // _PHOTOS
+  return Examples((drawn.images,), drawn.captions, by_name, WORDS, subjects)
+
+
+def draw_albums(config: ml_collections.ConfigDict, counts: Mapping[str, int]) -> Examples:
+  """The examples of some splits, drawn now or found in the folder of albums."""
+  parts = []
+  for split, count in counts.items():
+    stream = source.Stream(split=split, resolution=config.resolution, photos=_PHOTOS)
+    with tqdm.tqdm(total=count, unit=" pictures", desc=f"album {split}", disable=None) as bar:
+
+      def progress(drawn: int, bar: tqdm.tqdm = bar) -> None:
+        bar.update(drawn - bar.n)
+
+      parts.append(examples(album.draw(pathlib.Path(config.albums) / split, stream, count, progress)))
+  return Examples.join(parts)
+
+
+def train_tokenizer(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
+  """A vocabulary of the toybox's captions and of English prose: Python's own manual, which is on every machine."""
+  stream = source.Stream(seed=config.seed + 1)
+  known = jax.device_get(jax.jit(stream.labels)(np.arange(config.captions)))
+  captions = album.Album(np.empty((config.captions, 0)), known).captions(range(config.captions))
+  prose = [line.strip() for topic in pydoc_data.topics.topics.values() for line in topic.splitlines() if line.strip()]
+  tokenizers.train([*captions, *prose], config.size).save_pretrained(folder)
+
+
+def make_task(config: ml_collections.ConfigDict) -> Task:
+  """The training that a config describes."""
+  train, held_out = draw_albums(config, config.train.to_dict()), draw_albums(config, config.held_out.to_dict())
+  if config.task == "probe":
+    return classifier.task(config, train, held_out)
+  if config.task == "dino":
+    return contrastive.photos_task(config, train, held_out)
+  tokenizer = tokenizers.Tokenizer.load(config.tokenizer, config.length)
+  if config.task == "clip":
+    return contrastive.captions_task(config, train, held_out, tokenizer)
+  return text.task(config, train, held_out, tokenizer)
+
+
+def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
+  """Trains what the config describes, or goes on with it, and saves the model into the folder `model` in the workdir.
+
+  Returns:
+    What was measured of the moving average of the parameters, which is what is saved.
+  """
+  workdir.mkdir(parents=True, exist_ok=True)
+  (workdir / "config.json").write_text(config.to_json_best_effort(indent=2))
+  if config.task == "tokenizer":
+    train_tokenizer(config, workdir / "model")
+    return {}
+  task = make_task(config)
+  tx = make_optimizer(config.optimizer, task.theta, config.steps)
+  state = fit(
+    make_step(task.loss, tx, config.seed),
+    TrainState.create(task.theta, tx),
+    task.batches,
+    steps=config.steps,
+    workdir=workdir,
+    log_every=config.log_every,
+    save_every=config.save_every,
+    inspect=lambda state: task.measure(averaged(state)),
+  )
+  theta = averaged(state)
+  task.save(theta, workdir / "model")
+  measured = task.measure(theta)
+  (workdir / "measured.json").write_text(json.dumps(measured, indent=2))
+  return measured

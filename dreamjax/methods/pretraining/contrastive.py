@@ -1,0 +1,161 @@
+"""Contrastive learning: pictures with captions (CLIP), or photos of one subject with each other.
+
+With n pairs of embeddings a, b of length one and a temperature tau, each pair is to be told from the other n - 1:
+
+  (1) loss = -mean_i [ log softmax_j(a_i . b_j / tau)_i + log softmax_j(b_i . a_j / tau)_i ] / 2
+
+Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (2021), figure 3, learn tau.
+With two photos of one subject in the places of picture and caption this is instance discrimination (Chen et al., "A
+Simple Framework for Contrastive Learning of Visual Representations", 2020), with another photo where they have another
+crop: no label is used, only which photos show the same thing.
+"""
+
+import pathlib
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+import ml_collections
+import numpy as np
+
+from dreamjax.convert import pretrained
+from dreamjax.data.augment import Augment
+from dreamjax.data.examples import Examples, epochs
+from dreamjax.data.preprocessing import whole
+from dreamjax.data.tokenizer import Tokenizer
+from dreamjax.methods.pretraining.task import Task, in_pieces, signed
+from dreamjax.models.clip import CLIP, TextTower, VisionTower
+from dreamjax.models.vit import ViT
+
+_LARGEST_SCALE = 100.0  # of the logits, as in CLIP
+
+
+def unit(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
+  """Vectors of length one."""
+  return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-8)
+
+
+def contrast(
+  a: Float[Array, "n d"], b: Float[Array, "n d"], scale: Float[Array, ""] | float
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+  """Eq. 1, with scale = 1 / tau, and the share of a's that are nearest to their own b."""
+  logits = scale * unit(a) @ unit(b).T
+  own = jnp.diagonal(logits)
+  losses = [(jax.nn.logsumexp(rows, axis=1) - own).mean() for rows in (logits, logits.T)]
+  return sum(losses) / 2, jnp.where(jnp.argmax(logits, axis=1) == jnp.arange(a.shape[0]), 1.0, 0.0).mean()
+
+
+def captions_task(
+  config: ml_collections.ConfigDict, examples: Examples, held_out: Examples, tokenizer: Tokenizer
+) -> Task:
+  """CLIP: pictures and their captions."""
+  model = CLIP(
+    VisionTower(**config.model.vision),
+    TextTower(
+      vocab=len(tokenizer.inner), length=tokenizer.length, eos=tokenizer.inner.eos_token_id, **config.model.text
+    ),
+  )
+  augment, order = Augment(**config.augment), epochs(len(examples), config.batch, config.seed)
+  side = model.vision.image
+  ids = jnp.zeros((1, tokenizer.length), jnp.int32)
+  theta = model.init(jax.random.key(config.seed), jnp.zeros((1, side, side, 3)), ids)
+
+  def loss(theta: Any, frozen: None, batch: Any, key: jax.Array):
+    images, texts, log_scale = model.apply(theta, augment(key, signed(batch["images"])), batch["ids"])
+    value, right = contrast(images, texts, jnp.minimum(jnp.exp(log_scale), _LARGEST_SCALE))
+    return value, {"right": right}
+
+  def batches(i: int) -> Any:
+    indices = order(i)
+    return {"images": examples.pictures(indices), "ids": tokenizer(examples.captions(indices))[0]}
+
+  apply = jax.jit(lambda theta, images, ids: model.apply(theta, signed(images), ids)[:2])
+
+  def measure(theta: Any) -> dict[str, float]:
+    """Share of pictures whose own caption is the nearest of 64."""
+    spread = np.random.default_rng(0).permutation(len(held_out))[:1024]  # photos of one subject stand together
+    inputs = held_out.pictures(spread), tokenizer(held_out.captions(spread))[0]
+    images, texts = in_pieces(lambda x: apply(theta, *x), inputs)
+    scores = [contrast(images[i : i + 64], texts[i : i + 64], 1.0)[1] for i in range(0, len(spread), 64)]
+    return {"held_out_64_way": float(np.mean(scores))}
+
+  def save(theta: Any, folder: pathlib.Path) -> None:
+    pretrained.save(folder, model, theta["params"])
+    whole(side).save(folder)
+    tokenizer.inner.save_pretrained(folder)
+
+  return Task(theta, loss, batches, measure, save)
+
+
+class _Projected(nn.Module):
+  """A vision transformer with the head that contrastive learning throws away afterwards (Chen et al., section 4.2)."""
+
+  vit: ViT
+  width: int
+
+  @nn.compact
+  def __call__(self, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b d"], Float[Array, "b p"]]:
+    """Returns the class token and its projection."""
+    token = self.vit(images)[0][:, 0]
+    hidden = nn.gelu(nn.Dense(2 * self.width, name="hidden")(token))
+    return token, nn.Dense(self.width, name="out")(hidden)
+
+
+def photos_task(config: ml_collections.ConfigDict, examples: Examples, held_out: Examples) -> Task:
+  """Photos of one subject, told from photos of others; half of a batch is of subjects of few classes.
+
+  Which subjects look alike is not learned from labels, but who is compared with whom is chosen by the label "class":
+  the pictures of a batch are hard to tell apart.
+  """
+  vit = ViT(**config.model)
+  model = _Projected(vit, config.projection)
+  augment = Augment(**config.augment)
+  theta = model.init(jax.random.key(config.seed), jnp.zeros((1, vit.image, vit.image, 3)))
+  photos = _by_subject(examples.subjects)
+  classes = examples.labels["class"][photos[:, 0]]
+
+  def loss(theta: Any, frozen: None, batch: Any, key: jax.Array):
+    n = batch["images"].shape[0] // 2
+    _, out = model.apply(theta, augment(key, signed(batch["images"])))
+    value, right = contrast(out[:n], out[n:], 1.0 / config.temperature)
+    return value, {"right": right}
+
+  def batches(i: int) -> Any:
+    draw = np.random.default_rng((config.seed, i))
+    few = draw.choice(classes.max() + 1, config.classes, replace=False)
+    alike = np.flatnonzero(np.isin(classes, few))
+    chosen = draw.choice(alike, config.batch // 2, replace=False)
+    two = np.argsort(draw.random((len(chosen), photos.shape[1])), axis=1)[:, :2]
+    indices = np.take_along_axis(photos[chosen], two, axis=1)
+    return {"images": examples.pictures(indices.T.reshape(-1))}
+
+  apply = jax.jit(lambda theta, images: model.apply(theta, signed(images))[0])
+  held_out_photos = _by_subject(held_out.subjects)
+
+  def measure(theta: Any) -> dict[str, float]:
+    """Share of photos to which the mean of the same subject's other photos is nearer than those of its class."""
+    tokens = unit(in_pieces(lambda images: apply(theta, images), held_out.pictures(held_out_photos.reshape(-1))))
+    tokens = np.asarray(tokens).reshape(*held_out_photos.shape, -1)
+    cls = held_out.labels["class"][held_out_photos[:, 0]]
+    right = []
+    for c in np.unique(cls):
+      one, rest = tokens[cls == c][:33, 0], np.asarray(unit(jnp.asarray(tokens[cls == c][:33, 1:].mean(1))))
+      right.append((one @ rest.T).argmax(1) == np.arange(len(one)))
+    return {"held_out_retrieval": float(np.concatenate(right).mean())}
+
+  def save(theta: Any, folder: pathlib.Path) -> None:
+    pretrained.save(folder, vit, theta["params"]["vit"])
+    whole(vit.image).save(folder)
+
+  return Task(theta, loss, batches, measure, save)
+
+
+def _by_subject(subjects: np.ndarray) -> np.ndarray:
+  """The indices of the pictures of each subject, [subjects, photos]."""
+  order = np.argsort(subjects, kind="stable")
+  counts = np.unique(subjects, return_counts=True)[1]
+  if len(set(counts.tolist())) > 1 or counts[0] < 2:
+    raise ValueError("contrasting photos needs equally many of each subject, and at least two")
+  return order.reshape(-1, counts[0])

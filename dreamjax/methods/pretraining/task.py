@@ -1,0 +1,48 @@
+"""What a pretraining is made of."""
+
+from collections.abc import Callable
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
+
+from dreamjax.train.step import Loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """A training, but for its optimizer.
+
+  Attributes:
+    theta: the parameters at the start.
+    loss: see `train.step`.
+    batches: batch(i) is what update i sees.
+    measure: how good parameters are on examples that are not trained on, as named scalars.
+    save: writes the trained model into a folder.
+  """
+
+  theta: Any
+  loss: Loss
+  batches: Callable[[int], Any]
+  measure: Callable[[Any], dict[str, float]]
+  save: Callable[[Any, pathlib.Path], None]
+
+
+def signed(images: UInt8[Array, "*b"]) -> Float[Array, "*b"]:
+  """Pictures in bytes as numbers in [-1, 1]."""
+  return images.astype(jnp.float32) / 127.5 - 1.0
+
+
+def in_pieces(function: Callable[[Any], Any], inputs: Any, size: int = 128) -> Any:
+  """A function of a batch, applied to pieces of one size of a larger one; the results are on the host."""
+  n = jax.tree.leaves(inputs)[0].shape[0]
+  pieces = []
+  for start in range(0, n, size):
+    piece = jax.tree.map(lambda x, start=start: x[start : start + size], inputs)
+    short = size - jax.tree.leaves(piece)[0].shape[0]
+    padded = jax.tree.map(lambda x, short=short: jnp.pad(x, [(0, short)] + [(0, 0)] * (x.ndim - 1)), piece)
+    pieces.append(jax.tree.map(lambda y, short=short: y[: size - short], jax.device_get(function(padded))))
+  return jax.tree.map(lambda *y: jnp.concatenate(y), *pieces)

@@ -1,0 +1,73 @@
+"""`dreamjax pretrain` with every config of the encoders, at a tiny size."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreamjax import cli
+from dreamjax.commands import pretrain
+from dreamjax.convert import pretrained
+from dreamjax.toybox import album, labels, source
+
+TINY = {
+  "t5": ["--config.model.depth=1"],
+  "probe": ["--config.model.widths=(8,8,8,8)"],
+  "clip": ["--config.model.vision.depth=1", "--config.model.text.depth=1"],
+  "dino": ["--config.model.depth=1", "--config.classes=15"],
+}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+  """A folder with a tokenizer and albums, which the first training fills."""
+  folder = tmp_path_factory.mktemp("pretrain")
+  assert run("tokenizer", folder, ["--config.captions=500", "--config.size=800"]) == 0
+  return folder
+
+
+def run(which, folder, overrides):
+  return cli.main(
+    ["pretrain", "--config", f"pretrain_encoders.py:{which}", "--workdir", str(folder / which), *overrides]
+  )
+
+
+def common(folder):
+  return [
+    f"--config.albums={folder / 'albums'}", f"--config.tokenizer={folder / 'tokenizer/model'}", "--config.steps=2",
+    "--config.train.train=16", "--config.train.styles=16", "--config.held_out.subjects=16", "--config.batch=4",
+  ]  # fmt: skip
+
+
+@pytest.mark.parametrize("which", TINY)
+def test_an_encoder_is_trained_measured_and_saved(shared, which, capsys):
+  assert run(which, shared, common(shared) + TINY[which]) == 0
+  measured = json.loads((shared / which / "measured.json").read_text())
+  assert measured and all(0 <= value <= 1 for value in measured.values())
+  model, params = pretrained.load(shared / which / "model")
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
+  assert f"the model is in {shared / which / 'model'}" in capsys.readouterr().out
+
+
+def test_another_workdirs_checkpoints_are_refused_in_one_line(shared, capsys):
+  assert run("t5", shared, common(shared) + TINY["t5"]) == 0
+  assert run("t5", shared, [*common(shared), "--config.model.depth=2", "--config.steps=3"]) == 2
+  assert "choose another workdir" in capsys.readouterr().err
+
+
+def test_examples_say_what_the_toybox_says(tmp_path):
+  drawn = album.Album(np.zeros((32, 1)), jax.device_get(source.Stream().labels(jnp.arange(32))))
+  made = pretrain.examples(drawn)
+  for i in range(32):
+    names = labels.names(jax.tree.map(lambda x, i=i: x[i], drawn.labels))
+    assert {head: made.words[head][values[i]] for head, values in made.labels.items()} == {
+      head: names[head] for head in made.labels
+    }
+
+
+def test_unknown_arguments_are_refused(capsys):
+  with pytest.raises(SystemExit):
+    cli.main(["toybox", "--out", "x", "--config.batch=4"])
+  assert "--config.batch=4" in capsys.readouterr().err

@@ -1,0 +1,172 @@
+"""The losses that encoders are trained with, and a few steps of each training."""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from dreamjax.convert import pretrained
+from dreamjax.data import tokenizer as tokenizers
+from dreamjax.data.examples import Examples
+from dreamjax.data.preprocessing import Preprocessor
+from dreamjax.data.tokenizer import Tokenizer
+from dreamjax.methods.pretraining import classifier, contrastive, text
+from dreamjax.methods.pretraining.task import in_pieces, signed
+from dreamjax.models.classifier import Classifier
+
+WORDS = {"class": ("dog", "cat"), "colour": ("red", "green", "blue")}
+
+
+def examples(n, seed):
+  """Squares in three colours at two heights, two of each subject."""
+  draw = np.random.default_rng(seed)
+  cls, colour = (np.repeat(draw.integers(0, k, n // 2), 2) for k in (2, 3))
+  images = draw.integers(0, 40, (n, 16, 16, 3), dtype=np.uint8)
+  for i in range(n):
+    images[i, 8 * cls[i] : 8 * cls[i] + 8, :, colour[i]] += 200
+  captions = [f"a {WORDS['colour'][k]} {WORDS['class'][c]} on the beach" for c, k in zip(cls, colour, strict=True)]
+  return Examples(
+    (images,), lambda i: [captions[j] for j in i], {"class": cls, "colour": colour}, WORDS, np.arange(n) // 2
+  )
+
+
+@pytest.fixture(scope="module")
+def data():
+  return examples(64, 0), examples(32, 1)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+  return Tokenizer(tokenizers.train([*examples(64, 0).captions(range(64)), "what is rarely said"], 330), 12)
+
+
+def config(**fields):
+  return ml_collections.ConfigDict({"seed": 0, "batch": 16, **fields})
+
+
+AUGMENT = {"scale": (0.9, 1.0), "flip": False, "blur": 1.0, "light": 0.0, "noise": 0.0}
+VIT = {"image": 16, "patch": 8, "width": 16, "depth": 1, "heads": 2, "mlp": 16}
+
+
+def descend(task, steps, rate):
+  """Loss before and after some steps of plain gradient descent."""
+  step = jax.jit(
+    lambda theta, batch: jax.value_and_grad(task.loss, has_aux=True)(theta, None, batch, jax.random.key(0))
+  )
+  theta, losses = task.theta, []
+  for i in range(steps):
+    (loss, _), gradient = step(theta, task.batches(i))
+    losses.append(float(loss))
+    theta = jax.tree.map(lambda x, g: x - rate * g, theta, gradient)
+  return losses, theta
+
+
+def test_contrast_is_the_symmetric_cross_entropy_of_cosines():
+  a, b = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32)
+  loss, right = contrastive.contrast(jnp.asarray(a), jnp.asarray(b), 7.0)
+  cosines = np.array([[x @ y / np.linalg.norm(x) / np.linalg.norm(y) for y in b] for x in a])
+  p = np.exp(7.0 * cosines)
+  expected = -np.mean([np.log(p[i, i] / p[i].sum()) + np.log(p[i, i] / p[:, i].sum()) for i in range(5)]) / 2
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+  np.testing.assert_allclose(right, np.mean(cosines.argmax(1) == np.arange(5)), rtol=1e-6)
+
+
+def test_cross_entropy_counts_known_labels_only():
+  logits = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)
+  labels = np.array([2, -1, 0, 1])
+  loss, right = classifier.cross_entropy({"colour": jnp.asarray(logits)}, {"colour": jnp.asarray(labels)})
+  log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+  known = [0, 2, 3]
+  np.testing.assert_allclose(loss, -np.mean([log_p[i, labels[i]] for i in known]), rtol=1e-5)
+  np.testing.assert_allclose(right["colour"], np.mean([logits[i].argmax() == labels[i] for i in known]), rtol=1e-6)
+  nobody, _ = classifier.cross_entropy({"colour": jnp.asarray(logits)}, {"colour": jnp.full(4, -1)})
+  assert float(nobody) == 0.0
+
+
+def test_in_pieces_is_the_function_of_the_whole():
+  x = jnp.arange(22.0).reshape(11, 2)
+  np.testing.assert_array_equal(in_pieces(lambda y: 2 * y, x, size=4), 2 * x)
+
+
+def test_signed_covers_the_range():
+  np.testing.assert_allclose(signed(jnp.array([0, 255], jnp.uint8)), [-1.0, 1.0])
+
+
+def test_the_classifier_learns_and_its_saved_model_is_the_same(data, tmp_path):
+  model = {"image": 16, "widths": (8, 8), "blocks": 1}
+  task = classifier.task(config(model=model, augment=AUGMENT), *data)
+  losses, theta = descend(task, 25, 0.1)
+  assert losses[-1] < 0.5 * losses[0]
+  measured = task.measure(theta)
+  assert measured["held_out_class"] > 0.9 and set(measured) == {"held_out_class", "held_out_colour"}
+  task.save(theta, tmp_path)
+  loaded, params = pretrained.load(tmp_path)
+  assert isinstance(loaded, Classifier) and dict(loaded.heads) == WORDS
+  pictures = data[1].pictures(np.arange(4))
+  ours = Classifier(heads=WORDS, **model).apply(theta, signed(jnp.asarray(pictures)))
+  prepared = jnp.asarray(Preprocessor.load(tmp_path)(list(pictures)))
+  theirs = loaded.apply({"params": params}, prepared)
+  for name, scores in ours.items():
+    np.testing.assert_allclose(theirs[name], scores, atol=0.03)  # it is stored in half precision
+
+
+def test_clip_learns_to_pair_pictures_with_captions(data, tokenizer, tmp_path):
+  model = {
+    "vision": {**VIT, "projection": 8}, "text": {"width": 16, "depth": 1, "heads": 2, "mlp": 16, "projection": 8},
+  }  # fmt: skip
+  task = contrastive.captions_task(config(model=model, augment=AUGMENT), *data, tokenizer)
+  losses, theta = descend(task, 30, 0.3)
+  assert losses[-1] < losses[0] - 0.3
+  task.save(theta, tmp_path)
+  loaded, _ = pretrained.load(tmp_path)
+  assert loaded.text.eos == tokenizer.inner.eos_token_id
+  np.testing.assert_array_equal(Tokenizer.load(tmp_path, 12)(["a red dog"])[0], tokenizer(["a red dog"])[0])
+
+
+def test_photos_of_one_subject_are_drawn_together(data, tmp_path):
+  made = config(model=VIT, augment=AUGMENT, projection=8, temperature=0.2, classes=1, batch=8)
+  task = contrastive.photos_task(made, *data)
+  seen = set()
+  for i in range(8):
+    pictures = task.batches(i)["images"].astype(int)
+    assert pictures.shape == (8, 16, 16, 3)
+    halves = [np.stack([p[:8].mean((0, 1)), p[8:].mean((0, 1))]).round(-2) for p in pictures]
+    for a, b in zip(halves[:4], halves[4:], strict=True):
+      np.testing.assert_array_equal(a, b)  # the other photo shows the same
+    seen.add(tuple(h[0].max() > h[1].max() for h in halves))
+  assert {row[0] for row in seen} == {True, False} and all(len(set(row)) == 1 for row in seen)  # one class a batch
+  losses, theta = descend(task, 40, 0.3)
+  assert np.mean(losses[-5:]) < np.mean(losses[:5])
+  task.save(theta, tmp_path)
+  assert pretrained.load(tmp_path)[0].width == 16
+
+
+def test_subjects_with_unequal_numbers_of_photos_are_refused():
+  with pytest.raises(ValueError, match="equally many"):
+    contrastive._by_subject(np.array([0, 0, 1]))
+
+
+def test_the_text_encoder_fills_in_and_names(data, tokenizer, tmp_path):
+  model = {"width": 16, "head_width": 8, "heads": 2, "mlp": 32, "depth": 1}
+  made = config(model=model, length=10, hidden=0.2, rare=0.5)
+  task = text.task(made, *data, tokenizer)
+  losses, theta = descend(task, 40, 0.3)
+  assert losses[-1] < 0.6 * losses[0]
+  assert task.measure(theta)["held_out_class"] > 0.9
+  task.save(theta, tmp_path)
+  assert pretrained.load(tmp_path)[0].width == 16
+
+
+def test_rare_pieces_are_strewn_in_behind_the_first_and_nothing_else_changes(data, tokenizer):
+  rare = set(text.rare_pieces(tokenizer, data[0].captions(range(64))).tolist())
+  used = set(tokenizer(data[0].captions(range(64)))[0].reshape(-1).tolist())
+  assert rare and not rare & used
+  model = {"width": 16, "head_width": 8, "heads": 2, "mlp": 32, "depth": 1}
+  task = text.task(config(model=model, length=12, hidden=0.2, rare=1.0), *data, tokenizer)
+  batch = task.batches(0)
+  plain = {tuple(row) for row in tokenizer(data[0].captions(range(64)))[0].tolist()}
+  for ids, mask in zip(batch["ids"].tolist(), batch["mask"].tolist(), strict=True):
+    places = [i for i, piece in enumerate(ids) if piece in rare]
+    assert len(places) == 1 and 1 <= places[0] <= 3 and sum(mask) == ids.index(1) + 1
+    assert tuple(ids[: places[0]] + ids[places[0] + 1 :] + [0]) in plain
