@@ -37,8 +37,8 @@ def get_config(which: str = "probe") -> ml_collections.ConfigDict:
     config.captions = 20000
   elif which == "t5":
     config.model = {"width": 160, "head_width": 32, "heads": 5, "mlp": 320, "depth": 3}
-    config.length, config.hidden, config.rare = 40, 0.2, 0.2
-    config.batch, config.steps = 64, 2000
+    config.length, config.hidden, config.rare = 36, 4, 0.2
+    config.batch, config.steps = 96, 3000
     config.optimizer.learning_rate = 2e-3
   elif which == "probe":
     config.model = {"image": 64, "widths": (32, 64, 96, 128), "blocks": 1}
@@ -58,6 +58,7 @@ def get_config(which: str = "probe") -> ml_collections.ConfigDict:
     config.model = {"image": 64, "patch": 8, "width": 128, "depth": 6, "heads": 2, "mlp": 512}
     config.augment = {"scale": (0.6, 1.0), "blur": 2.0, "light": 0.1}
     config.projection, config.temperature, config.classes = 128, 0.1, 5
+    config.only = {"style": "photo"}
     config.batch, config.steps = 256, 2500
     config.optimizer.learning_rate = 1e-3
   else:

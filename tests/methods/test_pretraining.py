@@ -1,5 +1,7 @@
 """The losses that encoders are trained with, and a few steps of each training."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -125,7 +127,7 @@ def test_clip_learns_to_pair_pictures_with_captions(data, tokenizer, tmp_path):
 
 
 def test_photos_of_one_subject_are_drawn_together(data, tmp_path):
-  made = config(model=VIT, augment=AUGMENT, projection=8, temperature=0.2, classes=1, batch=8)
+  made = config(model=VIT, augment=AUGMENT, projection=8, temperature=0.2, classes=1, batch=8, only={})
   task = contrastive.photos_task(made, *data)
   seen = set()
   for i in range(8):
@@ -142,14 +144,22 @@ def test_photos_of_one_subject_are_drawn_together(data, tmp_path):
   assert pretrained.load(tmp_path)[0].width == 16
 
 
-def test_subjects_with_unequal_numbers_of_photos_are_refused():
-  with pytest.raises(ValueError, match="equally many"):
-    contrastive._by_subject(np.array([0, 0, 1]))
+def test_pairs_are_two_photos_of_one_subject_among_those_asked_for(data):
+  pairs = contrastive._Pairs(data[0], {"colour": "green"})
+  subjects = np.repeat(np.arange(len(pairs.classes)), 40)
+  one, other = pairs.draw(np.random.default_rng(0), subjects).T
+  assert (one != other).all() and (data[0].subjects[one] == data[0].subjects[other]).all()
+  assert (data[0].labels["colour"][[one, other]] == 1).all()
+  assert set(one) == set(other) == set(np.flatnonzero(data[0].labels["colour"] == 1))
+  np.testing.assert_array_equal(data[0].labels["class"][one], pairs.classes[subjects])
+  alone = dataclasses.replace(data[0], subjects=np.arange(64))
+  with pytest.raises(ValueError, match="no two of any"):
+    contrastive._Pairs(alone, {})
 
 
 def test_the_text_encoder_fills_in_and_names(data, tokenizer, tmp_path):
   model = {"width": 16, "head_width": 8, "heads": 2, "mlp": 32, "depth": 1}
-  made = config(model=model, length=10, hidden=0.2, rare=0.5)
+  made = config(model=model, length=10, hidden=2, rare=0.5)
   task = text.task(made, *data, tokenizer)
   losses, theta = descend(task, 40, 0.3)
   assert losses[-1] < 0.6 * losses[0]
@@ -158,12 +168,26 @@ def test_the_text_encoder_fills_in_and_names(data, tokenizer, tmp_path):
   assert pretrained.load(tmp_path)[0].width == 16
 
 
+def test_what_is_hidden_is_chosen_among_the_tokens():
+  ids = jnp.arange(40).reshape(4, 10) + 3
+  mask = jnp.arange(10)[None] < jnp.array([10, 7, 5, 2])[:, None]
+  kept = 0
+  for seed in range(50):
+    shown, places = jax.device_get(text.hide(jax.random.key(seed), ids, mask, 3, 2))
+    for row in range(4):
+      assert len(set(places[row])) == 3 and (np.sort(places[row])[: min(3, mask[row].sum())] < mask[row].sum()).all()
+      changed = np.flatnonzero(shown[row] != ids[row])
+      assert set(changed) <= set(places[row]) and (shown[row][changed] == 2).all()
+    kept += 12 - (shown != ids).sum()
+  assert 60 < kept < 180  # one of five
+
+
 def test_rare_pieces_are_strewn_in_behind_the_first_and_nothing_else_changes(data, tokenizer):
   rare = set(text.rare_pieces(tokenizer, data[0].captions(range(64))).tolist())
   used = set(tokenizer(data[0].captions(range(64)))[0].reshape(-1).tolist())
   assert rare and not rare & used
   model = {"width": 16, "head_width": 8, "heads": 2, "mlp": 32, "depth": 1}
-  task = text.task(config(model=model, length=12, hidden=0.2, rare=1.0), *data, tokenizer)
+  task = text.task(config(model=model, length=12, hidden=2, rare=1.0), *data, tokenizer)
   batch = task.batches(0)
   plain = {tuple(row) for row in tokenizer(data[0].captions(range(64)))[0].tolist()}
   for ids, mask in zip(batch["ids"].tolist(), batch["mask"].tolist(), strict=True):

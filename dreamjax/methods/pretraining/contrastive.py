@@ -10,6 +10,7 @@ Simple Framework for Contrastive Learning of Visual Representations", 2020), wit
 crop: no label is used, only which photos show the same thing.
 """
 
+from collections.abc import Mapping
 import pathlib
 from typing import Any
 
@@ -113,8 +114,7 @@ def photos_task(config: ml_collections.ConfigDict, examples: Examples, held_out:
   model = _Projected(vit, config.projection)
   augment = Augment(**config.augment)
   theta = model.init(jax.random.key(config.seed), jnp.zeros((1, vit.image, vit.image, 3)))
-  photos = _by_subject(examples.subjects)
-  classes = examples.labels["class"][photos[:, 0]]
+  pairs = _Pairs(examples, config.only)
 
   def loss(theta: Any, frozen: None, batch: Any, key: jax.Array):
     n = batch["images"].shape[0] // 2
@@ -124,25 +124,23 @@ def photos_task(config: ml_collections.ConfigDict, examples: Examples, held_out:
 
   def batches(i: int) -> Any:
     draw = np.random.default_rng((config.seed, i))
-    few = draw.choice(classes.max() + 1, config.classes, replace=False)
-    alike = np.flatnonzero(np.isin(classes, few))
-    chosen = draw.choice(alike, config.batch // 2, replace=False)
-    two = np.argsort(draw.random((len(chosen), photos.shape[1])), axis=1)[:, :2]
-    indices = np.take_along_axis(photos[chosen], two, axis=1)
+    few = draw.choice(pairs.classes.max() + 1, config.classes, replace=False)
+    alike = np.flatnonzero(np.isin(pairs.classes, few))
+    indices = pairs.draw(draw, draw.choice(alike, config.batch // 2, replace=False))
     return {"images": examples.pictures(indices.T.reshape(-1))}
 
   apply = jax.jit(lambda theta, images: model.apply(theta, signed(images))[0])
-  held_out_photos = _by_subject(held_out.subjects)
+  judged = _Pairs(held_out, config.only)
 
   def measure(theta: Any) -> dict[str, float]:
-    """Share of photos to which the mean of the same subject's other photos is nearer than those of its class."""
-    tokens = unit(in_pieces(lambda images: apply(theta, images), held_out.pictures(held_out_photos.reshape(-1))))
-    tokens = np.asarray(tokens).reshape(*held_out_photos.shape, -1)
-    cls = held_out.labels["class"][held_out_photos[:, 0]]
+    """Share of photos to which another photo of the same subject is nearer than those of 32 others of its class."""
+    indices = judged.draw(np.random.default_rng(0), np.arange(len(judged.classes)))
+    tokens = unit(in_pieces(lambda images: apply(theta, images), held_out.pictures(indices.T.reshape(-1))))
+    one, other = np.split(np.asarray(tokens), 2)
     right = []
-    for c in np.unique(cls):
-      one, rest = tokens[cls == c][:33, 0], np.asarray(unit(jnp.asarray(tokens[cls == c][:33, 1:].mean(1))))
-      right.append((one @ rest.T).argmax(1) == np.arange(len(one)))
+    for c in np.unique(judged.classes):
+      own = np.flatnonzero(judged.classes == c)[:33]
+      right.append((one[own] @ other[own].T).argmax(1) == np.arange(len(own)))
     return {"held_out_retrieval": float(np.concatenate(right).mean())}
 
   def save(theta: Any, folder: pathlib.Path) -> None:
@@ -152,10 +150,27 @@ def photos_task(config: ml_collections.ConfigDict, examples: Examples, held_out:
   return Task(theta, loss, batches, measure, save)
 
 
-def _by_subject(subjects: np.ndarray) -> np.ndarray:
-  """The indices of the pictures of each subject, [subjects, photos]."""
-  order = np.argsort(subjects, kind="stable")
-  counts = np.unique(subjects, return_counts=True)[1]
-  if len(set(counts.tolist())) > 1 or counts[0] < 2:
-    raise ValueError("contrasting photos needs equally many of each subject, and at least two")
-  return order.reshape(-1, counts[0])
+class _Pairs:
+  """The subjects of which there are two photos.
+
+  Attributes:
+    classes: the class of each.
+  """
+
+  def __init__(self, examples: Examples, only: Mapping[str, str]) -> None:
+    kept = np.ones(len(examples), bool)
+    for name, word in only.items():
+      kept &= examples.labels[name] == examples.words[name].index(word)
+    self._places = np.flatnonzero(kept)[np.argsort(examples.subjects[kept], kind="stable")]
+    _, starts, counts = np.unique(examples.subjects[self._places], return_index=True, return_counts=True)
+    self._starts, self._counts = starts[counts > 1], counts[counts > 1]
+    if not len(self._starts):
+      raise ValueError("contrasting photos needs two of a subject at least, and there are no two of any")
+    self.classes = examples.labels["class"][self._places[self._starts]]
+
+  def draw(self, draw: np.random.Generator, subjects: np.ndarray) -> np.ndarray:
+    """Indices of two different photos of each of these subjects, [n, 2]."""
+    counts = self._counts[subjects]
+    first = draw.integers(0, counts)
+    second = (first + draw.integers(1, counts)) % counts
+    return self._places[self._starts[subjects][:, None] + np.stack([first, second], axis=1)]

@@ -1,7 +1,7 @@
 """A text encoder trained on captions: it fills in what is masked, and its mean token names what the caption says.
 
 Filling in (Devlin et al., "BERT", 2019, section 3.1; T5's own objective needs a decoder) makes each token know its
-neighbours; all tokens are predicted, masked or not, so that none forgets itself. Naming makes the pooled vector, which
+neighbours, and, where the token to be predicted is not hidden, itself. Naming makes the pooled vector, which
 conditions a generator beside the tokens, hold the whole caption. Rare pieces are strewn in where identifiers will stand
 later: the encoder learns to let them pass.
 """
@@ -32,14 +32,32 @@ class _WithHeads(nn.Module):
 
   @nn.compact
   def __call__(
-    self, ids: Int[Array, "b n"], mask: Bool[Array, "b n"]
-  ) -> tuple[Float[Array, "b n v"], dict[str, Float[Array, "b _"]]]:
-    """Returns the logits of each token and of each head."""
+    self, ids: Int[Array, "b n"], mask: Bool[Array, "b n"], places: Int[Array, "b m"]
+  ) -> tuple[Float[Array, "b m v"], dict[str, Float[Array, "b _"]]]:
+    """Returns the logits of the tokens in these places, and of each head."""
     tokens, _ = self.encoder(ids, mask)
     weight = jnp.where(mask, 1.0, 0.0)[..., None]
     mean = (tokens * weight).sum(1) / weight.sum(1)
     named = {name: nn.Dense(classes, name=f"head_{name}")(mean) for name, classes in sorted(self.heads.items())}
-    return nn.Dense(self.encoder.vocab, name="pieces")(tokens), named
+    chosen = jnp.take_along_axis(tokens, places[..., None], axis=1)
+    return nn.Dense(self.encoder.vocab, name="pieces")(chosen), named
+
+
+def hide(
+  key: jax.Array, ids: Int[Array, "b n"], mask: Bool[Array, "b n"], count: int, unknown: int
+) -> tuple[Int[Array, "b n"], Int[Array, "b m"]]:
+  """Chooses tokens to be predicted, and hides four of five of them behind the unknown piece, as BERT does.
+
+  Returns:
+    The ids with what is hidden, and the places that were chosen, `count` a row; a row that is too short has some of its
+    padding chosen, too.
+  """
+  chance, keep = jax.random.split(key)
+  scores = jnp.where(mask, jax.random.uniform(chance, ids.shape), -1.0)
+  places = jax.lax.top_k(scores, count)[1]
+  hidden = jax.random.bernoulli(keep, 0.8, places.shape)
+  rows = jnp.arange(ids.shape[0])[:, None]
+  return ids.at[rows, places].set(jnp.where(hidden, unknown, ids[rows, places])), places
 
 
 def rare_pieces(tokenizer: Tokenizer, captions: list[str]) -> np.ndarray:
@@ -56,21 +74,22 @@ def task(config: ml_collections.ConfigDict, examples: Examples, held_out: Exampl
   model = _WithHeads(encoder, {name: len(words) for name, words in examples.words.items()})
   order = epochs(len(examples), config.batch, config.seed)
   empty = jnp.zeros((1, config.length), jnp.int32)
-  theta = model.init(jax.random.key(config.seed), empty, empty == 0)
+  theta = model.init(jax.random.key(config.seed), empty, empty == 0, empty)
   rare = rare_pieces(tokenizer, examples.captions(np.arange(min(len(examples), 4096))))
   unknown = tokenizer.inner.unk_token_id
 
   def loss(theta: Any, frozen: None, batch: Any, key: jax.Array):
     ids, mask = batch["ids"], batch["mask"]
-    hidden = jax.random.bernoulli(key, config.hidden, ids.shape) & mask
-    pieces, named = model.apply(theta, jnp.where(hidden, unknown, ids), mask)
-    picked = jnp.take_along_axis(jax.nn.log_softmax(pieces), ids[..., None], axis=-1)[..., 0]
-    right = jnp.where(jnp.argmax(pieces, axis=-1) == ids, 1.0, 0.0)
-    count = jnp.maximum(hidden.sum(), 1).astype(jnp.float32)
+    shown, places = hide(key, ids, mask, config.hidden, unknown)
+    pieces, named = model.apply(theta, shown, mask, places)
+    truth = jnp.take_along_axis(ids, places, axis=1)
+    there = jnp.where(jnp.take_along_axis(mask, places, axis=1), 1.0, 0.0)
+    picked = jnp.take_along_axis(jax.nn.log_softmax(pieces), truth[..., None], axis=-1)[..., 0]
+    right = jnp.where(jnp.argmax(pieces, axis=-1) == truth, 1.0, 0.0)
     naming, heads = cross_entropy(named, batch["labels"])
-    filling = -jnp.where(mask, picked, 0.0).sum() / mask.sum().astype(jnp.float32)
+    filling = -(there * picked).sum() / there.sum()
     scores = {f"right_{name}": value for name, value in heads.items()}
-    return filling + naming, {"filled_in": jnp.where(hidden, right, 0.0).sum() / count, **scores}
+    return filling + naming, {"filling": filling, "filled_in": (there * right).sum() / there.sum(), **scores}
 
   def rows(indices: np.ndarray, source: Examples) -> Any:
     ids, mask = tokenizer(source.captions(indices))
@@ -86,7 +105,7 @@ def task(config: ml_collections.ConfigDict, examples: Examples, held_out: Exampl
       ids[row, place] = draw.choice(rare)
     return batch
 
-  apply = jax.jit(lambda theta, batch: model.apply(theta, batch["ids"], batch["mask"])[1])
+  apply = jax.jit(lambda theta, batch: model.apply(theta, batch["ids"], batch["mask"], batch["ids"][:, :1])[1])
 
   def measure(theta: Any) -> dict[str, float]:
     batch = jax.device_put(rows(np.arange(min(len(held_out), 2048)), held_out))

@@ -1,0 +1,115 @@
+"""`dreamjax evaluate`, with small random encoders and with those that come with dreamjax."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+import pytest
+
+from dreamjax import cli
+from dreamjax.convert import pretrained
+from dreamjax.data import tokenizer as tokenizers
+from dreamjax.data.preprocessing import whole
+from dreamjax.eval import encoders
+from dreamjax.models.clip import CLIP, TextTower, VisionTower
+from dreamjax.models.vit import ViT
+
+SMALL = {"width": 16, "depth": 1, "heads": 2, "mlp": 16}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """Random encoders: clip and dino, which sees other sizes than clip."""
+  folder = tmp_path_factory.mktemp("encoders")
+  tokenizer = tokenizers.train(["a red dog on the beach", "a cat"], 300)
+  clip = CLIP(
+    VisionTower(image=16, patch=8, projection=8, **SMALL),
+    TextTower(vocab=len(tokenizer), length=12, projection=8, eos=1, **SMALL),
+  )
+  vit = ViT(image=24, patch=8, **SMALL)
+  for name, model, inputs in (
+    ("clip", clip, (jnp.zeros((1, 16, 16, 3)), jnp.ones((1, 12), jnp.int32))),
+    ("dino", vit, (jnp.zeros((1, 24, 24, 3)),)),
+  ):
+    pretrained.save(folder / name, model, model.init(jax.random.key(0), *inputs)["params"], np.float32)
+    whole(inputs[0].shape[1]).save(folder / name)
+  tokenizer.save_pretrained(folder / "clip")
+  return folder
+
+
+@pytest.fixture
+def pictures(tmp_path):
+  """Two subjects with two generated and two real pictures each."""
+  draw = np.random.default_rng(0)
+  for kind in ("made", "real"):
+    for subject in ("dog1", "dog2"):
+      (tmp_path / kind / subject).mkdir(parents=True)
+      for i in range(2):
+        Image.fromarray(draw.integers(0, 256, (20, 30, 3), np.uint8)).save(tmp_path / kind / subject / f"{i}.png")
+        if kind == "made":
+          (tmp_path / kind / subject / f"{i}.txt").write_text(f"a red [V] dog on beach {i}")
+  return tmp_path
+
+
+def run(pictures, *more):
+  arguments = ["--generated", pictures / "made", "--reference", pictures / "real", "--out", pictures / "out", *more]
+  return cli.main(["evaluate", *map(str, arguments)])
+
+
+def test_scores_a_table_and_a_sheet(folder, pictures, capsys):
+  assert run(pictures, "--encoders", folder, "--identifier", "[V]") == 0
+  result = json.loads((pictures / "out/scores.json").read_text())
+  assert result["settings"]["encoders"] == folder.name and "[V]" in result["settings"]["identifier"]
+  assert {"dino", "clip_i", "clip_t", "retrieval", "copies"} <= set(result["scores"])
+  assert len(result["pictures"]) == 4
+  assert "DINO" in capsys.readouterr().out
+  assert (pictures / "out/sheet.html").read_text().count("<img") >= 4
+
+
+def test_the_encoders_are_the_models_in_the_folder(folder):
+  loaded = encoders.load(folder)
+  picture = np.random.default_rng(1).integers(0, 256, (24, 24, 3), np.uint8)
+  vit, params = pretrained.load(folder / "dino")
+  expected = vit.apply({"params": jax.device_put(params)}, jnp.asarray(picture / 127.5 - 1, jnp.float32)[None])[0][:, 0]
+  np.testing.assert_allclose(loaded.dino([picture]), expected, atol=1e-5)
+  many = loaded.dino([picture] * 40)
+  assert many.shape == (40, 16)
+  np.testing.assert_allclose(many, np.broadcast_to(expected, many.shape), atol=1e-5)
+  assert loaded.clip_text(["a dog", "a cat"]).shape == (2, 8) and loaded.probe is None and loaded.words == {}
+
+
+@pytest.mark.parametrize(
+  ("spoil", "message"),
+  [
+    (lambda p, f: (p / "made/dog1/0.png").write_text("no picture"), "0.png cannot be read"),
+    (lambda p, f: [x.unlink() for x in (p / "real").rglob("*.png")], "no pictures"),
+    (lambda p, f: (p / "real/dog2").rename(p / "real/cat"), "no real pictures of dog2"),
+  ],
+)
+def test_bad_pictures_are_refused_in_one_line(folder, pictures, capsys, spoil, message):
+  spoil(pictures, folder)
+  assert run(pictures, "--encoders", folder) == 2
+  error = capsys.readouterr().err.splitlines()[-1]
+  assert error.startswith("dreamjax evaluate: ") and message in error
+
+
+def test_prompts_of_the_wrong_number_are_refused(folder, pictures, capsys):
+  (pictures / "prompts.txt").write_text("a dog\n")
+  assert run(pictures, "--encoders", folder, "--prompts", pictures / "prompts.txt") == 2
+  assert "has 1 prompts, and there are 4 generated pictures" in capsys.readouterr().err
+
+
+def test_folders_without_the_right_encoders_are_refused(folder, pictures, tmp_path, capsys):
+  assert run(pictures, "--encoders", tmp_path / "nowhere") == 2
+  assert "there is no folder" in capsys.readouterr().err
+  (tmp_path / "half/clip").mkdir(parents=True)
+  assert run(pictures, "--encoders", tmp_path / "half") == 2
+  assert "holds no sub-folder dino" in capsys.readouterr().err
+  wrong = tmp_path / "wrong"
+  wrong.mkdir()
+  (wrong / "clip").symlink_to(folder / "dino")
+  (wrong / "dino").symlink_to(folder / "dino")
+  assert run(pictures, "--encoders", wrong) == 2
+  assert "holds a ViT, but a CLIP is wanted" in capsys.readouterr().err
