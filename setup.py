@@ -27,6 +27,7 @@ setuptools.setup(
     "absl-py>=2.1",
     "clu>=0.0.12",
     "flax>=0.12",
+    "huggingface_hub>=1.0",
     "jax>=0.10",
     "jaxtyping>=0.3",
     "jinja2>=3.1",
@@ -50,6 +51,8 @@ setuptools.setup(
     "plan": ["libtpu"],
     # TensorBoard's event files beside the plain JSON lines.
     "tensorboard": ["tensorboard", "tensorflow"],
+    # Photos as iPhones take them.
+    "heic": ["pillow-heif>=1.0"],
     # What launch/test.sh runs, and the originals that the models are compared with.
     "test": ["beartype>=0.20", "hypothesis>=6.100", "pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.15"],
     "parity": ["diffusers>=0.35", "torch>=2.6"],

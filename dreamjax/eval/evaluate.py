@@ -16,14 +16,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, ImageOps
 import tqdm
 
 from dreamjax.data.image_folder import METADATA
+from dreamjax.data.photos import SUFFIXES, read_picture
 from dreamjax.eval import metrics
 from dreamjax.eval.encoders import Encoders
 
-_SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".webp"))
 _CHUNK = 64  # pictures or texts embedded at once, so that no more pictures are ever held in memory
 _RESAMPLES, _LEVEL, _SEED = 1000, 0.95, 0
 
@@ -132,19 +131,10 @@ def evaluate(
   }
 
 
-def read_picture(path: pathlib.Path) -> np.ndarray:
-  """A picture as it is to be seen: upright, RGB, uint8 [h, w, 3]. ValueError, naming it, if it cannot be read."""
-  try:
-    with Image.open(path) as picture:
-      return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
-  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-    raise ValueError(f"{path} cannot be read as a picture: {error}") from error
-
-
 def _listed(folder: pathlib.Path) -> list[tuple[pathlib.Path, dict[str, Any]]]:
   """The pictures in a folder, by name, and what is known of them: those of its metadata, or all that there are."""
   if not (folder / METADATA).exists():
-    return [(path, {}) for path in sorted(folder.iterdir()) if path.suffix.lower() in _SUFFIXES]
+    return [(path, {}) for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
   entries = []
   for number, line in enumerate((folder / METADATA).read_text().splitlines(), start=1):
     try:

@@ -13,7 +13,7 @@ from PIL import Image
 import rich.markup
 import rich.table
 
-from dreamjax.eval.evaluate import read_picture
+from dreamjax.data.photos import read_picture
 
 #: What `write` writes.
 SCORES, SHEET = "scores.json", "sheet.html"

@@ -1,4 +1,4 @@
-"""Measures the encoders that come with dreamjax, on toys that none was trained on: python tests/benchmarks/encoders.py."""
+"""Measures the encoders that come with dreamjax on toys of which they saw none: python tests/benchmarks/encoders.py."""
 
 import importlib.resources
 import pathlib

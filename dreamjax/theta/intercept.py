@@ -1,0 +1,73 @@
+"""Applying a theta: an interceptor reads the collection "theta" wherever it has an entry for a layer.
+
+Modules know nothing of this. Only where one uses `nn.scan` do its `variable_axes` have to hand all collections in, as
+{True: 0} does: with {"params": 0} the theta would not reach the layers inside, which is an error here.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from flax import linen as nn
+from flax.traverse_util import flatten_dict
+from jaxtyping import Float
+
+from dreamjax.theta.kinds import AnyArray, Path, Theta
+
+
+def apply(module: nn.Module, params: dict[str, Any], theta: Theta | None, *args: Any, **kwargs: Any) -> Any:
+  """`module.apply({"params": params}, *args, **kwargs)` of the personalised module.
+
+  Args:
+    module: of any sort.
+    params: the base model's parameters.
+    theta: the personalisation; None for the base model.
+    *args: the module's.
+    **kwargs: those of `module.apply` (rngs, method, mutable) and the module's.
+
+  Raises:
+    ValueError: if the theta is for another module, or changes layers that it cannot change.
+  """
+  variables = {"params": params} if theta is None else theta.expand(params)
+  called: set[Path] = set()
+  changed: set[Path] = set()
+  with nn.intercept_methods(_interceptor(called, changed)):
+    out = module.apply(variables, *args, **kwargs)
+  layers = {path[:-1] for path in flatten_dict(variables.get("theta", {}))}
+  if lost := sorted("/".join(layer) for layer in (called - changed) & layers):
+    raise ValueError(f"the theta does not reach {', '.join(lost)}: give nn.scan the variable_axes {{True: 0}}")
+  return out
+
+
+def _interceptor(called: set[Path], changed: set[Path]) -> Callable[..., Any]:
+  """What `nn.intercept_methods` wants; it adds to `called` and `changed` the paths of layers as they come up."""
+
+  def intercept(next_function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
+    y = next_function(*args, **kwargs)
+    module = context.module
+    if context.method_name != "__call__":
+      return y
+    called.add(module.path)
+    if not module.has_variable("theta", "lora_down"):
+      return y
+    changed.add(module.path)
+    down, up = (module.get_variable("theta", name) for name in ("lora_down", "lora_up"))
+    return y + _low_rank(module, down, up, *args, **kwargs)
+
+  return intercept
+
+
+def _low_rank(
+  module: nn.Module,
+  down: Float[AnyArray, "*window d r"],
+  up: Float[AnyArray, "*scanned r e"],
+  *args: Any,
+  **kwargs: Any,
+) -> Float[AnyArray, "*b e"]:
+  """(x A) B: the layer itself with A for its kernel, so that strides, padding and dtype are its own; then B."""
+  groups = getattr(module, "feature_group_count", 1)
+  if not isinstance(module, nn.Dense | nn.Conv) or down.ndim == 3 or groups > 1:
+    what = f"{'/'.join(module.path)}, a {type(module).__name__} whose A has the shape {down.shape}"
+    raise ValueError(f"low-rank updates are for Dense and two-dimensional, ungrouped Conv layers, not for {what}")
+  narrow = module.clone(parent=None, name=None, features=down.shape[-1], use_bias=False)
+  low = narrow.apply({"params": {"kernel": down}}, *args, **kwargs)
+  return low @ up.astype(low.dtype)

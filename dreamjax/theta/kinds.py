@@ -1,0 +1,187 @@
+"""Kinds of theta.
+
+A theta is a pytree whose leaves are what is trained, in float32; the rest of it is static. With one kernel W:
+
+  full weights   W' = theta
+  low rank       W' = W + scale A B                      ("LoRA", Hu et al., 2021, section 4.1)
+
+For a convolution A has W's window and B is 1x1, so that A B has W's shape. An odd number of a kernel's axes says that
+`nn.scan` put one in front, over its layers: 2 or 3 axes are those of a Dense, 4 or 5 those of a two-dimensional Conv.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+import difflib
+import math
+import re
+from typing import Any
+import zlib
+
+from flax import struct
+from flax.traverse_util import flatten_dict, unflatten_dict
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+import numpy as np
+
+Path = tuple[str, ...]
+AnyArray = Array | np.ndarray
+
+
+class Full(struct.PyTreeNode):
+  """Some of the parameters, or all of them, as they are after tuning.
+
+  Attributes:
+    weights: a part of the tree of parameters.
+  """
+
+  weights: dict[str, Any]
+
+  stored = np.float32  # in files, by default
+
+  @classmethod
+  def init(cls, params: dict[str, Any], pattern: str = "") -> "Full":
+    """The parameters as they are.
+
+    Args:
+      params: the base model's.
+      pattern: a regular expression, searched for in paths such as "block_0/attention/query/kernel".
+
+    Raises:
+      ValueError: if it is found in none.
+    """
+    flat = flatten_dict(params)
+    return cls(unflatten_dict({path: jnp.array(flat[path], jnp.float32) for path in _matching(pattern, flat)}))
+
+  def expand(self, params: dict[str, Any]) -> dict[str, Any]:
+    """The variables that the tuned module is applied with. ValueError if `params` are those of another module."""
+    return {"params": self.merge(params)}
+
+  def merge(self, params: dict[str, Any]) -> dict[str, Any]:
+    """The tuned parameters, in the dtypes of `params`. The way back is to keep `params`."""
+    flat, tuned = flatten_dict(params), flatten_dict(self.weights)
+    _check_fit({path: x.shape for path, x in tuned.items()}, flat)
+    return unflatten_dict(flat | {path: x.astype(flat[path].dtype) for path, x in tuned.items()})
+
+
+class LoRA(struct.PyTreeNode):
+  """Low-rank updates of the kernels of Dense and Conv layers.
+
+  Attributes:
+    weights: a tree like that of the parameters, where "down" is A and "up" is B in the place of "kernel".
+    scale: of the update; alpha / rank in the words of the paper.
+  """
+
+  weights: dict[str, Any]
+  scale: float = struct.field(pytree_node=False)
+
+  stored = np.float16  # in files, by default
+
+  @classmethod
+  def init(
+    cls, key: jax.Array, params: dict[str, Any], rank: int, *, alpha: float | None = None, pattern: str = ""
+  ) -> "LoRA":
+    """An update that changes nothing yet: A is Gaussian, of variance 1 / inputs, and B is zero.
+
+    A layer's A depends on the key and on the layer's path alone.
+
+    Args:
+      key: of the randomness.
+      params: the base model's, or their shapes.
+      rank: of the updates.
+      alpha: the scale times the rank; by default the rank, so that the scale is 1.
+      pattern: a regular expression, searched for in the paths of layers, such as "block_0/attention/query".
+
+    Raises:
+      ValueError: if it is found in none.
+    """
+    flat = flatten_dict(params)
+    kernels = {path[:-1]: x.shape for path, x in flat.items() if path[-1] == "kernel" and 2 <= x.ndim <= 5}
+    weights = {}
+    for layer in _matching(pattern, kernels):
+      shape = kernels[layer]
+      scanned = len(shape) % 2
+      std = math.prod(shape[scanned:-1]) ** -0.5
+      draw = jax.random.fold_in(key, zlib.crc32("/".join(layer).encode()))
+      weights[*layer, "down"] = std * jax.random.normal(draw, (*shape[:-1], rank))
+      weights[*layer, "up"] = jnp.zeros((*shape[:scanned], rank, shape[-1]))
+    return cls(unflatten_dict(weights), (rank if alpha is None else alpha) / rank)
+
+  def expand(self, params: dict[str, Any]) -> dict[str, Any]:
+    """The variables that the tuned module is applied with. ValueError if `params` are those of another module."""
+    collection = {}
+    for layer, down, up in self._layers(params):
+      collection[*layer, "lora_down"], collection[*layer, "lora_up"] = down, self.scale * up
+    return {"params": params, "theta": unflatten_dict(collection)}
+
+  def merge(self, params: dict[str, Any]) -> dict[str, Any]:
+    """The tuned parameters, in the dtypes of `params`."""
+    return self._add(self.scale, params)
+
+  def unmerge(self, params: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `merge`, up to rounding."""
+    return self._add(-self.scale, params)
+
+  def _add(self, scale: float, params: dict[str, Any]) -> dict[str, Any]:
+    flat = flatten_dict(params)
+    for layer, down, up in self._layers(params):
+      kernel = flat[*layer, "kernel"]
+      flat[*layer, "kernel"] = (jnp.asarray(kernel, jnp.float32) + scale * _product(down, up)).astype(kernel.dtype)
+    return unflatten_dict(flat)
+
+  def _layers(self, params: dict[str, Any]) -> Iterator[tuple[Path, Float[AnyArray, "..."], Float[AnyArray, "..."]]]:
+    """Each layer with its A and B, if they fit."""
+    flat = flatten_dict(self.weights)
+    layers = dict.fromkeys(path[:-1] for path in flat)
+    pairs = {layer: (flat[*layer, "down"], flat[*layer, "up"]) for layer in layers}
+    shapes = {(*layer, "kernel"): (*down.shape[:-1], up.shape[-1]) for layer, (down, up) in pairs.items()}
+    _check_fit(shapes, flatten_dict(params))
+    yield from ((layer, *pair) for layer, pair in pairs.items())
+
+
+Theta = Full | LoRA
+
+
+def stack(thetas: Sequence[Any]) -> Any:
+  """N thetas as one, for `jax.vmap`: each leaf has an axis in front, over the thetas.
+
+  Args:
+    thetas: or trees of thetas, all of one structure.
+
+  Raises:
+    ValueError: if they differ in kind, layers, shapes or scale.
+  """
+  first, *others = ((jax.tree.structure(theta), [np.shape(x) for x in jax.tree.leaves(theta)]) for theta in thetas)
+  for i, other in enumerate(others, start=1):
+    if other != first:
+      raise ValueError(f"thetas 0 and {i} cannot be stacked: they differ in kind, layers, shapes or scale")
+  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *thetas)
+
+
+def unstack(stacked: Any) -> list[Any]:
+  """The inverse of `stack`."""
+  count = len(jax.tree.leaves(stacked)[0])
+  return [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(count)]
+
+
+def _product(down: Float[AnyArray, "..."], up: Float[AnyArray, "*scanned rank out"]) -> Float[AnyArray, "..."]:
+  """A B, in the shape of the kernel."""
+  flat = down.reshape(*up.shape[:-2], -1, down.shape[-1])
+  return jnp.matmul(flat, up, precision=jax.lax.Precision.HIGHEST).reshape(*down.shape[:-1], up.shape[-1])
+
+
+def _matching(pattern: str, paths: Iterable[Path]) -> list[Path]:
+  """The paths that a pattern is found in; ValueError, with those that are most like it, if there are none."""
+  named = {"/".join(path): path for path in paths}
+  if found := [path for name, path in named.items() if re.search(pattern, name)]:
+    return found
+  near = difflib.get_close_matches(pattern, named, n=5, cutoff=0.0)
+  raise ValueError(f"{pattern!r} matches none of {len(named)} paths; the nearest are {', '.join(near)}")
+
+
+def _check_fit(shapes: dict[Path, tuple[int, ...]], params: dict[Path, Any]) -> None:
+  """ValueError if the base model lacks a parameter that a theta changes, or has it in another shape."""
+  for path, shape in shapes.items():
+    if path not in params:
+      raise ValueError(f"the theta changes {'/'.join(path)}, which this model does not have")
+    if params[path].shape != shape:
+      raise ValueError(f"the theta is for {'/'.join(path)} of shape {shape}, but here it is {params[path].shape}")
