@@ -51,8 +51,9 @@ def get_config(which: str = "probe") -> ml_collections.ConfigDict:
       "text": {"width": 128, "depth": 3, "heads": 2, "mlp": 384, "projection": 128},
     }
     config.augment = {"flip": False, "blur": 2.0}
-    config.length = 48
-    config.batch, config.steps = 192, 2500
+    config.start = "runs/dino/model"  # "" to start from nothing
+    config.length = 36
+    config.batch, config.steps = 128, 3000
     config.optimizer.learning_rate = 1e-3
   elif which == "dino":
     config.model = {"image": 64, "patch": 8, "width": 128, "depth": 6, "heads": 2, "mlp": 512}

@@ -116,6 +116,12 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
     return {}
   task = make_task(config)
   tx = make_optimizer(config.optimizer, task.theta, config.steps)
+
+  def inspect(state: TrainState) -> dict[str, float]:
+    theta = averaged(state)
+    task.save(theta, workdir / "model")
+    return task.measure(theta)
+
   state = fit(
     make_step(task.loss, tx, config.seed),
     TrainState.create(task.theta, tx),
@@ -124,10 +130,8 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
     workdir=workdir,
     log_every=config.log_every,
     save_every=config.save_every,
-    inspect=lambda state: task.measure(averaged(state)),
+    inspect=inspect,
   )
-  theta = averaged(state)
-  task.save(theta, workdir / "model")
-  measured = task.measure(theta)
+  measured = inspect(state)
   (workdir / "measured.json").write_text(json.dumps(measured, indent=2))
   return measured

@@ -15,7 +15,7 @@ from dreamjax.toybox import album, labels, source
 TINY = {
   "t5": ["--config.model.depth=1"],
   "probe": ["--config.model.widths=(8,8,8,8)"],
-  "clip": ["--config.model.vision.depth=1", "--config.model.text.depth=1"],
+  "clip": ["--config.model.vision.depth=1", "--config.model.text.depth=1", "--config.start="],
   "dino": ["--config.model.depth=1", "--config.classes=15"],
 }
 

@@ -15,6 +15,7 @@ import pathlib
 from typing import Any
 
 from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -51,7 +52,7 @@ def contrast(
 def captions_task(
   config: ml_collections.ConfigDict, examples: Examples, held_out: Examples, tokenizer: Tokenizer
 ) -> Task:
-  """CLIP: pictures and their captions."""
+  """CLIP: pictures and their captions. With a `config.start`, the image tower begins as that vision transformer."""
   model = CLIP(
     VisionTower(**config.model.vision),
     TextTower(
@@ -62,6 +63,8 @@ def captions_task(
   side = model.vision.image
   ids = jnp.zeros((1, tokenizer.length), jnp.int32)
   theta = model.init(jax.random.key(config.seed), jnp.zeros((1, side, side, 3)), ids)
+  if config.start:
+    theta["params"]["vision"] = _warm(theta["params"]["vision"], pretrained.load(config.start)[1])
 
   def loss(theta: Any, frozen: None, batch: Any, key: jax.Array):
     images, texts, log_scale = model.apply(theta, augment(key, signed(batch["images"])), batch["ids"])
@@ -88,6 +91,15 @@ def captions_task(
     tokenizer.inner.save_pretrained(folder)
 
   return Task(theta, loss, batches, measure, save)
+
+
+def _warm(params: Any, others: Any) -> Any:
+  """The parameters, those that the others have at the same path and of the same shape taken from them."""
+  own, found = flatten_dict(params), flatten_dict(others)
+  same = {path: jnp.asarray(x) for path, x in found.items() if path in own and own[path].shape == x.shape}
+  if not same:
+    raise ValueError("the model to start from has no parameter in common with this one")
+  return unflatten_dict(own | same)
 
 
 class _Projected(nn.Module):
