@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 import pytest
+import safetensors.numpy
 
 from dreamjax import cli
 from dreamjax.convert import pretrained
@@ -78,6 +79,27 @@ def test_the_encoders_are_the_models_in_the_folder(folder):
   assert many.shape == (40, 16)
   np.testing.assert_allclose(many, np.broadcast_to(expected, many.shape), atol=1e-5)
   assert loaded.clip_text(["a dog", "a cat"]).shape == (2, 8) and loaded.probe is None and loaded.words == {}
+
+
+def test_lpips_is_used_where_its_weights_are(folder, tmp_path):
+  draw, channels = np.random.default_rng(0), (3, 64, 192, 384, 256, 256)
+  kernels = dict(zip((0, 3, 6, 8, 10), (11, 5, 3, 3, 3), strict=True))
+  tensors = {}
+  for i, (place, side) in enumerate(kernels.items()):
+    shape = (channels[i + 1], channels[i], side, side)
+    tensors[f"features.{place}.weight"] = draw.normal(0, (channels[i] * side**2) ** -0.5, shape).astype(np.float32)
+    tensors[f"features.{place}.bias"] = np.zeros(channels[i + 1], np.float32)
+    tensors[f"lin{i}.model.1.weight"] = draw.random((1, channels[i + 1], 1, 1)).astype(np.float32)
+  for part in ("clip", "dino"):
+    (tmp_path / part).symlink_to(folder / part)
+  safetensors.numpy.save_file(tensors, tmp_path / "lpips.safetensors")
+  compare = encoders.load(tmp_path).lpips
+  one, other = draw.integers(0, 256, (2, 64, 64, 3), np.uint8)
+  near = np.clip(one.astype(int) + draw.integers(-9, 10, one.shape), 0, 255).astype(np.uint8)
+  same, close, far = compare([(one, one), (one, near), (one, other)])
+  assert same < 1e-6 < close < far
+  with pytest.raises(ValueError, match="one size"):
+    compare([(one, other[:32])])
 
 
 @pytest.mark.parametrize(

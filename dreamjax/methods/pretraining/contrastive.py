@@ -27,16 +27,12 @@ from dreamjax.data.augment import Augment
 from dreamjax.data.examples import Examples, epochs
 from dreamjax.data.preprocessing import whole
 from dreamjax.data.tokenizer import Tokenizer
+from dreamjax.eval.metrics import unit
 from dreamjax.methods.pretraining.task import Task, in_pieces, signed
 from dreamjax.models.clip import CLIP, TextTower, VisionTower
 from dreamjax.models.vit import ViT
 
 _LARGEST_SCALE = 100.0  # of the logits, as in CLIP
-
-
-def unit(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
-  """Vectors of length one."""
-  return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-8)
 
 
 def contrast(
