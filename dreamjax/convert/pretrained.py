@@ -1,4 +1,4 @@
-"""Folders in transformers' layout, `config.json` beside safetensors: ours to read and to write, theirs as well."""
+"""Folders in transformers' and diffusers' layout, `config.json` beside safetensors: ours and theirs read both."""
 
 from collections.abc import Callable
 import json
@@ -14,17 +14,21 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from dreamjax.convert import classifier, clip, t5, vit
+from dreamjax.convert import classifier, clip, t5, unet, vit
 from dreamjax.convert.table import Table
 from dreamjax.models.classifier import Classifier
 from dreamjax.models.clip import CLIP, TextTower, VisionTower
 from dreamjax.models.t5 import T5Encoder
+from dreamjax.models.unet import UNet
 from dreamjax.models.vit import ViT
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-INDEX = f"{WEIGHTS}.index.json"  # of weights in several files
-_HUB_FILES = ("*.json", WEIGHTS, "model-*-of-*.safetensors", "*.model", "*.txt")  # *.model and *.txt: tokenizers
+DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
+_HUB_FILES = (
+  *("*.json", WEIGHTS, "model-*-of-*.safetensors", DIFFUSERS_WEIGHTS, "diffusion_pytorch_model-*-of-*.safetensors"),
+  *("*.model", "*.txt"),  # tokenizers
+)
 
 
 class _Kind(NamedTuple):
@@ -33,14 +37,20 @@ class _Kind(NamedTuple):
   read: Callable[[dict[str, Any]], nn.Module]
   write: Callable[[Any], dict[str, Any]]
   inputs: Callable[[Any], tuple[jax.ShapeDtypeStruct, ...]]
+  weights: str = WEIGHTS
 
 
+_UNET = _Kind(UNet, unet.TABLE, unet.read, unet.write, unet.inputs, DIFFUSERS_WEIGHTS)
+
+# By the `model_type` of transformers and of our own layouts, or the `_class_name` of diffusers.
 KINDS = {
   "clip": _Kind(CLIP, clip.TABLE, clip.read, clip.write, clip.inputs),
   "clip_text_model": _Kind(TextTower, clip.TEXT_TABLE, clip.read_text, clip.write_text, clip.text_inputs),
   "clip_vision_model": _Kind(VisionTower, clip.VISION_TABLE, clip.read_vision, clip.write_vision, clip.vision_inputs),
   "dreamjax_classifier": _Kind(Classifier, classifier.TABLE, classifier.read, classifier.write, classifier.inputs),
+  "dreamjax_unet": _UNET,
   "t5": _Kind(T5Encoder, t5.TABLE, t5.read, t5.write, t5.inputs),
+  "UNet2DConditionModel": _UNET,
   "vit": _Kind(ViT, vit.TABLE, vit.read, vit.write, vit.inputs),
 }
 
@@ -62,11 +72,11 @@ def load(name: str | os.PathLike[str], dtype: Any = np.float32) -> tuple[nn.Modu
   """
   folder = _locate(name)
   config = json.loads(_existing(folder / CONFIG).read_text())
-  if (model_type := config.get("model_type")) not in KINDS:
+  if (model_type := config.get("model_type") or config.get("_class_name")) not in KINDS:
     known = ", ".join(KINDS)
     raise ValueError(f"{folder / CONFIG} describes a model of type {model_type!r}; the known ones are {known}")
   kind = KINDS[model_type]
-  files = _tensor_files(folder)
+  files = _tensor_files(folder, kind.weights)
 
   def read(key: str) -> np.ndarray:
     with safetensors.safe_open(files[key], "np") as file:
@@ -80,7 +90,7 @@ def load(name: str | os.PathLike[str], dtype: Any = np.float32) -> tuple[nn.Modu
 
 
 def save(folder: pathlib.Path, module: nn.Module, params: dict[str, Any], dtype: Any = np.float16) -> None:
-  """Writes a model so that `load` finds it, and so does `from_pretrained` of transformers.
+  """Writes a model so that `load` finds it, and so does `from_pretrained` of transformers or diffusers.
 
   Args:
     folder: made where missing; what model is in it gets replaced.
@@ -108,7 +118,7 @@ def save(folder: pathlib.Path, module: nn.Module, params: dict[str, Any], dtype:
   folder.mkdir(parents=True, exist_ok=True)
   (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
   # Transformers looks for the format, and "pt" is what it takes for its own layout.
-  safetensors.numpy.save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+  safetensors.numpy.save_file(tensors, folder / kind.weights, metadata={"format": "pt"})
 
 
 def _shapes(kind: _Kind, module: nn.Module) -> dict[str, Any]:
@@ -132,15 +142,16 @@ def _existing(path: pathlib.Path) -> pathlib.Path:
   return path
 
 
-def _tensor_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-  """For each tensor the file that holds it."""
-  if (folder / WEIGHTS).is_file():
-    with safetensors.safe_open(folder / WEIGHTS, "np") as file:
-      return dict.fromkeys(file.keys(), folder / WEIGHTS)
-  if (folder / INDEX).is_file():
-    index = json.loads((folder / INDEX).read_text())["weight_map"]
-    return {key: _existing(folder / file) for key, file in index.items()}
+def _tensor_files(folder: pathlib.Path, weights: str) -> dict[str, pathlib.Path]:
+  """For each tensor the file that holds it: the one named `weights`, or one of several that an index names."""
+  if (folder / weights).is_file():
+    with safetensors.safe_open(folder / weights, "np") as file:
+      return dict.fromkeys(file.keys(), folder / weights)
+  index = f"{weights}.index.json"
+  if (folder / index).is_file():
+    files = json.loads((folder / index).read_text())["weight_map"]
+    return {key: _existing(folder / file) for key, file in files.items()}
   raise FileNotFoundError(
-    f"{folder} holds neither {WEIGHTS} nor {INDEX}. A pytorch_model.bin can run code when it is read, so it is not: "
-    f'convert it where torch is installed, by transformers.AutoModel.from_pretrained(...).save_pretrained("{folder}")'
+    f"{folder} holds neither {weights} nor {index}. A pytorch_model.bin can run code when it is read, so it is not: "
+    f'convert it where torch is installed, by from_pretrained(...).save_pretrained("{folder}") of the model\'s class'
   )

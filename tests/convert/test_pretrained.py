@@ -181,7 +181,8 @@ def test_a_checkpoint_that_does_not_fit_is_refused(folder):
 @pytest.mark.parametrize(
   ("settings", "problem"),
   [
-    ({"model_type": "bert"}, "type 'bert'; the known ones are clip, clip_text_model, clip_vision_model, t5, vit"),
+    ({"model_type": "bert"}, "type 'bert'; the known ones are clip, .*t5, UNet2DConditionModel, vit"),
+    ({"model_type": None, "_class_name": "UNet2DModel"}, "type 'UNet2DModel'; the known ones are clip"),
     ({"model_type": "t5", "feed_forward_proj": "relu"}, "feed_forward_proj is 'relu' in config.json"),
     ({"hidden_act": "relu"}, "hidden_act is 'relu' in config.json, but this model knows only 'gelu'"),
     ({"qkv_bias": False}, "qkv_bias is False"),
@@ -221,7 +222,8 @@ def test_from_the_hub_comes_only_what_is_read(monkeypatch, folder):
   ((name, patterns),) = asked
   wanted = ["config.json", "tokenizer.json", "spiece.model", "merges.txt", "model.safetensors"]
   wanted += ["model-00001-of-00002.safetensors", "model.safetensors.index.json"]
-  others = ["model.fp16.safetensors", "pytorch_model.bin", "tf_model.h5"]
+  wanted += ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model-00001-of-00002.safetensors"]
+  others = ["model.fp16.safetensors", "diffusion_pytorch_model.fp16.safetensors", "pytorch_model.bin", "tf_model.h5"]
   kept = huggingface_hub.utils.filter_repo_objects([*wanted, *others], allow_patterns=patterns)
   assert name == "someone/model" and list(kept) == wanted
 

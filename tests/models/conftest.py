@@ -13,7 +13,7 @@ def same(ours, theirs, tolerance=1e-4):
   for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
     name = jax.tree_util.keystr(path)
     # A key's bias moves all logits of a query alike, so its gradient is zero but for rounding.
-    greatest = 1.0 if "['key']['bias']" in name else np.abs(b).max()
+    greatest = 1.0 if name.endswith("key']['bias']") else np.abs(b).max()
     np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * greatest, err_msg=name)
 
 
