@@ -118,19 +118,27 @@ def test_clip_learns_to_pair_pictures_with_captions(data, tokenizer, tmp_path):
   model = {
     "vision": {**VIT, "projection": 8}, "text": {"width": 16, "depth": 1, "heads": 2, "mlp": 16, "projection": 8},
   }  # fmt: skip
-  vit = ViT(**VIT)
-  start = vit.init(jax.random.key(7), jnp.zeros((1, 16, 16, 3)))["params"]
-  pretrained.save(tmp_path / "start", vit, start, np.float32)
-  made = config(model=model, augment=AUGMENT, start=str(tmp_path / "start"))
-  task = contrastive.captions_task(made, *data, tokenizer)
-  block = task.theta["params"]["vision"]["block_0"]
-  jax.tree.map(np.testing.assert_array_equal, block, start["block_0"])
-  losses, theta = descend(task, 60, 0.3)
-  assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.3
+  task = contrastive.captions_task(config(model=model, augment=AUGMENT, start=""), *data, tokenizer)
+  losses, theta = descend(task, 30, 0.3)
+  assert losses[-1] < losses[0] - 0.3
   task.save(theta, tmp_path)
   loaded, _ = pretrained.load(tmp_path)
   assert loaded.text.eos == tokenizer.inner.eos_token_id
   np.testing.assert_array_equal(Tokenizer.load(tmp_path, 12)(["a red dog"])[0], tokenizer(["a red dog"])[0])
+
+
+def test_clips_image_tower_starts_from_another_models_blocks(data, tokenizer, tmp_path):
+  vit = ViT(**VIT)
+  start = vit.init(jax.random.key(7), jnp.zeros((1, 16, 16, 3)))["params"]
+  pretrained.save(tmp_path, vit, start, np.float32)
+  model = {
+    "vision": {**VIT, "projection": 8}, "text": {"width": 16, "depth": 1, "heads": 2, "mlp": 16, "projection": 8},
+  }  # fmt: skip
+  made = config(model=model, augment=AUGMENT, start=str(tmp_path))
+  tower = contrastive.captions_task(made, *data, tokenizer).theta["params"]["vision"]
+  jax.tree.map(np.testing.assert_array_equal, tower["block_0"], start["block_0"])
+  np.testing.assert_array_equal(tower["embed"]["positions"], start["embed"]["positions"])
+  assert "embed_norm" in tower and "bias" not in tower["embed"]["patches"]
 
 
 def test_photos_of_one_subject_are_drawn_together(data, tmp_path):

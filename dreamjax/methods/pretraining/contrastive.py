@@ -123,6 +123,7 @@ def photos_task(config: ml_collections.ConfigDict, examples: Examples, held_out:
   augment = Augment(**config.augment)
   theta = model.init(jax.random.key(config.seed), jnp.zeros((1, vit.image, vit.image, 3)))
   pairs = _Pairs(examples, config.only)
+  present = np.unique(pairs.classes)
 
   def loss(theta: Any, frozen: None, batch: Any, key: jax.Array):
     n = batch["images"].shape[0] // 2
@@ -132,7 +133,7 @@ def photos_task(config: ml_collections.ConfigDict, examples: Examples, held_out:
 
   def batches(i: int) -> Any:
     draw = np.random.default_rng((config.seed, i))
-    few = draw.choice(pairs.classes.max() + 1, config.classes, replace=False)
+    few = draw.choice(present, min(config.classes, len(present)), replace=False)
     alike = np.flatnonzero(np.isin(pairs.classes, few))
     indices = pairs.draw(draw, draw.choice(alike, config.batch // 2, replace=False))
     return {"images": examples.pictures(indices.T.reshape(-1))}
