@@ -9,7 +9,7 @@ dreamjax pretrain --config configs/pretrain_encoders.py:clip --workdir runs/clip
 The tokenizer comes first, for t5 and clip read it, and dino before clip, whose image tower starts from it. The first
 run draws the albums of pictures that all share: 61,440 pictures, 11 minutes on 2 cores. Every run goes on where it
 was cut off when it is started again, and writes its model into its workdir whenever it makes a checkpoint; the folder
-dreamjax/toybox/ weights holds copies of these. Done on 2 cores of a shared virtual machine, three runs side by side:
+dreamjax/toybox/weights holds copies of these. Done on 2 cores of a shared virtual machine, three runs side by side:
 t5 in 50 minutes. Not done yet: probe, 2,500 steps of 4,500; dino, 800 of 1,500; clip, 600 of 3,000. What they measure
 stands in the README.
 """
