@@ -5,14 +5,14 @@ appendices B and F, on the residual U-Net of "Diffusion Models Beat GANs on Imag
 
   (1) e = act(mlp(sinusoid(t)) + pool(text) + mlp(sinusoid(noise level)))
   (2) block(x) = (around(x) + conv(act((1 + scale) norm(conv(act(norm(x)))) + shift))) / rescale, [scale; shift] = e W
-  (3) attention(x) = x + softmax(q [text_k; k]^T / sqrt(d)) [text_v; v] W, where q, k and v are seen in norm(x), and
-      text_k and text_v in norm(text W)
+  (3) attention(x) = x + softmax(q [text_k; k]^T / sqrt(d)) [text_v; v] W, where q, k and v are projections of norm(x),
+      and text_k and text_v of norm(text W)
 
-Going down, a level of the U-Net is a row of blocks, each followed by attention where the level has it, and a step to
-the next level, of half the height and width. Going up it is one block more, each of which also takes what a block or
-step left behind on the way down. So every level begins with its downsampling and ends with its upsampling, as the
-Efficient U-Net's do (appendix B.1), whose other traits are fields: a `rescale` of sqrt(2), most of the `blocks` at low
-resolution, and convolutions as steps.
+Each level of the U-Net is a row of blocks, each with attention behind it where the level has attention, and a step to
+the next level, which halves height and width on the way down and doubles them on the way up. On the way up a level has
+one block more, and each takes in what a block or a step left behind on the way down. Imagen's Efficient U-Net, which
+downsamples before a level's blocks and upsamples after them (appendix B.1), is this one with convolutions as steps, a
+`rescale` of sqrt(2), and most of the `blocks` at low resolution.
 
 Matrix products and convolutions run in `dtype`; what goes around the blocks, the norms and the softmax stay in
 float32, as do the parameters.
