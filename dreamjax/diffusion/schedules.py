@@ -122,13 +122,14 @@ class Table(Schedule):
 
   def log_snr(self, t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Equation (3); infinite at t = 0."""
-    knots = np.concatenate([[0], np.cumsum(np.log1p(-self.betas()))])
+    knots = jnp.asarray(np.cumsum(np.log1p(-np.append(0, self.betas()))), jnp.float32)
     position = t.astype(jnp.float32) * self.steps
     # (k + 1) / steps * steps is not k + 1 in float32, and the last beta of squaredcos_cap_v2 magnifies the difference.
     nearest = jnp.round(position)
     position = jnp.where(jnp.abs(position - nearest) < 1e-3, nearest, position)
-    places = jnp.arange(self.steps + 1, dtype=jnp.float32)
-    log_alpha_squared = jnp.interp(position, places, jnp.asarray(knots, jnp.float32))
+    before = jnp.clip(jnp.floor(position), 0, self.steps - 1)
+    low, high = knots[before.astype(jnp.int32)], knots[before.astype(jnp.int32) + 1]
+    log_alpha_squared = low + (position - before) * (high - low)
     return log_alpha_squared - jnp.log(-jnp.expm1(log_alpha_squared))
 
   def draw(self, key: Key[Array, ""], count: int) -> Float[Array, "{count}"]:
