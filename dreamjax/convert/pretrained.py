@@ -1,4 +1,4 @@
-"""Folders in transformers' and diffusers' layout, `config.json` beside safetensors: ours and theirs read both."""
+"""Folders in the layout of transformers or diffusers, `config.json` beside safetensors: we read theirs, they ours."""
 
 from collections.abc import Callable
 import json
