@@ -29,6 +29,8 @@ def _base() -> ml_collections.ConfigDict:
   config.resolution = 64
   config.tokenizer = "runs/tokenizer/model"
   config.length = 64
+  config.start = ""  # the folder of a model to go on from; "" for nothing
+  config.pieces = 1
   config.save_every = 500
   config.log_every = 50
   config.optimizer = optimizer()
@@ -48,24 +50,24 @@ def get_config(which: str = "probe") -> ml_collections.ConfigDict:
     config.batch, config.steps = 96, 3000
     config.optimizer.learning_rate = 2e-3
   elif which == "probe":
-    config.model = {"image": 64, "widths": (32, 64, 96, 128), "blocks": 1}
-    config.augment = {}
-    config.batch, config.steps = 128, 4500
+    config.model = {"image": 64, "widths": (32, 64, 128, 256), "blocks": 1}
+    config.augment = {"blur": 1.5}
+    config.batch, config.pieces, config.steps = 64, 8, 9000
     config.optimizer.learning_rate = 2e-3
   elif which == "clip":
     config.model = {
       "vision": {"image": 64, "patch": 8, "width": 128, "depth": 6, "heads": 2, "mlp": 512, "projection": 128},
       "text": {"width": 128, "depth": 3, "heads": 2, "mlp": 384, "projection": 128},
     }
-    config.augment = {"flip": False, "blur": 2.0}
-    config.start = "runs/dino/model"  # "" to start from nothing
+    config.augment, config.keep = {"flip": False, "blur": 2.0}, 0.5
+    config.start = "runs/dino/model"
     config.length = 36
     config.batch, config.steps = 128, 3000
     config.optimizer.learning_rate = 1e-3
   elif which == "dino":
-    config.model = {"image": 64, "patch": 8, "width": 128, "depth": 6, "heads": 2, "mlp": 512}
+    config.model = {"embedding": 128, "image": 64, "widths": (32, 64, 128, 256), "blocks": 1}
     config.augment = {"scale": (0.6, 1.0), "blur": 2.0, "light": 0.1}
-    config.projection, config.temperature, config.classes = 128, 0.1, 5
+    config.temperature, config.classes, config.parts = 0.1, 4, 16
     config.only = {"style": "photo"}
     config.batch, config.steps = 256, 2500
     config.optimizer.learning_rate = 1e-3

@@ -1,7 +1,8 @@
 """`dreamjax pretrain`: trains the encoders that come with dreamjax, on the toybox."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+import dataclasses
 import json
 import pathlib
 import pydoc_data.topics
@@ -30,6 +31,17 @@ _STATES = tuple(dict.fromkeys(state for states in vocabulary.STATES.values() for
 _STATE_OF = np.full((len(vocabulary.CLASSES), max(map(len, vocabulary.STATES.values()))), -1)
 for _i, _name in enumerate(vocabulary.CLASSES):
   _STATE_OF[_i, : len(vocabulary.STATES[_name])] = [_STATES.index(state) for state in vocabulary.STATES[_name]]
+
+# What cannot be told apart where there are two toys, for either might be the subject.
+_OF_SUBJECT = ("class", "colour", "marking", "property", "state", "accessory")
+# Styles that leave nothing of a toy's colour.
+_COLOURLESS = np.isin(
+  vocabulary.STYLES,
+  (
+    "line drawing", "pencil sketch", "wooden sculpture", "melting golden 3d rendering", "blueprint",
+    "chalkboard drawing", "vintage sepia photograph",
+  ),
+)  # fmt: skip
 
 #: What the probe names, by the keys of `labels.names`.
 WORDS = {
@@ -67,7 +79,20 @@ def examples(drawn: album.Album) -> Examples:
   return Examples((drawn.images,), drawn.captions, by_name, WORDS, subjects)
 
 
-def draw_albums(config: ml_collections.ConfigDict, counts: Mapping[str, int]) -> Examples:
+def visible(drawn: album.Album) -> Examples:
+  """`examples` whose labels are unknown (-1) where the picture does not show what they say."""
+  made, known = examples(drawn), drawn.labels
+  hidden = dict.fromkeys(_OF_SUBJECT, known.other_cls >= 0)
+  hidden["colour"] = hidden["colour"] | _COLOURLESS[known.style]
+  labels = {name: np.where(hidden[name], -1, x) if name in hidden else x for name, x in made.labels.items()}
+  return dataclasses.replace(made, labels=labels)
+
+
+def draw_albums(
+  config: ml_collections.ConfigDict,
+  counts: Mapping[str, int],
+  see: Callable[[album.Album], Examples] = examples,
+) -> Examples:
   """The examples of some splits, drawn now or found in the folder of albums."""
   parts = []
   for split, count in counts.items():
@@ -77,7 +102,7 @@ def draw_albums(config: ml_collections.ConfigDict, counts: Mapping[str, int]) ->
       def progress(drawn: int, bar: tqdm.tqdm = bar) -> None:
         bar.update(drawn - bar.n)
 
-      parts.append(examples(album.draw(pathlib.Path(config.albums) / split, stream, count, progress)))
+      parts.append(see(album.draw(pathlib.Path(config.albums) / split, stream, count, progress)))
   return Examples.join(parts)
 
 
@@ -92,7 +117,8 @@ def train_tokenizer(config: ml_collections.ConfigDict, folder: pathlib.Path) -> 
 
 def make_task(config: ml_collections.ConfigDict) -> Task:
   """The training that a config describes."""
-  train, held_out = draw_albums(config, config.train.to_dict()), draw_albums(config, config.held_out.to_dict())
+  see = visible if config.task == "probe" else examples
+  train, held_out = (draw_albums(config, counts.to_dict(), see) for counts in (config.train, config.held_out))
   if config.task == "probe":
     return classifier.task(config, train, held_out)
   if config.task == "dino":
@@ -123,7 +149,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
     return task.measure(theta)
 
   state = fit(
-    make_step(task.loss, tx, config.seed),
+    make_step(task.loss, tx, config.seed, config.pieces),
     TrainState.create(task.theta, tx),
     task.batches,
     steps=config.steps,

@@ -14,10 +14,10 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from dreamjax.convert import classifier, clip, t5, unet, vit
+from dreamjax.convert import clip, resnet, t5, unet, vit
 from dreamjax.convert.table import Table
-from dreamjax.models.classifier import Classifier
 from dreamjax.models.clip import CLIP, TextTower, VisionTower
+from dreamjax.models.resnet import Classifier, ResNet
 from dreamjax.models.t5 import T5Encoder
 from dreamjax.models.unet import UNet
 from dreamjax.models.vit import ViT
@@ -47,7 +47,8 @@ KINDS = {
   "clip": _Kind(CLIP, clip.TABLE, clip.read, clip.write, clip.inputs),
   "clip_text_model": _Kind(TextTower, clip.TEXT_TABLE, clip.read_text, clip.write_text, clip.text_inputs),
   "clip_vision_model": _Kind(VisionTower, clip.VISION_TABLE, clip.read_vision, clip.write_vision, clip.vision_inputs),
-  "dreamjax_classifier": _Kind(Classifier, classifier.TABLE, classifier.read, classifier.write, classifier.inputs),
+  "dreamjax_classifier": _Kind(Classifier, resnet.TABLE, resnet.read, resnet.write, resnet.inputs),
+  "dreamjax_resnet": _Kind(ResNet, resnet.TABLE, resnet.read_embedding, resnet.write_embedding, resnet.inputs),
   "dreamjax_unet": _UNET,
   "t5": _Kind(T5Encoder, t5.TABLE, t5.read, t5.write, t5.inputs),
   "UNet2DConditionModel": _UNET,

@@ -13,9 +13,9 @@ import safetensors.numpy
 from dreamjax.convert import pretrained
 from dreamjax.data.preprocessing import Preprocessor
 from dreamjax.data.tokenizer import Tokenizer
-from dreamjax.models.classifier import Classifier
 from dreamjax.models.clip import CLIP
 from dreamjax.models.lpips import from_torch
+from dreamjax.models.resnet import Classifier, ResNet
 from dreamjax.models.vit import ViT
 
 _PIECE = 32  # pictures or texts in one run of a network
@@ -53,8 +53,9 @@ def load(folder: pathlib.Path, name: str | None = None) -> Encoders:
   """Loads encoders from a folder whose sub-folders are models in the Hugging Face layout.
 
   Args:
-    folder: holds `clip/` and `dino/`; where they are there also `face/` (a ViT that was trained to recognise faces),
-      `probe/` (a classifier of ours) and `lpips.safetensors` (see `models.lpips`).
+    folder: holds `clip/` and `dino/` (a ViT, or an embedding network of ours); where they are there also `face/` (as
+      `dino/`, but trained to recognise faces), `probe/` (a classifier of ours) and `lpips.safetensors` (see
+      `models.lpips`).
     name: what the encoders are called in results; by default the folder's name.
 
   Raises:
@@ -76,26 +77,32 @@ def load(folder: pathlib.Path, name: str | None = None) -> Encoders:
     name=name or folder.name,
     clip_image=lambda pictures: encode_image(clip_sees(pictures)),
     clip_text=lambda texts: encode_text(tokenizer(texts)[0]),
-    dino=_class_token(folder / "dino"),
-    face=_class_token(folder / "face") if (folder / "face").is_dir() else None,
+    dino=_embedding(folder / "dino"),
+    face=_embedding(folder / "face") if (folder / "face").is_dir() else None,
     probe=probe,
     words=words,
     lpips=_lpips(folder / "lpips.safetensors") if (folder / "lpips.safetensors").is_file() else None,
   )
 
 
-def _model(folder: pathlib.Path, kind: type[nn.Module]) -> tuple[nn.Module, Any]:
-  """A model of this kind and its parameters, on the device."""
+def _model(folder: pathlib.Path, *kinds: type[nn.Module]) -> tuple[nn.Module, Any]:
+  """A model of one of these kinds and its parameters, on the device."""
   model, params = pretrained.load(folder)
-  if not isinstance(model, kind):
-    raise ValueError(f"{folder} holds a {type(model).__name__}, but a {kind.__name__} is wanted there")
+  if not isinstance(model, kinds):
+    wanted = " or ".join(kind.__name__ for kind in kinds)
+    raise ValueError(f"{folder} holds a {type(model).__name__}, but a {wanted} is wanted there")
   return model, jax.device_put(params)
 
 
-def _class_token(folder: pathlib.Path) -> Embed:
-  """The class token of a vision transformer: DINO's own choice for retrieval (Caron et al., section 4.2)."""
-  vit, params = _model(folder, ViT)
-  encode, sees = _batched(lambda p, x: vit.apply({"params": p}, x)[0][:, 0], params), Preprocessor.load(folder)
+def _embedding(folder: pathlib.Path) -> Embed:
+  """What an embedding network returns; or a ViT's class token, DINO's choice for retrieval (Caron et al., 4.2)."""
+  model, params = _model(folder, ViT, ResNet)
+
+  def apply(params: Any, images: Any) -> Any:
+    out = model.apply({"params": params}, images)
+    return out[0][:, 0] if isinstance(model, ViT) else out
+
+  encode, sees = _batched(apply, params), Preprocessor.load(folder)
   return lambda pictures: encode(sees(pictures))
 
 

@@ -58,11 +58,14 @@ class VisionTower(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b n d"], dict[str, Any]]:
+  def __call__(
+    self, images: Float[Array, "b h w 3"], kept: Int[Array, "b k"] | None = None
+  ) -> tuple[Float[Array, "b n d"], dict[str, Any]]:
     """Encodes pictures.
 
     Args:
       images: normalised as the weights expect it.
+      kept: the numbers of the patches that are looked at, counted row by row; None for all.
 
     Returns:
       The last block's tokens (no layer norm behind them), the class token first, and intermediates: "hidden", a tuple
@@ -75,7 +78,7 @@ class VisionTower(nn.Module):
     embed = PatchTokens(
       self.image, self.patch, self.width, use_bias=False, std=self.width**-0.5, dtype=self.dtype, name="embed"
     )
-    hidden = [layer_norm(self.eps, "embed_norm")(embed(images))]
+    hidden = [layer_norm(self.eps, "embed_norm")(embed(images, kept))]
     for i in range(self.depth):
       block = Block(
         self.heads,
@@ -175,19 +178,19 @@ class CLIP(nn.Module):
     """Adds the one parameter that is in neither tower."""
     self.logit_scale = self.param("logit_scale", nn.initializers.constant(-math.log(TEMPERATURE)), ())
 
-  def encode_image(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b p"]:
-    """The embeddings of normalised pictures (eq. 1)."""
-    return self.vision(images)[1]["embedding"]
+  def encode_image(self, images: Float[Array, "b h w 3"], kept: Int[Array, "b k"] | None = None) -> Float[Array, "b p"]:
+    """The embeddings of normalised pictures (eq. 1), of whose patches only some may be looked at."""
+    return self.vision(images, kept)[1]["embedding"]
 
   def encode_text(self, ids: Int[Array, "b n"]) -> Float[Array, "b p"]:
     """The embeddings of texts (eq. 2)."""
     return self.text(ids)[1]["embedding"]
 
   def __call__(
-    self, images: Float[Array, "i h w 3"], ids: Int[Array, "t n"]
+    self, images: Float[Array, "i h w 3"], ids: Int[Array, "t n"], kept: Int[Array, "i k"] | None = None
   ) -> tuple[Float[Array, "i p"], Float[Array, "t p"], Float[Array, ""]]:
     """The embeddings of pictures and of texts, and the logarithm of the logits' scale (eq. 3)."""
-    return self.encode_image(images), self.encode_text(ids), self.logit_scale
+    return self.encode_image(images, kept), self.encode_text(ids), self.logit_scale
 
 
 # Table 20.

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from flax import linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from dreamjax.models.attention import attend
 
@@ -45,8 +45,12 @@ class PatchTokens(nn.Module):
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b n d"]:
+  def __call__(self, images: Float[Array, "b h w 3"], kept: Int[Array, "b k"] | None = None) -> Float[Array, "b n d"]:
     """Pictures to tokens.
+
+    Args:
+      images: the pictures.
+      kept: the numbers of the patches that are looked at, counted row by row; None for all.
 
     Raises:
       ValueError: if the pictures are of another size than `image`.
@@ -61,8 +65,11 @@ class PatchTokens(nn.Module):
     patches = conv(images).astype(jnp.float32).reshape(images.shape[0], -1, self.width)
     first = self.param("class_token", normal(self.std), (self.width,))
     positions = self.param("positions", normal(self.std), (patches.shape[1] + 1, self.width))
-    first = jnp.broadcast_to(first, (images.shape[0], 1, self.width))
-    return jnp.concatenate([first, patches], axis=1) + positions[None]
+    first = jnp.broadcast_to(first + positions[0], (images.shape[0], 1, self.width))
+    patches = patches + positions[None, 1:]
+    if kept is not None:
+      patches = jnp.take_along_axis(patches, kept[..., None], axis=1)
+    return jnp.concatenate([first, patches], axis=1)
 
 
 class SelfAttention(nn.Module):

@@ -14,9 +14,9 @@ from dreamjax.toybox import album, labels, source
 
 TINY = {
   "t5": ["--config.model.depth=1"],
-  "probe": ["--config.model.widths=(8,8,8,8)"],
+  "probe": ["--config.model.widths=(8,8,8,8)", "--config.pieces=2"],
   "clip": ["--config.model.vision.depth=1", "--config.model.text.depth=1", "--config.start="],
-  "dino": ["--config.model.depth=1", "--config.classes=15"],
+  "dino": ["--config.model.widths=(8,8,8,8)", "--config.classes=15", "--config.parts=2"],
 }
 
 
@@ -65,6 +65,21 @@ def test_examples_say_what_the_toybox_says(tmp_path):
     assert {head: made.words[head][values[i]] for head, values in made.labels.items()} == {
       head: names[head] for head in made.labels
     }
+
+
+def test_what_a_picture_does_not_show_is_unknown_to_the_probe():
+  drawn = album.Album(np.zeros((256, 1)), jax.device_get(source.Stream().labels(jnp.arange(256))))
+  made, seen = pretrain.examples(drawn), pretrain.visible(drawn)
+  two = drawn.labels.other_cls >= 0
+  for head, values in seen.labels.items():
+    hidden = values != made.labels[head]
+    assert (values[hidden] == -1).all()
+    if head in ("context", "style"):
+      assert not hidden.any()
+    elif head != "colour":
+      np.testing.assert_array_equal(hidden, two & (made.labels[head] >= 0))
+  styles = {made.words["style"][i] for i in made.labels["style"][~two & (seen.labels["colour"] == -1)]}
+  assert "line drawing" in styles and "photo" not in styles
 
 
 def test_unknown_arguments_are_refused(capsys):

@@ -135,11 +135,14 @@ def test_the_learned_variance_is_the_range_of_nichol_and_dhariwal():
 
 
 def test_noise_depends_on_the_picture_s_own_key_alone():
-  keys = jax.random.split(jax.random.key(0), 4)
-  noise = process.draw_noise(keys, (8, 8, 3))
-  for i in (0, 3):
-    np.testing.assert_array_equal(jax.random.normal(keys[i], (8, 8, 3)), noise[i])
-  noise = np.concatenate([noise, process.draw_noise(process.fold(keys, 1), (8, 8, 3))])
+  keys, shape = jax.random.split(jax.random.key(0), 4), (8, 8, 3)
+
+  @jax.jit
+  def draw(keys):
+    return process.draw_noise(keys, shape), process.draw_noise(process.fold(keys, 1), shape)
+
+  np.testing.assert_array_equal(draw(keys)[0][3], jax.random.normal(keys[3], shape))
+  noise = np.concatenate(draw(keys))
   assert np.abs(np.corrcoef(noise.reshape(8, -1)) - np.eye(8)).max() < 0.3
   assert abs(noise.std() - 1) < 0.1
 
@@ -147,11 +150,15 @@ def test_noise_depends_on_the_picture_s_own_key_alone():
 def test_augmentation_noises_each_picture_at_its_level():
   low_res = np.random.default_rng(0).standard_normal((4, 32, 32, 3), np.float32)
   keys = jax.random.split(jax.random.key(0), 4)
-  augment = jax.jit(partial(process.augment, schedule=TABLE))
-  found = np.asarray(augment(low_res, TABLE.time(jnp.array([-1, 250, 999, 250])), keys))
+
+  @jax.jit
+  def augment(low_res, timesteps, keys):
+    seen = process.augment(low_res, TABLE.time(timesteps), keys, TABLE)
+    return seen, process.draw_noise(keys, low_res.shape[1:])
+
+  found, start = map(np.asarray, augment(low_res, np.array([-1, 250, 999, 250]), keys))
   np.testing.assert_array_equal(found[0], low_res[0])
   drawn = {1: (found[1] - np.sqrt(1 - 0.1541) * low_res[1]) / np.sqrt(0.1541), 2: found[2]}
-  start = np.asarray(process.draw_noise(keys, (32, 32, 3)))
   for row, noise in drawn.items():
     assert abs(noise.std() - 1) < 0.05
     others = np.stack([low_res[row], noise, start[row], start[3]]).reshape(4, -1)
@@ -159,20 +166,16 @@ def test_augmentation_noises_each_picture_at_its_level():
 
 
 def test_the_maths_is_float32_whatever_comes_in():
-  x0, eps = jnp.asarray(draw(2), jnp.bfloat16)
+  x0, eps = np.asarray(draw(2), jnp.bfloat16)
+  diffuse = jax.jit(partial(process.diffuse, schedule=TABLE))
+  np.testing.assert_array_equal(diffuse(x0, eps, TIMES), diffuse(np.float32(x0), np.float32(eps), TIMES))
 
-  @jax.jit
-  def diffuse(x0, eps, t):
-    x_t = process.diffuse(x0, eps, t, TABLE)
+  def everything(x0, eps, t):
     targets = [process.target(x0, eps, t, TABLE, kind) for kind in process.KINDS]
     converted = [process.convert(x0, eps, t, TABLE, kind, "x0") for kind in process.KINDS]
-    return [x_t, *targets, *converted, process.posterior(x0, eps, t, t / 2, TABLE)[0]]
+    return [*targets, *converted, process.posterior(x0, eps, t, t / 2, TABLE)[0], process.learned_gamma(eps)]
 
-  found = diffuse(x0, eps, TIMES)
-  exact = diffuse(x0.astype(jnp.float32), eps.astype(jnp.float32), TIMES)
-  for a, b in zip(found, exact, strict=True):
-    assert a.dtype == jnp.float32
-    np.testing.assert_array_equal(a, b)
+  assert all(found.dtype == jnp.float32 for found in jax.eval_shape(everything, x0, eps, TIMES))
 
 
 @pytest.mark.parametrize("kinds", [("noise", "x0"), ("x0", "noise")])

@@ -15,7 +15,7 @@ from dreamjax.data.preprocessing import Preprocessor
 from dreamjax.data.tokenizer import Tokenizer
 from dreamjax.methods.pretraining import classifier, contrastive, text
 from dreamjax.methods.pretraining.task import in_pieces, signed
-from dreamjax.models.classifier import Classifier
+from dreamjax.models.resnet import Classifier, ResNet
 from dreamjax.models.vit import ViT
 
 WORDS = {"class": ("dog", "cat"), "colour": ("red", "green", "blue")}
@@ -45,10 +45,11 @@ def tokenizer():
 
 
 def config(**fields):
-  return ml_collections.ConfigDict({"seed": 0, "batch": 16, **fields})
+  return ml_collections.ConfigDict({"seed": 0, "batch": 16, "start": "", "keep": 1.0, **fields})
 
 
 AUGMENT = {"scale": (0.9, 1.0), "flip": False, "blur": 1.0, "light": 0.0, "noise": 0.0}
+RESNET = {"embedding": 8, "image": 16, "widths": (8, 8), "blocks": 1}
 VIT = {"image": 16, "patch": 8, "width": 16, "depth": 1, "heads": 2, "mlp": 16}
 
 
@@ -118,7 +119,7 @@ def test_clip_learns_to_pair_pictures_with_captions(data, tokenizer, tmp_path):
   model = {
     "vision": {**VIT, "projection": 8}, "text": {"width": 16, "depth": 1, "heads": 2, "mlp": 16, "projection": 8},
   }  # fmt: skip
-  task = contrastive.captions_task(config(model=model, augment=AUGMENT, start=""), *data, tokenizer)
+  task = contrastive.captions_task(config(model=model, augment=AUGMENT), *data, tokenizer)
   losses, theta = descend(task, 30, 0.3)
   assert losses[-1] < losses[0] - 0.3
   task.save(theta, tmp_path)
@@ -142,7 +143,7 @@ def test_clips_image_tower_starts_from_another_models_blocks(data, tokenizer, tm
 
 
 def test_photos_of_one_subject_are_drawn_together(data, tmp_path):
-  made = config(model=VIT, augment=AUGMENT, projection=8, temperature=0.2, classes=1, batch=8, only={})
+  made = config(model=RESNET, augment=AUGMENT, temperature=0.2, classes=1, batch=8, parts=2, only={})
   task = contrastive.photos_task(made, *data)
   seen = set()
   for i in range(8):
@@ -156,7 +157,10 @@ def test_photos_of_one_subject_are_drawn_together(data, tmp_path):
   losses, theta = descend(task, 40, 0.3)
   assert np.mean(losses[-5:]) < np.mean(losses[:5])
   task.save(theta, tmp_path)
-  assert pretrained.load(tmp_path)[0].width == 16
+  assert pretrained.load(tmp_path)[0] == ResNet(**RESNET)
+  made.start = str(tmp_path)
+  more = contrastive.photos_task(made, *data).theta
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-3), more, theta)
 
 
 def test_pairs_are_two_photos_of_one_subject_among_those_asked_for(data):

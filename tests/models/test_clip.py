@@ -131,3 +131,18 @@ def test_bfloat16_stays_close_and_out_of_what_float32_is_for(draw):
   for near, wanted in zip(jax.jit(rough.apply)(variables, images, IDS)[:2], exact[:2], strict=True):
     assert near.dtype == jnp.float32
     assert 1e-5 < jnp.max(jnp.abs(near - wanted)) < 0.05 * jnp.max(jnp.abs(wanted))
+
+
+def test_patches_that_are_not_kept_are_not_seen():
+  tower = VisionTower(image=16, patch=4, width=24, depth=1, heads=3, mlp=40)
+  images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
+  variables = tower.init(jax.random.key(1), images)
+  kept = jnp.array([[0, 5, 7], [15, 2, 3]])
+  apply = jax.jit(tower.apply)
+  tokens, _ = apply(variables, images, kept)
+  assert tokens.shape == (2, 4, 24)
+  changed = images.at[0, 4:8, 4:8].add(1.0).at[1, :4, :4].add(1.0)  # patch 5 of the first, patch 0 of the second
+  difference = jnp.abs(apply(variables, changed, kept)[0] - tokens).max((1, 2))
+  assert difference[0] > 1e-3 and difference[1] == 0
+  order = jnp.broadcast_to(jnp.arange(16), (2, 16))
+  np.testing.assert_allclose(apply(variables, images, order)[0], apply(variables, images)[0], atol=1e-6)

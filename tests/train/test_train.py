@@ -13,7 +13,7 @@ from dreamjax.train.checkpoints import Checkpoints
 from dreamjax.train.loop import fit
 from dreamjax.train.optimizer import averaged, default_config, make_optimizer
 from dreamjax.train.state import TrainState
-from dreamjax.train.step import make_step
+from dreamjax.train.step import in_pieces, make_step
 
 STEPS = 12
 
@@ -146,3 +146,25 @@ def test_the_moving_average_is_that_of_all_thetas_so_far():
     expected = keep * expected + (1 - keep) * np.asarray(state.theta["w"])
   np.testing.assert_allclose(averaged(state)["w"], expected, rtol=1e-5)
   assert averaged(state.replace(opt_state=())) is state.theta
+
+
+def test_pieces_of_a_batch_average_to_its_gradient():
+  _, state = begin()
+  batch = {"x": np.ones((6, 3), np.float32), "y": np.arange(6.0, dtype=np.float32)}
+  exact = jax.value_and_grad(lambda theta, frozen, batch, key: jnp.mean(predict(theta, batch)), has_aux=False)
+
+  def predict(theta, batch):
+    return (network().apply(theta, batch["x"])[:, 0] - batch["y"]) ** 2
+
+  whole = exact(state.theta, None, batch, jax.random.key(0))
+  parts = jax.jit(in_pieces(exact, 3))(state.theta, None, batch, jax.random.key(0))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), parts, whole)
+
+
+def test_pieces_have_keys_of_their_own_and_must_divide_the_batch():
+  draw = in_pieces(lambda theta, frozen, batch, key: jax.random.normal(key, (2,)), 2)
+  a, b = jax.random.split(jax.random.key(3))
+  mean = (jax.random.normal(a, (2,)) + jax.random.normal(b, (2,))) / 2
+  np.testing.assert_allclose(draw(None, None, jnp.zeros(4), jax.random.key(3)), mean, rtol=1e-6)
+  with pytest.raises(ValueError, match="5 rows cannot be divided into 2"):
+    draw(None, None, jnp.zeros(5), jax.random.key(3))

@@ -14,8 +14,8 @@ from dreamjax.convert import pretrained
 from dreamjax.data.augment import Augment
 from dreamjax.data.examples import Examples, epochs
 from dreamjax.data.preprocessing import whole
-from dreamjax.methods.pretraining.task import Task, in_pieces, signed
-from dreamjax.models.classifier import Classifier
+from dreamjax.methods.pretraining.task import Task, in_pieces, signed, warm
+from dreamjax.models.resnet import Classifier
 
 
 def cross_entropy(
@@ -38,6 +38,8 @@ def task(config: ml_collections.ConfigDict, examples: Examples, held_out: Exampl
   model = Classifier(heads=examples.words, **config.model)
   augment, order = Augment(**config.augment), epochs(len(examples), config.batch, config.seed)
   theta = model.init(jax.random.key(config.seed), jnp.zeros((1, model.image, model.image, 3)))
+  if config.start:
+    theta = {"params": warm(theta["params"], pretrained.load(config.start)[1])}
 
   def loss(theta: Any, frozen: None, batch: Any, key: jax.Array):
     return cross_entropy(model.apply(theta, augment(key, signed(batch["images"]))), batch["labels"])

@@ -5,6 +5,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
+from flax.traverse_util import flatten_dict, unflatten_dict
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
@@ -29,6 +30,19 @@ class Task:
   batches: Callable[[int], Any]
   measure: Callable[[Any], dict[str, float]]
   save: Callable[[Any, pathlib.Path], None]
+
+
+def warm(params: Any, others: Any) -> Any:
+  """The parameters, those that the others have at the same path and of the same shape taken from them.
+
+  Raises:
+    ValueError: if there are none.
+  """
+  own, found = flatten_dict(params), flatten_dict(others)
+  same = {path: jnp.asarray(x) for path, x in found.items() if path in own and own[path].shape == x.shape}
+  if not same:
+    raise ValueError("the model to start from has no parameter in common with this one")
+  return unflatten_dict(own | same)
 
 
 def signed(images: UInt8[Array, "*b"]) -> Float[Array, "*b"]:

@@ -1,7 +1,7 @@
-"""A residual network with several classifying heads: names what a picture shows.
+"""A residual network that names what a picture shows, by several classifying heads, or embeds it.
 
 He et al., "Deep Residual Learning for Image Recognition" (2016), with group normalisation (Wu & He, 2018), so that a
-picture's answer does not depend on its batch.
+picture's answer does not depend on its batch. What leaves the last block is pooled by its mean and by its maximum.
 """
 
 from collections.abc import Mapping
@@ -34,8 +34,22 @@ class Block(nn.Module):
     return around + nn.Conv(self.width, (3, 3), padding=1, use_bias=False, name="conv_2")(y)
 
 
+def _pooled(
+  images: Float[Array, "b h w 3"], side: int, widths: tuple[int, ...], blocks: int
+) -> Float[Array, "b {2*widths[-1]}"]:
+  """The blocks and what is pooled behind them, as part of the module that is being called."""
+  if images.shape[1:3] != (side, side):
+    raise ValueError(f"this network sees pictures of {side} x {side} pixels, not {images.shape[1:3]}")
+  x = nn.Conv(widths[0], (4, 4), 2, padding=1, name="stem")(images)
+  for i, width in enumerate(widths):
+    for j in range(blocks):
+      x = Block(width, 2 if i and not j else 1, name=f"block_{i}_{j}")(x)
+  x = nn.relu(nn.GroupNorm(8, name="norm")(x))
+  return jnp.concatenate([x.mean((1, 2)), x.max((1, 2))], axis=-1)
+
+
 class Classifier(nn.Module):
-  """The classifier.
+  """Names what pictures show.
 
   Attributes:
     heads: the names of the classes of each head, in the order of its logits.
@@ -56,14 +70,32 @@ class Classifier(nn.Module):
     Raises:
       ValueError: if the pictures have another size.
     """
-    if images.shape[1:3] != (self.image, self.image):
-      raise ValueError(f"the classifier sees pictures of {self.image} x {self.image} pixels, not {images.shape[1:3]}")
-    x = nn.Conv(self.widths[0], (4, 4), 2, padding=1, name="stem")(images)
-    for i, width in enumerate(self.widths):
-      for j in range(self.blocks):
-        x = Block(width, 2 if i and not j else 1, name=f"block_{i}_{j}")(x)
-    x = nn.relu(nn.GroupNorm(8, name="norm")(x))
-    x = jnp.concatenate([x.mean((1, 2)), x.max((1, 2))], axis=-1)
+    x = _pooled(images, self.image, self.widths, self.blocks)
     return {
       name: nn.Dense(len(words), name=f"head_{i}")(x) for i, (name, words) in enumerate(sorted(self.heads.items()))
     }
+
+
+class ResNet(nn.Module):
+  """Embeds pictures.
+
+  Attributes:
+    embedding: channels of the embedding.
+    image: height and width of the pictures, in pixels.
+    widths: channels of each level; every level but the first halves the picture.
+    blocks: residual blocks per level.
+  """
+
+  embedding: int
+  image: int = 64
+  widths: tuple[int, ...] = (32, 64, 128, 256)
+  blocks: int = 1
+
+  @nn.compact
+  def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b {self.embedding}"]:
+    """Returns embeddings, which are not of unit length, of pictures in [-1, 1].
+
+    Raises:
+      ValueError: if the pictures have another size.
+    """
+    return nn.Dense(self.embedding, name="embedding")(_pooled(images, self.image, self.widths, self.blocks))
