@@ -31,7 +31,7 @@ def _base() -> ml_collections.ConfigDict:
   config.length = 64
   config.start = ""  # the folder of a model to go on from; "" for nothing
   config.pieces = 1
-  config.save_every = 500
+  config.save_every = 300
   config.log_every = 50
   config.optimizer = optimizer()
   return config

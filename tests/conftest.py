@@ -65,3 +65,60 @@ def pytest_collection_modifyitems(config, items):
 def typechecker():
   """The name under which jaxtyping finds `typecheck`."""
   return TYPECHECKER
+
+
+@pytest.fixture(scope="session")
+def tiny_cascade():
+  """A cascade of two stages, 8 and 16 pixels, with random weights that draw more than noise: (cascade, params)."""
+  import jax.numpy as jnp
+
+  from dreamjax.data import tokenizer
+  from dreamjax.diffusion.schedules import Cosine
+  from dreamjax.generators.cascade import Cascade, Sampling, Stage
+  from dreamjax.models.t5 import T5Encoder
+  from dreamjax.models.unet import UNet
+
+  words = tokenizer.Tokenizer(tokenizer.train(["a dog on the beach", "a red cat in the snow", "qx zv wug"] * 3, 330), 8)
+  encoder = T5Encoder(vocab=len(words.inner), width=16, head_width=8, heads=2, mlp=16, depth=1)
+  common = {
+    "widths": (8, 16), "blocks": (1, 1), "attention": (False, True), "head_width": 8, "text_width": 16,
+    "cross_width": 32, "pool_heads": 2, "time_width": 16, "groups": 4, "step": "conv",
+  }  # fmt: skip
+  base = Stage("base", UNet(image=8, **common), Cosine(), sampling=Sampling(steps=3, guidance=2.0))
+  larger = Stage(
+    "sr", UNet(image=16, low_res=True, patch=2, **common), Cosine(), augmentation=Cosine(),
+    sampling=Sampling(steps=2, guidance=1.0, ratio=0.0, level=0.1),
+  )  # fmt: skip
+  cascade = Cascade("tiny", encoder, words, (base, larger))
+
+  def weights(key):
+    text, mask, t = jnp.zeros((1, 8, 16)), jnp.ones((1, 8), bool), jnp.zeros(1)
+    small, large = jnp.zeros((1, 8, 8, 3)), jnp.zeros((1, 16, 16, 3))
+    made = {
+      "text": encoder.init(key, jnp.zeros((1, 8), jnp.int32), mask)["params"],
+      "base": base.unet.init(key, small, t, text, mask)["params"],
+      "sr": larger.unet.init(key, large, t, text, mask, large, t)["params"],
+    }
+    leaves, tree = jax.tree.flatten(made)
+    keys = jax.random.split(key, len(leaves))  # what starts at zero would leave most of the network without effect
+    return jax.tree.unflatten(
+      tree, [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    )
+
+  return cascade, jax.device_get(jax.jit(weights)(jax.random.key(0)))
+
+
+@pytest.fixture
+def photo_folder(tmp_path):
+  """A folder with four photos of a red thing, 20 x 16 pixels."""
+  import numpy as np
+  from PIL import Image
+
+  folder = tmp_path / "photos"
+  folder.mkdir()
+  draw = np.random.default_rng(0)
+  for i in range(4):
+    picture = draw.integers(0, 90, (20, 16, 3), dtype=np.uint8)
+    picture[4 + i : 14 + i, 3:12, 0] += 150
+    Image.fromarray(picture).save(folder / f"{i}.png")
+  return folder

@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Each room, that is each package or module in dreamjax/, with the rooms that it may import besides itself.
 GROUND = ("diffusion", "masked", "models")
 DATA = ("data", "theta", "convert", *GROUND)
-METHODS = ("methods", "train", "eval", *DATA)
+METHODS = ("methods", "generators", "train", "eval", *DATA)
 ROOMS = {
   "toybox": (),
   "diffusion": (),
@@ -21,6 +21,7 @@ ROOMS = {
   "theta": ("models",),
   "convert": ("models",),
   "data": DATA,
+  "generators": DATA,
   "eval": DATA,
   "train": DATA,
   "methods": METHODS,

@@ -13,10 +13,11 @@ import ml_collections
 import numpy as np
 import tqdm
 
-from dreamjax.commands import configs
+from dreamjax.commands import configs, truth
 from dreamjax.data import tokenizer as tokenizers
 from dreamjax.data.examples import Examples
-from dreamjax.methods.pretraining import classifier, contrastive, text
+from dreamjax.eval.contact_sheet import contact_sheet
+from dreamjax.methods.pretraining import classifier, contrastive, generator, text
 from dreamjax.methods.pretraining.task import Task
 from dreamjax.toybox import album, source, vocabulary
 from dreamjax.train.loop import fit
@@ -123,6 +124,12 @@ def make_task(config: ml_collections.ConfigDict) -> Task:
     return classifier.task(config, train, held_out)
   if config.task == "dino":
     return contrastive.photos_task(config, train, held_out)
+  if config.task == "stage":
+    judge = None
+    if config.judged:
+      probe = truth.toybox_encoders().probe
+      judge = lambda pictures, texts: truth.accuracy(pictures, texts, probe)  # noqa: E731
+    return generator.task(config, train, held_out, judge)
   tokenizer = tokenizers.Tokenizer.load(config.tokenizer, config.length)
   if config.task == "clip":
     return contrastive.captions_task(config, train, held_out, tokenizer)
@@ -146,11 +153,15 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
   def inspect(state: TrainState) -> dict[str, float]:
     theta = averaged(state)
     task.save(theta, workdir / "model")
+    if task.show is not None:
+      pictures, texts = task.show(theta)
+      (workdir / "samples").mkdir(exist_ok=True)
+      contact_sheet(list(pictures / 2 + 0.5), texts).save(workdir / "samples" / f"{int(state.step):06d}.png")
     return task.measure(theta)
 
   state = fit(
     make_step(task.loss, tx, config.seed, config.pieces),
-    TrainState.create(task.theta, tx),
+    TrainState.create(task.theta, tx, task.frozen),
     task.batches,
     steps=config.steps,
     workdir=workdir,

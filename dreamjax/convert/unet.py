@@ -157,13 +157,14 @@ def read(config: dict[str, Any]) -> UNet:
     "time_width": fields["time_width"] or 4 * widths[0],
   }
   step = _meaning({("block",): "block", ("conv",): "conv"}, step=config.get("step", "block"))
-  return UNet(**fields, step=step)
+  return UNet(**fields, step=step, patch=config.get("patch", 1))
 
 
 def write(module: UNet) -> dict[str, Any]:
   """The `config.json` of a module."""
-  own = {"model_type": "dreamjax_unet", "step": module.step}
-  config = {"_class_name": "UNet2DConditionModel"} if module.step == "block" else own
+  own = {"model_type": "dreamjax_unet", "step": module.step, "patch": module.patch}
+  is_theirs = module.step == "block" and module.patch == 1
+  config = {"_class_name": "UNet2DConditionModel"} if is_theirs else own
   config |= write_settings(SETTINGS, module) | {"mid_block_scale_factor": module.rescale}
   for ours, (names, known) in CHOICES.items():
     values = next(values for values, meaning in known.items() if meaning == getattr(module, ours))

@@ -10,6 +10,8 @@ from flax import linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dreamjax.models.normalization import GroupNorm
+
 
 class Block(nn.Module):
   """Two 3x3 convolutions around which the input goes; the first one may halve the picture.
@@ -25,12 +27,12 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
     """Returns the block's output."""
-    y = nn.relu(nn.GroupNorm(8, name="norm_1")(x))
+    y = nn.relu(GroupNorm(8, 1e-6, name="norm_1")(x))
     around = x
     if self.stride > 1 or x.shape[-1] != self.width:
       around = nn.Conv(self.width, (1, 1), self.stride, use_bias=False, name="around")(y)
     y = nn.Conv(self.width, (3, 3), self.stride, padding=1, use_bias=False, name="conv_1")(y)
-    y = nn.relu(nn.GroupNorm(8, name="norm_2")(y))
+    y = nn.relu(GroupNorm(8, 1e-6, name="norm_2")(y))
     return around + nn.Conv(self.width, (3, 3), padding=1, use_bias=False, name="conv_2")(y)
 
 
@@ -44,7 +46,7 @@ def _pooled(
   for i, width in enumerate(widths):
     for j in range(blocks):
       x = Block(width, 2 if i and not j else 1, name=f"block_{i}_{j}")(x)
-  x = nn.relu(nn.GroupNorm(8, name="norm")(x))
+  x = nn.relu(GroupNorm(8, 1e-6, name="norm")(x))
   return jnp.concatenate([x.mean((1, 2)), x.max((1, 2))], axis=-1)
 
 

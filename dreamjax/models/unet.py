@@ -29,6 +29,7 @@ from jaxtyping import Array, Bool, Float
 import numpy as np
 
 from dreamjax.models.attention import attend
+from dreamjax.models.normalization import GroupNorm
 
 zeros = nn.initializers.zeros
 
@@ -62,6 +63,20 @@ def double(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
   """Each pixel as 2x2."""
   b, h, w, c = x.shape
   return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+
+
+def fold(x: Float[Array, "b h w c"], patch: int) -> Float[Array, "b h2 w2 d"]:
+  """Squares of pixels as one place with as many more channels."""
+  b, h, w, c = x.shape
+  x = x.reshape(b, h // patch, patch, w // patch, patch, c).transpose(0, 1, 3, 2, 4, 5)
+  return x.reshape(b, h // patch, w // patch, patch * patch * c)
+
+
+def unfold(x: Float[Array, "b h w c"], patch: int) -> Float[Array, "b h2 w2 d"]:
+  """The inverse of `fold`."""
+  b, h, w, c = x.shape
+  x = x.reshape(b, h, w, patch, patch, c // patch**2).transpose(0, 1, 3, 2, 4, 5)
+  return x.reshape(b, h * patch, w * patch, -1)
 
 
 class MLP(nn.Module):
@@ -117,7 +132,7 @@ class Attention(nn.Module):
     """Mixes the text that `mask` lets through, and the pixels, into each pixel."""
     c = x.shape[-1]
     pixels = group_norm(self.groups, "norm")(x).reshape(x.shape[0], -1, c)
-    text = group_norm(TEXT_GROUPS, "text_norm")(text, mask=jnp.broadcast_to(mask[..., None], text.shape))
+    text = group_norm(TEXT_GROUPS, "text_norm")(text, mask)
 
     def heads(name: str, tokens: Float[Array, "b m _"]) -> Float[Array, "b m k d"]:
       return nn.Dense(c, dtype=self.dtype, name=name)(tokens).reshape(*tokens.shape[:2], -1, self.head_width)
@@ -245,6 +260,7 @@ class UNet(nn.Module):
     out_channels: of the prediction; 6 where the variance is predicted as well.
     low_res: whether the stage is one of super-resolution, which sees a picture of low resolution beside x.
     self_attention: whether pixels look at pixels too, or at the text only.
+    patch: side of the squares of pixels that are one place of the first level; more than 1 is cheaper.
     step: between levels, "block" for a block that resizes, as in IF, or "conv" for one convolution, which is cheaper.
     activation: "gelu" or "silu".
     rescale: what the sum at the end of a block is divided by; sqrt(2) is what Imagen calls scaled skip connections.
@@ -265,6 +281,7 @@ class UNet(nn.Module):
   out_channels: int = 3
   low_res: bool = False
   self_attention: bool = True
+  patch: int = 1
   step: str = "block"
   activation: str = "silu"
   rescale: float = 1.0
@@ -327,6 +344,7 @@ class UNet(nn.Module):
       return makers[self.step]
 
     x = x if low_res is None else jnp.concatenate([x, low_res], axis=-1)
+    x = fold(x, self.patch)
     x = nn.Conv(self.widths[0], (3, 3), dtype=self.dtype, name="conv_in")(x).astype(jnp.float32)
     left = [x]
     for i, (width, blocks, make_block) in enumerate(levels):
@@ -338,8 +356,9 @@ class UNet(nn.Module):
       left, taken = left[: -blocks - 1], left[-blocks - 1 :]
       x = Up(width, make_block, step(double, i, i - 1), name=f"up_{last - i}")(x, taken, condition)
     x = ACTIVATIONS[self.activation](group_norm(self.groups, "norm")(x))
-    x = nn.Conv(self.out_channels, (3, 3), kernel_init=zeros, dtype=self.dtype, name="conv_out")(x)
-    return x.astype(jnp.float32)
+    channels = self.out_channels * self.patch**2
+    x = nn.Conv(channels, (3, 3), kernel_init=zeros, dtype=self.dtype, name="conv_out")(x)
+    return unfold(x.astype(jnp.float32), self.patch)
 
   def _condition(
     self,
@@ -360,6 +379,9 @@ class UNet(nn.Module):
   def _check(self, x: Array, text: Array, low_res: Array | None, noise_level: Array | None) -> None:
     """Raises what `__call__` says."""
     (_, height, width, channels), halvings = x.shape, len(self.widths) - 1
+    if height % self.patch or width % self.patch:
+      raise ValueError(f"pictures of {height}x{width} cannot be cut into patches of {self.patch}x{self.patch}")
+    height, width = height // self.patch, width // self.patch
     if channels != 3:
       raise ValueError(f"pictures have 3 channels, not {channels}; a picture of low resolution is passed as low_res")
     if height % 2**halvings or width % 2**halvings:
@@ -380,9 +402,9 @@ def layer_norm(name: str) -> nn.LayerNorm:
   return nn.LayerNorm(epsilon=EPS, use_fast_variance=False, name=name)
 
 
-def group_norm(groups: int, name: str) -> nn.GroupNorm:
+def group_norm(groups: int, name: str) -> GroupNorm:
   """Group norm of pixels or of text, over all that stand in one picture or in one text."""
-  return nn.GroupNorm(groups, epsilon=EPS, use_fast_variance=False, name=name)
+  return GroupNorm(groups, EPS, name=name)
 
 
 # The largest of DeepFloyd's base stages; what the other stages are, the config.json beside their weights says.

@@ -6,10 +6,11 @@ collection while the module runs, so that no module knows of it. `files.py` save
 file, bound to the weights that it was trained beside. The room stands on `dreamjax.models`.
 """
 
-from dreamjax.theta.files import Base, Card, content_hash, load, read_card, save
+from dreamjax.theta.files import Base, Card, Personalisation, content_hash, load, read_card, save
 from dreamjax.theta.intercept import apply
 from dreamjax.theta.kinds import Full, LoRA, Theta, stack, unstack
 
 __all__ = [
-  "Base", "Card", "Full", "LoRA", "Theta", "apply", "content_hash", "load", "read_card", "save", "stack", "unstack",
+  "Base", "Card", "Full", "LoRA", "Personalisation", "Theta", "apply", "content_hash", "load", "read_card",
+  "save", "stack", "unstack",
 ]  # fmt: skip

@@ -55,6 +55,22 @@ class Card:
   recipe: Mapping[str, Any]
 
 
+class Personalisation(NamedTuple):
+  """What a method ends in.
+
+  Attributes:
+    thetas: by the names of the parts of a generator that they belong to.
+    card: what they are.
+  """
+
+  thetas: Mapping[str, Theta]
+  card: Card
+
+  def save(self, path: pathlib.Path | str, dtype: Any = None) -> None:
+    """`save`, as one file."""
+    save(pathlib.Path(path), self.thetas, self.card, dtype)
+
+
 def content_hash(params: Mapping[str, Any]) -> str:
   """A hash of parameters: of their paths, shapes and values, these rounded to float16.
 
@@ -113,7 +129,7 @@ def read_card(path: pathlib.Path) -> Card:
   return _read(path)[0]
 
 
-def load(path: pathlib.Path, base: Base) -> tuple[dict[str, Theta], Card]:
+def load(path: pathlib.Path, base: Base) -> Personalisation:
   """Reads a file.
 
   Args:
@@ -121,8 +137,8 @@ def load(path: pathlib.Path, base: Base) -> tuple[dict[str, Theta], Card]:
     base: the model that the theta is to be applied to.
 
   Returns:
-    The thetas by the names of their parts, in float32, as numpy arrays: where they are to live is for the caller to
-    say, by one `jax.device_put`. And the card.
+    The thetas, in float32, as numpy arrays (where they are to live is for the caller to say, by one
+    `jax.device_put`), and the card.
 
   Raises:
     FileNotFoundError: if there is no such file.
@@ -143,7 +159,7 @@ def load(path: pathlib.Path, base: Base) -> tuple[dict[str, Theta], Card]:
   for part, description in kinds.items():
     kind, settings = description["kind"], {key: x for key, x in description.items() if key != "kind"}
     thetas[part] = KINDS[kind](weights=weights[part], **settings)
-  return thetas, card
+  return Personalisation(thetas, card)
 
 
 def _describe(theta: Theta) -> dict[str, Any]:

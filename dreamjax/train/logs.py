@@ -1,18 +1,72 @@
-"""Logs of a training, as JSON lines."""
+"""Logs of a training: JSON lines, sheets of pictures, and TensorBoard's event files if they are asked for."""
 
 from collections.abc import Mapping
 import json
+import math
 import pathlib
+from typing import Any
+
+import jax
+from jaxtyping import Float
+import numpy as np
+from PIL import Image
+
+from dreamjax.data.image_folder import to_uint8
 
 
 class Log:
-  """A file of JSON lines, one for each time that something was measured."""
+  """A file of JSON lines, one for each time that something was measured, and what lies beside it.
 
-  def __init__(self, path: pathlib.Path) -> None:
+  A training that was cut off repeats the steps since its last checkpoint: of two lines of a step the later one counts.
+
+  Args:
+    path: the file. Pictures go into the folder `samples` beside it, event files into `tensorboard`.
+    tensorboard: whether TensorBoard's event files are written, too.
+
+  Raises:
+    ValueError: if event files are asked for, but TensorFlow is not installed.
+  """
+
+  def __init__(self, path: pathlib.Path, tensorboard: bool = False) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     self._path = path
+    self._events = _event_writer(path.parent / "tensorboard") if tensorboard else None
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Adds a line."""
+    values = {name: float(value) for name, value in values.items()}
     with self._path.open("a") as out:
-      out.write(json.dumps({"step": step, **{name: float(value) for name, value in values.items()}}) + "\n")
+      out.write(json.dumps({"step": step, **values}) + "\n")
+    if self._events is not None:
+      self._events.write_scalars(step, values)
+      self._events.flush()
+
+  def images(self, step: int, name: str, pictures: Float[np.ndarray, "n h w 3"] | Float[jax.Array, "n h w 3"]) -> None:
+    """Writes pictures in [-1, 1] side by side on one sheet, `samples/NAME-STEP.png`."""
+    sheet = to_uint8(_side_by_side(np.asarray(pictures, np.float32)) / 2 + 0.5)
+    folder = self._path.parent / "samples"
+    folder.mkdir(exist_ok=True)
+    Image.fromarray(sheet).save(folder / f"{name}-{step}.png")
+    if self._events is not None:
+      self._events.write_images(step, {name: sheet[None]})
+      self._events.flush()
+
+
+def _side_by_side(pictures: Float[np.ndarray, "n h w c"]) -> Float[np.ndarray, "height width c"]:
+  """Pictures in the rows and columns of a square, or nearly so; what is left of the last row is white."""
+  n, h, w, c = pictures.shape
+  columns = math.ceil(math.sqrt(n))
+  rows = math.ceil(n / columns)
+  cells = np.pad(pictures, [(0, rows * columns - n), (0, 0), (0, 0), (0, 0)], constant_values=1)
+  return cells.reshape(rows, columns, h, w, c).swapaxes(1, 2).reshape(rows * h, columns * w, c)
+
+
+def _event_writer(folder: pathlib.Path) -> Any:
+  """A writer of event files: clu's, which needs TensorFlow."""
+  try:
+    from clu import metric_writers
+    import tensorflow as tf
+  except ImportError as error:
+    raise ValueError("TensorBoard's event files need TensorFlow: pip install '.[tensorboard]'") from error
+  tf.config.set_visible_devices([], "GPU")  # else TensorFlow takes all of a GPU's memory
+  return metric_writers.SummaryWriter(str(folder))

@@ -1,6 +1,6 @@
 """The one training loop."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import concurrent.futures
 import math
 import pathlib
@@ -8,10 +8,12 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 import tqdm
 
 from dreamjax.train.checkpoints import Checkpoints
 from dreamjax.train.logs import Log
+from dreamjax.train.sharding import make_mesh, replicate, shard_rows
 from dreamjax.train.state import TrainState
 from dreamjax.train.step import Step
 
@@ -25,40 +27,51 @@ def fit(
   workdir: pathlib.Path,
   log_every: int = 50,
   save_every: int = 500,
-  inspect: Callable[[TrainState], dict[str, float]] | None = None,
+  inspect: Callable[[TrainState], Mapping[str, Any]] | None = None,
+  mesh: jax.sharding.Mesh | None = None,
+  tensorboard: bool = False,
 ) -> TrainState:
   """Trains, or goes on with a training that was cut off.
 
   Args:
     step: the update, see `make_step`; compiled here.
-    state: the state before the first update; its buffers are given away.
+    state: the state before the first update; its buffers are given away, but for those of what is frozen.
     batches: batch(i) is what update i sees. It is called in a thread of its own, one step ahead.
     steps: how many updates there will have been at the end.
-    workdir: holds `checkpoints/` and `log.jsonl`. If there are checkpoints, the newest one takes `state`'s place.
+    workdir: holds `checkpoints/`, `log.jsonl` and what else `Log` writes. If there are checkpoints, the newest one
+      takes `state`'s place.
     log_every: metrics are averaged over so many updates and logged.
     save_every: a checkpoint is begun after so many updates, and after the last.
-    inspect: called whenever a checkpoint was begun; what it measures is logged. It may write pictures, too.
+    inspect: called whenever a checkpoint was begun; what it returns by name is logged: scalars, and pictures, which are
+      arrays [n, h, w, 3] in [-1, 1].
+    mesh: the devices, see `sharding.make_mesh`: each has the whole state and its share of the rows of every batch. By
+      default the first device alone. The result depends on it by rounding only, and a training may go on on another.
+    tensorboard: whether the log is written for TensorBoard, too.
 
   Returns:
     The state after the last update.
 
   Raises:
     FloatingPointError: when a metric is not finite. It names the step and the last checkpoint, which came before.
-    ValueError: if the workdir holds checkpoints of another model or optimizer.
+    ValueError: if the workdir holds checkpoints of another model or optimizer, if a batch cannot be divided evenly over
+      the devices, or if TensorBoard's files are asked for and TensorFlow is not installed.
   """
-  run = jax.jit(step, donate_argnums=0)
-  log = Log(workdir / "log.jsonl")
+  mesh = make_mesh((1, 1, 1)) if mesh is None else mesh
+  log = Log(workdir / "log.jsonl", tensorboard)
+  state = replicate(state, mesh)
+  run = _compiled(step, state, mesh)
+  draw = lambda i: shard_rows(batches(i), mesh)  # noqa: E731
   with Checkpoints(workdir / "checkpoints") as checkpoints, concurrent.futures.ThreadPoolExecutor(1) as ahead:
     if checkpoints.latest() is not None:
       state = checkpoints.restore(state)
-    state = jax.device_put(state, jax.devices()[0])  # all in one place, so that the step is compiled once
     first = int(state.step)
-    coming = ahead.submit(batches, first) if first < steps else None
+    coming = ahead.submit(draw, first) if first < steps else None
     seen: list[dict[str, jax.Array]] = []
     began = time.perf_counter()
-    for i in tqdm.trange(first, steps, initial=first, total=steps, unit=" steps", desc="training", disable=None):
+    bar = tqdm.trange(first, steps, initial=first, total=steps, unit=" steps", desc="training", disable=None)
+    for i in bar:
       batch = coming.result()
-      coming = ahead.submit(batches, i + 1) if i + 1 < steps else None
+      coming = ahead.submit(draw, i + 1) if i + 1 < steps else None
       state, metrics = run(state, batch)
       seen.append(metrics)
       done = i + 1
@@ -68,17 +81,51 @@ def fit(
         means = _means(seen, done, checkpoints)
         now = time.perf_counter()
         log.write(done, means | {"steps_per_second": len(seen) / (now - began)})
+        bar.set_postfix(loss=means["loss"], refresh=False)
         seen, began = [], now
       if saves:
         checkpoints.save(state)
         if inspect is not None:
-          log.write(done, inspect(state))
+          _write(log, done, inspect(state))
           began = time.perf_counter()
   return state
 
 
+def _compiled(step: Step, state: TrainState, mesh: jax.sharding.Mesh) -> Step:
+  """The update, compiled for a state that lies as this one does, and stays there.
+
+  What is frozen passes it by: it is neither given away, so that its owner may go on reading it, nor copied.
+  """
+
+  def update(state: TrainState, frozen: Any, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+    state, metrics = step(state.replace(frozen=frozen), batch)
+    return state.replace(frozen=None), metrics
+
+  places = jax.tree.map(lambda x: x.sharding, state.replace(frozen=None))
+  update = jax.jit(update, donate_argnums=0, out_shardings=(places, jax.NamedSharding(mesh, jax.P())))
+
+  def run(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+    with jax.set_mesh(mesh):  # so that a loss may name the mesh's axes
+      changed, metrics = update(state.replace(frozen=None), state.frozen, batch)
+    return changed.replace(frozen=state.frozen), metrics
+
+  return run
+
+
+def _write(log: Log, step: int, found: Mapping[str, Any]) -> None:
+  """Logs scalars and pictures."""
+  if scalars := {name: float(x) for name, x in found.items() if np.ndim(x) == 0}:
+    log.write(step, scalars)
+  for name, x in found.items():
+    if name not in scalars:
+      log.images(step, name, x)
+
+
 def _means(seen: list[dict[str, jax.Array]], done: int, checkpoints: Checkpoints) -> dict[str, float]:
-  """The means of the metrics of some updates, all of them finite."""
+  """The means of the metrics of some updates, all of them finite.
+
+  They are taken here and not by `clu.metrics`: to name the update that went wrong, each one's values must be fetched.
+  """
   host = jax.device_get(seen)
   for i, metrics in enumerate(host):
     bad = [name for name, value in metrics.items() if not math.isfinite(value)]

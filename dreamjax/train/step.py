@@ -50,6 +50,9 @@ def make_step(loss: Loss, tx: optax.GradientTransformation, seed: int, pieces: i
 def in_pieces(function: Callable[..., Any], pieces: int) -> Callable[..., Any]:
   """The mean of function(theta, frozen, piece, key) over equal parts of a batch, each with a key of its own.
 
+  Piece j has the rows j, j + pieces, j + 2 pieces and so on. Rows that are spread over devices so stay where they are,
+  and every device works on every piece; a piece of neighbouring rows would lie on few of them.
+
   Raises:
     ValueError: when called, if the batch cannot be divided so.
   """
@@ -60,7 +63,7 @@ def in_pieces(function: Callable[..., Any], pieces: int) -> Callable[..., Any]:
     def divide(x: Array) -> Array:
       if x.shape[0] % pieces:
         raise ValueError(f"a batch of {x.shape[0]} rows cannot be divided into {pieces} equal pieces")
-      return x.reshape(pieces, -1, *x.shape[1:])
+      return x.reshape(-1, pieces, *x.shape[1:]).swapaxes(0, 1)
 
     def add(total: Any, piece: Any) -> tuple[Any, None]:
       return jax.tree.map(jnp.add, total, function(theta, frozen, *piece)), None

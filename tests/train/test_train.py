@@ -1,6 +1,11 @@
 """The step, the optimizer, the loop and its checkpoints, on a problem small enough to check by hand."""
 
 import json
+import random
+import shutil
+import subprocess
+import sys
+import time
 
 import flax.linen as nn
 import jax
@@ -12,7 +17,8 @@ import pytest
 from dreamjax.train.checkpoints import Checkpoints
 from dreamjax.train.loop import fit
 from dreamjax.train.optimizer import averaged, default_config, make_optimizer
-from dreamjax.train.state import TrainState
+from dreamjax.train.sharding import make_mesh
+from dreamjax.train.state import TrainState, cast_frozen
 from dreamjax.train.step import in_pieces, make_step
 
 STEPS = 12
@@ -24,13 +30,14 @@ def network():
 
 def loss(theta, frozen, batch, key):
   x = batch["x"] + 0.1 * jax.random.normal(key, batch["x"].shape)
+  x = jax.lax.with_sharding_constraint(x, jax.P("data"))  # by name: `fit` says which mesh is meant
   error = network().apply(theta, x)[:, 0] + frozen["offset"] - batch["y"]
   return jnp.mean(error**2), {"bias": jnp.mean(error)}
 
 
-def batches(i):
+def batches(i, rows=4):
   draw = np.random.default_rng(i)
-  x = draw.normal(size=(4, 3)).astype(np.float32)
+  x = draw.normal(size=(rows, 3)).astype(np.float32)
   return {"x": x, "y": x.sum(1)}
 
 
@@ -40,14 +47,18 @@ def config(**fields):
   return made
 
 
-def begin(**fields):
+def begin(pieces=1, **fields):
   theta = network().init(jax.random.key(0), jnp.zeros((1, 3)))
   tx = make_optimizer(config(**fields), theta, STEPS)
-  return make_step(loss, tx, seed=0), TrainState.create(theta, tx, {"offset": jnp.asarray(0.5)})
+  return make_step(loss, tx, 0, pieces), TrainState.create(theta, tx, {"offset": jnp.asarray(0.5)})
 
 
-def same(a, b):
-  jax.tree.map(np.testing.assert_array_equal, *(jax.device_get((s.step, s.theta, s.opt_state)) for s in (a, b)))
+def same(a, b, compare=np.testing.assert_array_equal):
+  jax.tree.map(compare, *(jax.device_get((s.step, s.theta, s.opt_state)) for s in (a, b)))
+
+
+def close(a, b):
+  same(a, b, lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5))
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +82,70 @@ def test_a_resumed_training_ends_as_one_that_ran_through(straight, tmp_path):
   same(fit(step, state, batches, steps=STEPS, workdir=tmp_path, log_every=3, save_every=6), straight[1])
 
 
+# What is killed: a training that saves after every step, on and on.
+ENDLESS = """
+import pathlib, runpy, sys
+toy = runpy.run_path(sys.argv[1])
+step, state = toy["begin"](decay="constant")
+toy["fit"](step, state, toy["batches"], steps=10**6, workdir=pathlib.Path(sys.argv[2]), save_every=1)
+"""
+
+
+def test_a_training_killed_during_a_checkpoint_goes_on_from_the_last_complete_one(tmp_path):
+  folder = tmp_path / "killed/checkpoints"
+
+  def complete():
+    return [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+
+  def wait_until(condition):
+    while not condition():
+      assert training.poll() is None, "the training ended by itself"
+      time.sleep(0.0005)
+
+  training = subprocess.Popen([sys.executable, "-c", ENDLESS, __file__, tmp_path / "killed"])
+  try:
+    wait_until(lambda: max(complete(), default=0) >= 3)
+    time.sleep(random.uniform(0.0, 0.3))
+    wait_until(lambda: any(folder.glob("*.orbax-checkpoint-tmp")))
+  finally:
+    training.kill()
+    training.wait()
+  last, asked = max(complete()), []
+  rows = lambda i: asked.append(i) or batches(i)  # noqa: E731
+  resumed = fit(*begin(decay="constant"), rows, steps=last + 3, workdir=tmp_path / "killed")
+  assert asked == [last, last + 1, last + 2]
+  same(resumed, fit(*begin(decay="constant"), batches, steps=last + 3, workdir=tmp_path / "straight"))
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_a_training_ends_alike_on_eight_devices_and_goes_on_on_one(tmp_path, pieces):
+  def run(name, mesh=None):
+    step, state = begin(pieces)
+    rows = lambda i: batches(i, 16)  # noqa: E731
+    return fit(step, state, rows, steps=6, workdir=tmp_path / name, save_every=3, mesh=mesh)
+
+  alone, spread = run("alone"), run("spread", make_mesh())
+  assert all(len(x.devices()) == 8 and x.is_fully_replicated for x in jax.tree.leaves(spread))
+  close(spread, alone)
+  shutil.copytree(tmp_path / "spread/checkpoints/3", tmp_path / "moved/checkpoints/3")
+  moved = run("moved")
+  assert all(len(x.devices()) == 1 for x in jax.tree.leaves(moved))
+  close(moved, alone)
+
+
+def test_a_batch_that_cannot_be_divided_over_the_devices_is_refused(tmp_path):
+  with pytest.raises(ValueError, match=r"evenly over 8 devices: 'x' has the shape \(4, 3\)"):
+    fit(*begin(), batches, steps=1, workdir=tmp_path, mesh=make_mesh())
+
+
 def test_the_frozen_part_is_as_it_was(straight):
   assert float(straight[1].frozen["offset"]) == 0.5
+
+
+def test_only_floating_point_numbers_are_cast():
+  tree = {"w": jnp.ones(2), "ids": np.arange(2, dtype=np.int32), "key": jax.random.key(0)}
+  cast = cast_frozen(tree, jnp.bfloat16)
+  assert cast["w"].dtype == jnp.bfloat16 and cast["ids"] is tree["ids"] and cast["key"] is tree["key"]
 
 
 def test_a_checkpoint_of_another_model_is_refused(straight, tmp_path):
@@ -98,11 +171,18 @@ def test_the_loop_stops_where_a_number_is_not_finite(tmp_path):
     assert checkpoints.latest() == 6
 
 
-def test_what_is_measured_beside_checkpoints_is_logged(tmp_path):
+def test_what_is_measured_and_drawn_beside_checkpoints_is_logged(tmp_path):
   step, state = begin()
-  fit(step, state, batches, steps=4, workdir=tmp_path, log_every=9, save_every=2, inspect=lambda s: {"at": int(s.step)})
+
+  def inspect(now):
+    # What is frozen is still its owner's to read.
+    assert float(now.frozen["offset"]) == float(state.frozen["offset"]) == 0.5
+    return {"at": int(now.step), "toys": jnp.zeros((3, 4, 4, 3))}
+
+  fit(step, state, batches, steps=4, workdir=tmp_path, log_every=9, save_every=2, inspect=inspect)
   lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
   assert [line["at"] for line in lines if "at" in line] == [2, 4]
+  assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["toys-2.png", "toys-4.png"]
 
 
 def test_the_optimizer_is_adamw_as_optax_has_it():

@@ -9,6 +9,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
+import numpy as np
 
 from dreamjax.train.step import Loss
 
@@ -23,6 +24,8 @@ class Task:
     batches: batch(i) is what update i sees.
     measure: how good parameters are on examples that are not trained on, as named scalars.
     save: writes the trained model into a folder.
+    frozen: what the loss reads besides, see `train.state`.
+    show: pictures by which a person sees how good parameters are, [n, h, w, 3] in [-1, 1], and what they are to show.
   """
 
   theta: Any
@@ -30,6 +33,8 @@ class Task:
   batches: Callable[[int], Any]
   measure: Callable[[Any], dict[str, float]]
   save: Callable[[Any, pathlib.Path], None]
+  frozen: Any = None
+  show: Callable[[Any], tuple[np.ndarray, list[str]]] | None = None
 
 
 def warm(params: Any, others: Any) -> Any:

@@ -1,0 +1,48 @@
+"""Trains the stages of toybox-cascade, each by itself, behind the toybox's text encoder.
+
+dreamjax pretrain --config configs/pretrain.py:base --workdir runs/base
+dreamjax pretrain --config configs/pretrain.py:sr --workdir runs/sr
+"""
+
+import ml_collections
+
+from dreamjax.train.optimizer import default_config as optimizer
+
+
+def get_config(which: str = "base") -> ml_collections.ConfigDict:
+  """The config of one stage."""
+  config = ml_collections.ConfigDict()
+  config.task, config.stage, config.name = "stage", which, "toybox-cascade"
+  config.seed = 0
+  config.start = ""  # the folder of a stage to go on from; "" for nothing
+  config.text_encoder, config.length = "dreamjax/toybox/weights/t5", 36
+  config.albums, config.resolution = "runs/albums", 64
+  config.train, config.held_out = {"train": 49152}, {"subjects": 4096}
+  config.predicts, config.shift, config.min_snr, config.drop = "v", 0.0, 0.0, 0.1
+  config.flip = False
+  config.log_every, config.save_every, config.judged = 50, 500, 256
+  config.optimizer = optimizer()
+  if which == "base":
+    config.model = {
+      "image": 32, "widths": (32, 64, 128), "blocks": (1, 2, 2), "attention": (False, False, True), "head_width": 32,
+      "cross_width": 128, "pool_heads": 5, "time_width": 256, "groups": 8, "step": "conv",
+    }  # fmt: skip
+    config.small, config.levels = 0, (0.0, 1.0)
+    config.sampling = {"sampler": "ddim", "steps": 30, "guidance": 4.0}
+    config.batch, config.pieces, config.steps = 32, 4, 20000
+    config.optimizer.learning_rate, config.optimizer.ema = 1e-3, 0.9995
+  elif which == "sr":
+    config.albums, config.resolution = "runs/albums_128", 128
+    config.train, config.held_out = {"train": 12288}, {"subjects": 256}
+    config.model = {
+      "image": 128, "widths": (32, 64, 128), "blocks": (1, 1, 2), "attention": (False, False, False), "head_width": 32,
+      "cross_width": 64, "pool_heads": 5, "time_width": 128, "groups": 8, "step": "conv", "patch": 2, "low_res": True,
+      "self_attention": False,
+    }  # fmt: skip
+    config.small, config.levels = 32, (0.0, 1.0)
+    config.sampling = {"sampler": "ddim", "steps": 20, "guidance": 1.0, "ratio": 0.0, "level": 0.1}
+    config.batch, config.pieces, config.steps, config.judged = 8, 4, 10000, 0
+    config.optimizer.learning_rate, config.optimizer.ema = 1e-3, 0.999
+  else:
+    raise ValueError(f"which is base or sr, not {which!r}")
+  return config

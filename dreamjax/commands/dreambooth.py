@@ -1,0 +1,46 @@
+"""`dreamjax dreambooth`: teaches a generator one subject from a few photos."""
+
+import argparse
+import pathlib
+from typing import Any
+
+from dreamjax import generators
+from dreamjax.commands import configs
+from dreamjax.methods import dreambooth
+
+
+def add(commands: Any) -> None:
+  """Adds the command to an argparse parser's."""
+  parser = commands.add_parser("dreambooth", help="teach a generator one subject from a few photos")
+  parser.add_argument("--images", type=pathlib.Path, required=True, metavar="DIR", help="photos of the subject")
+  parser.add_argument("--class-noun", required=True, help='what the subject is, such as "dog"')
+  parser.add_argument("--model", default="toybox-cascade", metavar="NAME|DIR", help="the generator (%(default)s)")
+  parser.add_argument("--workdir", type=pathlib.Path, required=True, help="for logs, checkpoints and theta.safetensors")
+  parser.add_argument(
+    "--config",
+    default="configs/dreambooth.py:toybox",
+    metavar="FILE[:VARIANT]",
+    help="the recipe (%(default)s); --config.KEY=VALUE changes it",
+  )
+  parser.add_argument("--cache", type=pathlib.Path, metavar="DIR", help="of prior sets (default: in the workdir)")
+  parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+  """Runs the command, or goes on with it where it was cut off."""
+  config = configs.load(args.config, args.overrides)
+  generator, params = generators.load(args.model)
+  made = dreambooth.dreambooth(
+    generator,
+    params,
+    args.images,
+    args.class_noun,
+    workdir=args.workdir,
+    config=config,
+    cache=args.cache,
+  )
+  theta, card = args.workdir / "theta.safetensors", made.card
+  print(f"[V] is {card.identifier!r}; {theta} holds {', '.join(made.thetas)}. Try:")
+  print(
+    f'dreamjax sample --model {args.model} --theta {theta} --prompt "a [V] {card.class_noun} on the beach" --out out'
+  )

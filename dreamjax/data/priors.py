@@ -1,0 +1,86 @@
+"""The prior set: pictures of the class, drawn by the frozen model, that keep it from forgetting what a class is.
+
+"DreamBooth" (Ruiz et al., 2208.12242, section 3.3): some hundreds, up to about 1,000, by the ancestral sampler. A set
+is drawn once and kept in a cache, under a hash of all that its pictures depend on.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any
+
+from jaxtyping import Float, UInt8
+import numpy as np
+from PIL import Image
+
+#: draw(first, count) yields pictures first, ..., first + count - 1 in order, [h, w, 3] in [-1, 1].
+Draw = Callable[[int, int], Iterator[Float[np.ndarray, "h w 3"]]]
+
+_RECIPE = "recipe.json"
+
+
+def read_or_draw(
+  cache: pathlib.Path,
+  recipe: Mapping[str, Any],
+  count: int,
+  draw: Draw,
+  progress: Callable[[int], None] | None = None,
+) -> UInt8[np.ndarray, "n h w 3"]:
+  """The first pictures of a prior set; those that the cache lacks are drawn.
+
+  Each picture is kept as soon as it is drawn, so that a call that was cut off is gone on with.
+
+  Args:
+    cache: folder of sets, made where missing.
+    recipe: all that a picture depends on besides its number: the model's hash, the prompt, the seed, the sampler; in
+      terms of JSON.
+    count: how many pictures.
+    draw: draws them.
+    progress: called with the number of pictures that are there.
+
+  Raises:
+    ValueError: if count is below 1, or a picture in the cache cannot be read; the message names it.
+  """
+  if count < 1:
+    raise ValueError(f"a prior set has one picture or more, not {count}")
+  folder = cache / name(recipe)
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / _RECIPE).write_text(json.dumps(recipe, indent=2, sort_keys=True) + "\n")
+  there = 0
+  while there < count and _file(folder, there).is_file():
+    there += 1
+  if progress is not None:
+    progress(there)
+  if there < count:
+    for number, picture in enumerate(draw(there, count - there), start=there):
+      _write(_file(folder, number), picture)
+      if progress is not None:
+        progress(number + 1)
+  return np.stack([_read(_file(folder, number)) for number in range(count)])
+
+
+def name(recipe: Mapping[str, Any]) -> str:
+  """What the folder of a set is called: a hash of its recipe."""
+  return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _file(folder: pathlib.Path, number: int) -> pathlib.Path:
+  return folder / f"{number:05d}.png"
+
+
+def _write(path: pathlib.Path, picture: Float[np.ndarray, "h w 3"]) -> None:
+  """Writes a picture, complete or not at all."""
+  unfinished = path.with_suffix(".unfinished")
+  pixels = np.round((np.clip(picture, -1, 1) + 1) * 127.5).astype(np.uint8)
+  Image.fromarray(pixels).save(unfinished, format="PNG")
+  os.replace(unfinished, path)
+
+
+def _read(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
+  try:
+    with Image.open(path) as picture:
+      return np.array(picture.convert("RGB"))
+  except OSError as error:
+    raise ValueError(f"{path} cannot be read: delete it, and it is drawn anew ({error})") from error

@@ -1,0 +1,399 @@
+"""A cascade of pixel diffusion: a base stage draws small pictures from a text, further stages make them larger.
+
+Imagen (Saharia et al., 2205.11487, sections 2.2 to 2.4) and DeepFloyd IF. Each stage is a U-Net with a schedule of its
+own. A stage of super-resolution sees the picture of the stage before, enlarged and then noised at a level that it is
+told: noise conditioning augmentation.
+
+The parameters of a cascade are one tree: "text" for the text encoder, and one entry for each stage, by its name.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+import numpy as np
+
+from dreamjax.data.identifiers import PLACEHOLDER, fill
+from dreamjax.data.tokenizer import Tokenizer
+from dreamjax.diffusion import guidance, process, samplers
+from dreamjax.diffusion.resolution import enlarge
+from dreamjax.diffusion.schedules import Schedule, Table, spaced_times, uniform_times
+from dreamjax.models.t5 import T5Encoder
+from dreamjax.models.unet import UNet
+from dreamjax.theta import Base, Personalisation, Theta, content_hash
+from dreamjax.theta import apply as apply_theta
+
+TEXT = "text"  # the text encoder's name among the parts of a cascade
+SAMPLERS = ("ancestral", "ddim", "dpm")
+
+
+class Text(NamedTuple):
+  """Texts as the stages see them.
+
+  Attributes:
+    tokens: what the text encoder makes of them.
+    mask: true where there is a token.
+  """
+
+  tokens: Float[Array, "b n d"]
+  mask: Bool[Array, "b n"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """How a stage is sampled.
+
+  Attributes:
+    sampler: one of `SAMPLERS`.
+    steps: how many.
+    guidance: the weight w of u + w (c - u); 1 leaves the unconditional half out.
+    ratio: of dynamic thresholding (Imagen, section 2.3); 1 is nearly, and 0 exactly, static thresholding.
+    level: how far the low-resolution picture is noised, as a time of the stage's augmentation schedule; for a stage
+      that sees none it has no meaning.
+  """
+
+  sampler: str = "ddim"
+  steps: int = 30
+  guidance: float = 4.0
+  ratio: float = 0.995
+  level: float = 0.0
+
+  def __post_init__(self):
+    """Raises ValueError for what cannot be."""
+    if self.sampler not in SAMPLERS:
+      raise ValueError(f"unknown sampler {self.sampler!r}; there are: {', '.join(SAMPLERS)}")
+    if self.steps < 1:
+      raise ValueError(f"sampling takes one step or more, not {self.steps}")
+    if not 0 <= self.ratio <= 1 or not 0 <= self.level <= 1:
+      raise ValueError(f"ratio and level are from 0 to 1, not {self.ratio} and {self.level}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """One stage of a cascade.
+
+  Attributes:
+    name: of the stage, and of its part of the parameters.
+    unet: the network, which also says how large the pictures are, and whether it sees smaller ones.
+    schedule: of the noise.
+    predicts: what the network says: "eps", "x0" or "v".
+    augmentation: the schedule by which the low-resolution picture is noised; None for a base stage.
+    sampling: how the stage is sampled unless it is told otherwise.
+    masks_text: whether the network is told which tokens are padding. IF is not.
+  """
+
+  name: str
+  unet: UNet
+  schedule: Schedule
+  predicts: str = "v"
+  augmentation: Schedule | None = None
+  sampling: Sampling = Sampling()
+  masks_text: bool = True
+
+  def __post_init__(self):
+    """Raises ValueError for an unknown prediction, and a network and an augmentation that do not go together."""
+    process.check_kind(self.predicts)
+    if self.unet.low_res != (self.augmentation is not None):
+      raise ValueError(f"stage {self.name}: a network sees a low-resolution picture if and only if that is augmented")
+
+  def predict(
+    self,
+    params: Any,
+    theta: Theta | None,
+    x_t: Float[Array, "b h w 3"],
+    t: Float[Array, " b"],
+    text: Text,
+    low_res: Float[Array, "b h w 3"] | None = None,
+    level: Float[Array, " b"] | None = None,
+  ) -> Float[Array, "b h w k"]:
+    """What the network says, personalised by a theta.
+
+    Args:
+      params: the network's.
+      theta: None for the base model.
+      x_t: noisy pictures.
+      t: their times.
+      text: what they are to show.
+      low_res: enlarged and noised, see `process.augment`.
+      level: how far they were noised.
+    """
+    mask = text.mask if self.masks_text else None
+    told = None if level is None else timestep(level)
+    return apply_theta(self.unet, params, theta, x_t, timestep(t), text.tokens, mask, low_res, told)
+
+
+def timestep(t: Float[Array, " b"]) -> Float[Array, " b"]:
+  """A time as networks are told it: the number of the timestep of 1,000, which need not be whole."""
+  return 1000 * t.astype(jnp.float32) - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Cascade:
+  """A text encoder and stages, each of which makes larger pictures than the one before.
+
+  Attributes:
+    name: for people.
+    text_encoder: the network that reads.
+    tokenizer: the one that it was trained with.
+    stages: the base stage first.
+  """
+
+  name: str
+  text_encoder: T5Encoder
+  tokenizer: Tokenizer
+  stages: tuple[Stage, ...]
+
+  @property
+  def resolution(self) -> int:
+    """Side of the finished pictures."""
+    return self.stages[-1].unet.image
+
+  def stage(self, name: str) -> Stage:
+    """The stage of this name; ValueError if there is none."""
+    for stage in self.stages:
+      if stage.name == name:
+        return stage
+    raise ValueError(f"{self.name} has no stage {name!r}; there are: {', '.join(stage.name for stage in self.stages)}")
+
+  def base(self, params: Any) -> Base:
+    """What a theta that is trained beside these parameters is bound to."""
+    return Base(self.name, content_hash(params))
+
+  def encode(self, params: Any, texts: Sequence[str], theta: Theta | None = None) -> Text:
+    """Reads texts.
+
+    Args:
+      params: the cascade's.
+      texts: the prompts, [V] already replaced.
+      theta: the text encoder's, if it was tuned.
+    """
+    ids, mask = self.tokenizer(texts)
+    return _encode(self.text_encoder, params[TEXT], theta, ids, mask)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(encoder: T5Encoder, params: Any, theta: Theta | None, ids: Array, mask: Array) -> Text:
+  return read(encoder, params, theta, ids, mask)
+
+
+def read(encoder: T5Encoder, params: Any, theta: Theta | None, ids: Array, mask: Array) -> Text:
+  """Token ids [b, n] to what the stages see; differentiable."""
+  return Text(apply_theta(encoder, params, theta, ids, mask)[0], mask)
+
+
+def draw_stage(
+  stage: Stage,
+  sampling: Sampling,
+  params: Any,
+  theta: Theta | None,
+  text: Text,
+  null: Text,
+  keys: Key[Array, " b"],
+  low_res: Float[Array, "b h w 3"] | None = None,
+) -> Float[Array, "b s s 3"]:
+  """Samples one stage. Jittable, with the first two arguments static.
+
+  Args:
+    stage: which.
+    sampling: how.
+    params: the network's.
+    theta: the network's, or None.
+    text: one row a picture.
+    null: one row, what guidance leads away from: the empty or the negative prompt.
+    keys: one a picture, on which alone its noise depends.
+    low_res: the pictures of the stage before, at their own size.
+
+  Returns:
+    Pictures in [-1, 1].
+  """
+  count, side = keys.shape[0], stage.unet.image
+  guided = sampling.guidance != 1
+  if guided:
+    negative = jax.tree.map(lambda x, y: jnp.broadcast_to(x, (count, *y.shape[1:])), null, text)
+    text = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), negative, text)
+  twice = (lambda x: jnp.concatenate([x, x])) if guided else (lambda x: x)
+  seen = ()
+  if stage.augmentation is not None:
+    level = jnp.full(count, sampling.level)
+    enlarged = process.augment(enlarge(low_res, side), level, keys, stage.augmentation)
+    seen = twice(enlarged), twice(level)
+
+  def predict(x_t: Array, t: Array) -> Array:
+    said = stage.predict(params, theta, twice(x_t), twice(t), text, *seen)
+    if not guided:
+      return said
+    branches = said.reshape(2, count, *said.shape[1:])
+    learned = said.shape[-1] > x_t.shape[-1]
+    return guidance.guide(branches, jnp.array([sampling.guidance]), learned_variance=learned)
+
+  table = stage.schedule if isinstance(stage.schedule, Table) else None
+  times = uniform_times(sampling.steps) if table is None else spaced_times(table, sampling.steps, "trailing")
+  start = process.draw_noise(keys, (side, side, 3))
+  common = {
+    "kind": stage.predicts,
+    "threshold": functools.partial(guidance.dynamic_threshold, ratio=sampling.ratio)
+    if sampling.ratio
+    else guidance.static_threshold,
+  }
+  match sampling.sampler:
+    case "ancestral":
+      gamma = "learned" if stage.unet.out_channels == 6 else 0.0
+      drawn = samplers.ancestral(predict, start, times, stage.schedule, keys, gamma=gamma, **common)
+    case "ddim":
+      drawn = samplers.ddim(predict, start, times, stage.schedule, **common)
+    case "dpm":
+      drawn = samplers.dpm_solver(predict, start, times, stage.schedule, **common)
+  return jnp.clip(drawn, -1, 1)
+
+
+def draw_cascade(
+  stages: tuple[Stage, ...],
+  samplings: tuple[Sampling, ...],
+  params: Any,
+  thetas: Mapping[str, Theta],
+  text: Text,
+  null: Text,
+  keys: Key[Array, " b"],
+) -> tuple[Float[Array, "b _ _ 3"], ...]:
+  """Samples stage after stage, in one program. Jittable, with the first two arguments static.
+
+  Args:
+    stages: the base stage first.
+    samplings: one for each.
+    params: by the names of stages.
+    thetas: by the names of stages; those that are missing are not tuned.
+    text: one row a picture.
+    null: one row.
+    keys: one a picture.
+
+  Returns:
+    The pictures of each stage, in [-1, 1].
+  """
+  drawn: list[Array] = []
+  for number, (stage, sampling) in enumerate(zip(stages, samplings, strict=True)):
+    low_res = drawn[-1] if drawn else None
+    own = process.fold(keys, number)
+    drawn.append(draw_stage(stage, sampling, params[stage.name], thetas.get(stage.name), text, null, own, low_res))
+  return tuple(drawn)
+
+
+_draw_cascade = jax.jit(draw_cascade, static_argnums=(0, 1))
+
+
+def keys_of(seed: int, numbers: Sequence[int] | np.ndarray) -> Key[Array, " b"]:
+  """The keys of the pictures with these numbers."""
+  root = jax.random.key(seed)
+  return jax.vmap(lambda number: jax.random.fold_in(root, number))(jnp.asarray(numbers, jnp.uint32))
+
+
+def batches(
+  cascade: Cascade,
+  params: Any,
+  prompts: Sequence[str],
+  *,
+  thetas: Mapping[str, Theta] | None = None,
+  samplings: Sequence[Sampling] | None = None,
+  negative: str = "",
+  seed: int = 0,
+  first: int = 0,
+  size: int = 8,
+  mesh: jax.sharding.Mesh | None = None,
+) -> Iterator[tuple[Float[np.ndarray, "b _ _ 3"], ...]]:
+  """Pictures of all stages, `size` at a time, as they are drawn; see `sample`.
+
+  Args:
+    cascade: the generator.
+    params: its parameters.
+    prompts: one a picture, [V] already replaced.
+    thetas: personalisations by the names of parts.
+    samplings: one for each stage; by default each stage's own. Fewer draw fewer stages.
+    negative: what guidance leads away from.
+    seed: of all noise.
+    first: the number of the first picture: picture i of a seed is the same whatever is drawn beside it.
+    size: how many are drawn at once.
+    mesh: of devices, over which the pictures of a batch are spread; None for one device.
+
+  Raises:
+    ValueError: if `size` cannot be divided over the devices.
+  """
+  thetas = thetas or {}
+  samplings = tuple(samplings or (stage.sampling for stage in cascade.stages))
+  stages = cascade.stages[: len(samplings)]
+  distinct = list(dict.fromkeys(prompts))
+  texts = cascade.encode(params, [negative, *distinct], thetas.get(TEXT))
+  null = jax.tree.map(lambda x: x[:1], texts)
+  rows = np.array([1 + distinct.index(prompt) for prompt in prompts])
+  used = {stage.name: params[stage.name] for stage in stages}
+  tuned = {stage.name: thetas[stage.name] for stage in stages if stage.name in thetas}
+  for start in range(0, len(prompts), size):
+    count = min(size, len(prompts) - start)
+    places = start + np.minimum(np.arange(size), count - 1)  # the last batch is filled up, so that one program does all
+    text = jax.tree.map(lambda x, places=places: x[rows[places]], texts)
+    text, keys = _spread((text, keys_of(seed, first + places)), mesh)
+    drawn = _draw_cascade(stages, samplings, used, tuned, text, null, keys)
+    yield tuple(picture[:count] for picture in jax.device_get(drawn))
+
+
+def _spread(rows: Any, mesh: jax.sharding.Mesh | None) -> Any:
+  """Rows, spread over the devices of a mesh."""
+  if mesh is None:
+    return rows
+  devices = mesh.shape["data"] * mesh.shape["fsdp"]
+  if (count := len(jax.tree.leaves(rows)[0])) % devices:
+    raise ValueError(f"batches of {count} pictures cannot be divided over {devices} devices")
+  return jax.device_put(rows, jax.NamedSharding(mesh, jax.P(("data", "fsdp"))))
+
+
+def sample(
+  cascade: Cascade,
+  params: Any,
+  prompts: Sequence[str],
+  *,
+  theta: Personalisation | None = None,
+  n: int = 1,
+  samplings: Sequence[Sampling] | None = None,
+  negative: str = "",
+  seed: int = 0,
+  size: int = 8,
+  mesh: jax.sharding.Mesh | None = None,
+) -> Float[np.ndarray, "n s s 3"]:
+  """Draws pictures of prompts.
+
+  Args:
+    cascade: the generator.
+    params: its parameters.
+    prompts: [V] in them stands for the subject.
+    theta: who the subject is; None for the base model.
+    n: how many pictures of each prompt; they stand together.
+    samplings: one for each stage; by default each stage's own.
+    negative: what guidance leads away from.
+    seed: of all noise. Picture i of a seed does not depend on what is drawn beside it, nor on `size`.
+    size: how many are drawn at once.
+    mesh: of devices, over which the pictures of a batch are spread; None for one device.
+
+  Returns:
+    The last stage's pictures, in [-1, 1].
+
+  Raises:
+    ValueError: if there are no prompts, or there is [V] in one but no theta that says what it is.
+  """
+  texts = [text for text in filled(prompts, theta) for _ in range(n)]
+  if not texts:
+    raise ValueError("there is no prompt to draw")
+  thetas = {} if theta is None else theta.thetas
+  options = {"samplings": samplings, "negative": negative, "seed": seed, "size": size, "mesh": mesh}
+  return np.concatenate([stages[-1] for stages in batches(cascade, params, texts, thetas=thetas, **options)])
+
+
+def filled(prompts: Sequence[str], theta: Personalisation | None) -> list[str]:
+  """Prompts with the identifier in the places of [V]; ValueError if there is one but no theta."""
+  if theta is not None:
+    return [fill(prompt, theta.card.identifier) for prompt in prompts]
+  for prompt in prompts:
+    if PLACEHOLDER.lower() in prompt.lower():
+      raise ValueError(f"{prompt!r}: {PLACEHOLDER} stands for a subject, and there is no theta that says which")
+  return list(prompts)

@@ -1,0 +1,157 @@
+"""Generators as folders, and the names of those that come with dreamjax.
+
+A folder holds `model_index.json`, which describes the stages, and a folder for each network in the layout of
+`convert.pretrained`; where the index says so, the text encoder and its tokenizer lie elsewhere, beside the folder.
+"""
+
+import dataclasses
+import importlib.resources
+import json
+import os
+import pathlib
+from typing import Any
+
+from dreamjax import theta
+from dreamjax.convert import pretrained
+from dreamjax.data.tokenizer import Tokenizer
+from dreamjax.diffusion.schedules import Cosine, Schedule, Table
+from dreamjax.generators.cascade import TEXT, Cascade, Sampling, Stage
+from dreamjax.models.t5 import T5Encoder
+from dreamjax.models.unet import UNet
+from dreamjax.theta import Personalisation
+
+INDEX = "model_index.json"
+_CLASS = "DreamjaxCascade"
+_SCHEDULES = {"cosine": Cosine, "table": Table}
+
+#: Generators that come with dreamjax: the package that each lies in, and the folder there.
+SHIPPED = {"toybox-cascade": ("dreamjax.toybox", "weights/cascade")}
+
+
+def load(name: str | os.PathLike[str]) -> tuple[Cascade, dict[str, Any]]:
+  """A generator and its parameters.
+
+  Args:
+    name: one of `SHIPPED`, or a folder.
+
+  Returns:
+    The description, and the tree of parameters, numpy arrays in float32: where they are to live is for the caller to
+    say, by one `jax.device_put`.
+
+  Raises:
+    FileNotFoundError: if there is no such generator, or a file of it is missing.
+    ValueError: if the index or a network is not what it should be.
+  """
+  folder = _locate(name)
+  index = _read_index(folder / INDEX)
+  text_folder = folder / index["text_encoder"]
+  encoder, encoder_params = _network(text_folder, T5Encoder)
+  params, stages = {TEXT: encoder_params}, []
+  for entry in index["stages"]:
+    unet, params[entry["name"]] = _network(folder / entry["name"], UNet)
+    stages.append(_stage(folder / INDEX, entry, unet))
+  tokenizer = Tokenizer.load(text_folder, index["length"])
+  return Cascade(index["name"], encoder, tokenizer, tuple(stages)), params
+
+
+def load_theta(path: pathlib.Path | str, generator: Cascade, params: Any) -> Personalisation:
+  """Reads a personalisation of a generator; ValueError if it was trained beside another one. See `theta.load`."""
+  return theta.load(pathlib.Path(path), generator.base(params))
+
+
+def save(
+  folder: pathlib.Path, cascade: Cascade, params: dict[str, Any], *, text_encoder: str | None = None, dtype: Any = None
+) -> None:
+  """Writes what `load` reads.
+
+  Args:
+    folder: made where missing.
+    cascade: the description.
+    params: the parameters; those of a part that is missing are not written.
+    text_encoder: where the text encoder lies, as seen from the folder, so that it is not written once more.
+    dtype: in which weights are stored, by default float16.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  options = {} if dtype is None else {"dtype": dtype}
+  if text_encoder is None:
+    pretrained.save(folder / "text_encoder", cascade.text_encoder, params[TEXT], **options)
+    cascade.tokenizer.inner.save_pretrained(folder / "text_encoder")
+  for stage in cascade.stages:
+    if stage.name in params:
+      pretrained.save(folder / stage.name, stage.unet, params[stage.name], **options)
+  index = {
+    "_class_name": _CLASS,
+    "name": cascade.name,
+    "text_encoder": text_encoder or "text_encoder",
+    "length": cascade.tokenizer.length,
+    "stages": [_entry(stage) for stage in cascade.stages],
+  }
+  (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _locate(name: str | os.PathLike[str]) -> pathlib.Path:
+  """The folder of a generator."""
+  if pathlib.Path(name).is_dir():
+    return pathlib.Path(name)
+  if os.fspath(name) in SHIPPED:
+    package, folder = SHIPPED[os.fspath(name)]
+    return pathlib.Path(str(importlib.resources.files(package) / folder))
+  raise FileNotFoundError(f"there is no folder {name}, nor a generator of that name; there are: {', '.join(SHIPPED)}")
+
+
+def _read_index(path: pathlib.Path) -> dict[str, Any]:
+  if not path.is_file():
+    raise FileNotFoundError(f"{path.parent} holds no {INDEX}, so it is no generator")
+  try:
+    index = json.loads(path.read_text())
+    found = index["_class_name"], index["name"], index["text_encoder"], index["length"], index["stages"]
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(f"{path} is no index of a generator: {error}") from error
+  if found[0] != _CLASS:
+    raise ValueError(f"{path} describes a {found[0]}; what is known here is {_CLASS}")
+  return index
+
+
+def _network(folder: pathlib.Path, kind: type) -> tuple[Any, dict[str, Any]]:
+  if not folder.is_dir():
+    raise FileNotFoundError(f"there is no folder {folder}, which the generator needs")
+  module, params = pretrained.load(folder)
+  if not isinstance(module, kind):
+    raise ValueError(f"{folder} holds a {type(module).__name__}, but a {kind.__name__} is wanted there")
+  return module, params
+
+
+def _stage(path: pathlib.Path, entry: dict[str, Any], unet: UNet) -> Stage:
+  try:
+    fields = {key: value for key, value in entry.items() if key not in ("schedule", "augmentation", "sampling")}
+    augmentation = entry.get("augmentation")
+    return Stage(
+      unet=unet,
+      schedule=_schedule(entry["schedule"]),
+      augmentation=None if augmentation is None else _schedule(augmentation),
+      sampling=Sampling(**entry.get("sampling", {})),
+      **fields,
+    )
+  except (KeyError, TypeError, ValueError) as error:
+    raise ValueError(f"{path}: the stage {entry.get('name')!r} is not described as it should be: {error}") from error
+
+
+def _schedule(entry: dict[str, Any]) -> Schedule:
+  fields = dict(entry)
+  return _SCHEDULES[fields.pop("kind")](**fields)
+
+
+def _entry(stage: Stage) -> dict[str, Any]:
+  return {
+    "name": stage.name,
+    "predicts": stage.predicts,
+    "masks_text": stage.masks_text,
+    "schedule": _describe(stage.schedule),
+    "augmentation": None if stage.augmentation is None else _describe(stage.augmentation),
+    "sampling": dataclasses.asdict(stage.sampling),
+  }
+
+
+def _describe(schedule: Schedule) -> dict[str, Any]:
+  kind = next(kind for kind, cls in _SCHEDULES.items() if type(schedule) is cls)
+  return {"kind": kind, **dataclasses.asdict(schedule)}

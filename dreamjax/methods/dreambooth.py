@@ -1,0 +1,331 @@
+"""DreamBooth: a generator learns one subject from a few photos, and keeps what it knows of the subject's class.
+
+Ruiz et al., "DreamBooth" (2208.12242). With photos x of the subject and their prompt c = "a [V] [class]", pictures x_pr
+of the class, drawn by the frozen generator, and their prompt c_pr = "a [class]", each stage of a cascade is tuned by
+
+    loss = E w_t ||network(x_t, c) - target||^2 + lambda E w_t' ||network(x_pr_t', c_pr) - target_pr||^2           (1)
+
+(eq. 2 of the paper). A batch holds rows of both kinds; what tells them apart is their prompt and their weight. Where
+the prior is "frozen", the rows of the class are the subject's photos with the prompt c_pr, and the target is what the
+frozen network says of them: no pictures need be drawn. The stages of super-resolution are tuned as well (supplement,
+"super-resolution"), on the photos and what they look like when they are small, and with less noise on the small ones
+than in the training before, so that fine detail is not blurred: levels of 1e-5 instead of 1e-3.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import tqdm
+
+from dreamjax.data import identifiers, priors
+from dreamjax.data.photos import Photos, Rows
+from dreamjax.data.photos import read as read_photos
+from dreamjax.diffusion.resolution import shrink
+from dreamjax.generators import cascade as cascades
+from dreamjax.generators.cascade import TEXT, Cascade, Sampling, Stage
+from dreamjax.methods.denoising import Recipe, stage_loss
+from dreamjax.theta import Base, Card, Full, LoRA, Personalisation, Theta
+from dreamjax.train.loop import fit
+from dreamjax.train.optimizer import averaged, make_optimizer
+from dreamjax.train.optimizer import default_config as default_optimizer
+from dreamjax.train.state import TrainState
+from dreamjax.train.step import make_step
+
+PRIORS = ("images", "frozen", "none")
+KINDS = ("full", "lora")
+
+
+def default_stage() -> ml_collections.ConfigDict:
+  """How one stage is tuned.
+
+  steps: updates; rows: photos in each; prior_rows: pictures of the class in each; kind: "full" or "lora"; rank, alpha
+  and pattern: of the low-rank updates, and which layers have any (a regular expression); levels: least and greatest
+  noise on the small pictures, for stages of super-resolution; crop: "center", or "random" for any square along a
+  photo's longer side; flip: whether every second photo is mirrored; optimizer: see `train.optimizer`.
+  """
+  optimizer = default_optimizer()
+  optimizer.update({"learning_rate": 1e-5, "warmup": 0, "decay": "constant", "ema": 0.0})
+  return ml_collections.ConfigDict({
+    "steps": 1000, "rows": 4, "prior_rows": 4, "kind": "full", "rank": 4, "alpha": 4.0, "pattern": "", "min_snr": 0.0,
+    "levels": (1e-5, 1e-5), "crop": "center", "flip": False, "pieces": 1, "log_every": 25, "save_every": 250,
+    "optimizer": optimizer,
+  })  # fmt: skip
+
+
+def default_config(stages: Sequence[str] = ("base", "sr")) -> ml_collections.ConfigDict:
+  """The paper's recipe.
+
+  seed: of all randomness; identifier: what [V] stands for, "" to choose a rare word; rare: where in the vocabulary rare
+  words are looked for; with_captions: see `data.photos.read`; train_text: whether the base stage's training tunes the
+  text encoder too, at the learning rate's share `text_rate`; prior: "kind" is one of `PRIORS`, "weight" is lambda,
+  "count" how many pictures are drawn, by "sampling", each stage's; patience: 0, or after how many checkpoints without a
+  smaller loss on a photo that is held out a stage's training ends; stages: by name, each as `default_stage` has it.
+  """
+  return ml_collections.ConfigDict({
+    "seed": 0, "identifier": "", "rare": identifiers.RARE, "with_captions": False, "train_text": False,
+    "text_rate": 0.2, "patience": 0,
+    "prior": {
+      "kind": "images", "weight": 1.0, "count": 200, "batch": 8,
+      "sampling": {name: {"sampler": "ancestral"} for name in stages},
+    },
+    "stages": {name: default_stage() for name in stages},
+  })  # fmt: skip
+
+
+def dreambooth(
+  generator: Cascade,
+  params: Any,
+  images: pathlib.Path | str,
+  class_noun: str,
+  *,
+  workdir: pathlib.Path | str,
+  config: ml_collections.ConfigDict | None = None,
+  cache: pathlib.Path | None = None,
+  mesh: jax.sharding.Mesh | None = None,
+) -> Personalisation:
+  """Learns a subject, or goes on where an earlier call was cut off.
+
+  Args:
+    generator: a cascade.
+    params: its parameters.
+    images: a folder of photos of the subject.
+    class_noun: what the subject is, such as "dog"; "" for the paper's ablation without one.
+    workdir: for logs, checkpoints, and `theta.safetensors` in the end.
+    config: see `default_config`; by default that.
+    cache: of prior sets; by default the folder "priors" in the workdir.
+    mesh: of devices, see `train.sharding`; by default the first device alone.
+
+  Raises:
+    OSError, ValueError: if photos or config are not what they should be; the workdir stays usable.
+  """
+  workdir = pathlib.Path(workdir)
+  config = config or default_config([stage.name for stage in generator.stages])
+  _check(generator, config)
+  photos = read_photos(pathlib.Path(images), generator.resolution, class_noun, with_captions=config.with_captions)
+  class_prompt = f"a {class_noun}".strip()
+  identifier = (
+    config.identifier
+    or identifiers.choose(
+      generator.tokenizer, config.seed, rare=tuple(config.rare), common=[class_prompt, *photos.prompts]
+    )[0]
+  )
+  base = generator.base(params)
+  params = jax.device_put(params)
+  drawn = None
+  if config.prior.kind == "images" and any(stage.prior_rows for stage in config.stages.values()):
+    drawn = _prior_set(generator, params, base, class_prompt, config, cache or workdir / "priors", mesh)
+  subject = Subject(photos, identifier, class_prompt, drawn)
+  thetas: dict[str, Theta] = {}
+  for name, settings in config.stages.items():
+    if settings.steps:
+      thetas |= tune_stage(generator, params, generator.stage(name), subject, config, settings, workdir / name, mesh)
+  recipe = {"method": "dreambooth", "prompt": photos.prompts[0], "config": config.to_dict()}
+  made = Personalisation(thetas, Card(base, identifier, class_noun, recipe))
+  made.save(workdir / "theta.safetensors")
+  return made
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+  """What a stage is tuned to.
+
+  Attributes:
+    photos: of the subject.
+    identifier: what [V] in their prompts stands for.
+    class_prompt: the prompt of pictures of the class.
+    prior: such pictures, [n, h, w, 3] bytes, or None.
+  """
+
+  photos: Photos
+  identifier: str
+  class_prompt: str
+  prior: np.ndarray | None
+
+
+def tune_stage(
+  generator: Cascade,
+  params: Any,
+  stage: Stage,
+  subject: Subject,
+  config: ml_collections.ConfigDict,
+  settings: ml_collections.ConfigDict,
+  workdir: pathlib.Path,
+  mesh: jax.sharding.Mesh | None = None,
+) -> dict[str, Theta]:
+  """Tunes one stage, and the text encoder with the base stage if that is asked for; see `dreambooth`."""
+  tunes_text = config.train_text and stage is generator.stages[0]
+  theta = {stage.name: _start(params[stage.name], settings, config.seed)}
+  if tunes_text:
+    theta[TEXT] = _start(params[TEXT], settings, config.seed)
+  small = 0
+  if stage.unet.low_res:
+    small = generator.stages[generator.stages.index(stage) - 1].unet.image
+  recipe = Recipe(levels=tuple(settings.levels), small=small, min_snr=settings.min_snr)
+  prompts = [identifiers.fill(prompt, subject.identifier) for prompt in subject.photos.prompts]
+  texts = [*prompts, subject.class_prompt]
+  if tunes_text:
+    read: Any = generator.tokenizer(texts)
+  else:
+    read = jax.device_get(generator.encode(params, texts))
+  held_out = 1 if config.patience and len(subject.photos) > 1 else 0
+  rows = RowSource(subject, stage.unet.image, read, config, settings, held_out)
+  frozen = {stage.name: params[stage.name], TEXT: params[TEXT]} if tunes_text else {stage.name: params[stage.name]}
+  optimizer = ml_collections.ConfigDict(settings.optimizer)
+  if tunes_text:
+    optimizer.multipliers = (*optimizer.multipliers, (f"^{TEXT}/", config.text_rate))
+  tx = make_optimizer(optimizer, theta, settings.steps)
+  loss = stage_loss(stage, recipe, generator.text_encoder if tunes_text else None)
+  watch = _Patience(jax.jit(loss), rows.held_out(), config) if held_out else None
+  state = fit(
+    make_step(loss, tx, config.seed, settings.pieces),
+    TrainState.create(theta, tx, frozen),
+    rows,
+    steps=settings.steps,
+    workdir=workdir,
+    log_every=settings.log_every,
+    save_every=settings.save_every,
+    inspect=watch,
+    mesh=mesh,
+    **({} if watch is None else {"done": watch.done}),
+  )
+  return jax.device_get(averaged(state) if watch is None else watch.best or averaged(state))
+
+
+class RowSource:
+  """batch(i) of a stage's training: rows of the subject, then rows of the class."""
+
+  def __init__(
+    self,
+    subject: Subject,
+    side: int,
+    texts: Any,
+    config: ml_collections.ConfigDict,
+    settings: ml_collections.ConfigDict,
+    held_out: int = 0,
+  ) -> None:
+    photos = subject.photos
+    kept = len(photos) - held_out
+    self._held_out = Photos(photos.names[kept:], photos.prompts[kept:], photos.pictures[kept:])
+    self._photos = Photos(photos.names[:kept], photos.prompts[:kept], photos.pictures[:kept])
+    self._side, self._texts, self._seed, self._settings = side, texts, config.seed, settings
+    self._prior = subject.prior
+    self._kind, self._weight = config.prior.kind, config.prior.weight
+    self._prior_rows = 0 if self._kind == "none" else settings.prior_rows
+
+  def __call__(self, i: int) -> Rows:
+    """The rows of update i."""
+    count, others = self._settings.rows, self._prior_rows
+    places, images = self._photos.batch(i, count, seed=self._seed, crop=self._settings.crop)
+    draw = np.random.default_rng((self._seed, 2, i))
+    if self._settings.flip:
+      mirrored = draw.random(count) < 0.5
+      images = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+    images = [images]
+    if others and self._kind == "frozen":
+      images.append(self._photos.batch(i, others, seed=self._seed + 1, crop=self._settings.crop)[1])
+    elif others:
+      chosen = draw.choice(len(self._prior), others, replace=len(self._prior) < others)
+      images.append(self._prior[chosen].astype(np.float32) / np.float32(127.5) - np.float32(1))
+    return self._rows(np.concatenate(images), places, others)
+
+  def held_out(self) -> Rows:
+    """The photos that are not trained on, each several times, for as many times and noises."""
+    places = np.arange(8) % max(1, len(self._held_out))
+    images = self._held_out.images()[places]
+    return self._rows(images, len(self._photos) + places, 0)
+
+  def _rows(self, images: np.ndarray, places: np.ndarray, others: int) -> Rows:
+    """Rows of which the last `others` are of the class; losses.py says why these weights."""
+    total, count = len(images), len(images) - others
+    is_prior = np.arange(total) >= count
+    which = np.append(places, np.full(others, -1))  # the class's prompt is the last one
+    weights = np.where(is_prior, self._weight * total / max(others, 1), total / count).astype(np.float32)
+    conditioning = {"prior": is_prior}
+    if self._kind == "frozen":
+      conditioning["frozen"] = is_prior
+    prompt = jax.tree.map(lambda x: x[which], self._texts)
+    return Rows(np.asarray(shrink(jnp.asarray(images), self._side)), prompt, weights, conditioning)
+
+
+class _Patience:
+  """Watches the loss on held-out photos, always with the same noise and times, and keeps the best theta."""
+
+  def __init__(self, loss: Callable[..., Any], rows: Rows, config: ml_collections.ConfigDict) -> None:
+    self._loss, self._rows, self._config = loss, rows, config
+    self._least, self._since = float("inf"), 0
+    self.best: Any = None
+
+  def __call__(self, state: TrainState) -> dict[str, float]:
+    theta = averaged(state)
+    value = float(self._loss(theta, state.frozen, self._rows, jax.random.key(self._config.seed))[0])
+    self._since += 1
+    if value < self._least:
+      self._least, self._since, self.best = value, 0, jax.device_get(theta)
+    return {"held_out": value}
+
+  def done(self) -> bool:
+    """Whether the loss has not fallen for so long."""
+    return self._since >= self._config.patience
+
+
+def _start(params: Any, settings: ml_collections.ConfigDict, seed: int) -> Theta:
+  if settings.kind == "full":
+    return Full.init(params, settings.pattern)
+  return LoRA.init(jax.random.key(seed), params, settings.rank, alpha=settings.alpha, pattern=settings.pattern)
+
+
+def _prior_set(
+  generator: Cascade,
+  params: Any,
+  base: Base,
+  prompt: str,
+  config: ml_collections.ConfigDict,
+  cache: pathlib.Path,
+  mesh: jax.sharding.Mesh | None,
+) -> np.ndarray:
+  """Pictures of the class, drawn by the frozen generator or found in the cache."""
+  prior = config.prior
+  samplings = [dataclasses.replace(stage.sampling, **prior.sampling.get(stage.name, {})) for stage in generator.stages]
+
+  def draw(first: int, count: int) -> Any:
+    for pictures in cascades.batches(
+      generator,
+      params,
+      [prompt] * count,
+      samplings=samplings,
+      seed=config.seed,
+      first=first,
+      size=prior.batch,
+      mesh=mesh,
+    ):
+      yield from pictures[-1]
+
+  recipe = {
+    "model": base.hash,
+    "prompt": prompt,
+    "seed": config.seed,
+    "sampling": [dataclasses.asdict(sampling) for sampling in samplings],
+  }
+  with tqdm.tqdm(total=prior.count, unit=" pictures", desc=f"{prompt!r}", disable=None) as bar:
+    return priors.read_or_draw(cache, recipe, prior.count, draw, lambda there: bar.update(there - bar.n))
+
+
+def _check(generator: Cascade, config: ml_collections.ConfigDict) -> None:
+  """Raises ValueError for what a config cannot ask for."""
+  if config.prior.kind not in PRIORS:
+    raise ValueError(f"prior.kind is one of {', '.join(PRIORS)}, not {config.prior.kind!r}")
+  for name, settings in config.stages.items():
+    generator.stage(name)
+    if settings.kind not in KINDS:
+      raise ValueError(f"stages.{name}.kind is one of {', '.join(KINDS)}, not {settings.kind!r}")
+    if settings.rows < 1 or settings.prior_rows < 0 or settings.steps < 0:
+      raise ValueError(f"stages.{name}: rows is at least 1, prior_rows and steps at least 0")
+  for name in config.prior.sampling:
+    generator.stage(name)
+    Sampling(**config.prior.sampling[name])

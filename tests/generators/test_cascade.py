@@ -1,0 +1,161 @@
+"""The cascade: how it is sampled, and what does not change its pictures."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreamjax import generators, theta
+from dreamjax.generators import cascade as cascades
+from dreamjax.generators.cascade import Sampling, Stage
+from dreamjax.theta import Base, Card, LoRA, Personalisation
+from dreamjax.train.sharding import make_mesh
+
+PROMPTS = ["a dog on the beach", "a red cat", "a dog on the beach"]
+
+
+@pytest.fixture(scope="module")
+def drawn(tiny_cascade):
+  """All stages' pictures of the prompts, drawn two at a time."""
+  generator, params = tiny_cascade
+  return [np.concatenate(stage) for stage in zip(*cascades.batches(generator, params, PROMPTS, size=2), strict=True)]
+
+
+def test_each_stage_draws_at_its_size(drawn):
+  assert [stage.shape for stage in drawn] == [(3, 8, 8, 3), (3, 16, 16, 3)]
+  assert all(np.isfinite(stage).all() and np.abs(stage).max() <= 1 for stage in drawn)
+
+
+def test_a_picture_depends_on_its_prompt_and_its_number(drawn):
+  for stage in drawn:
+    assert np.abs(stage[0] - stage[2]).max() > 0.05  # the same prompt, other noise
+
+
+def test_batches_of_another_size_draw_the_same_pictures(tiny_cascade, drawn):
+  generator, params = tiny_cascade
+  whole = generators.sample(generator, params, PROMPTS, size=8)
+  np.testing.assert_allclose(whole, drawn[-1], atol=2 / 255)
+  (later,) = cascades.batches(generator, params, PROMPTS[1:], first=1, size=2)
+  np.testing.assert_allclose(later[-1], drawn[-1][1:], atol=2 / 255)
+
+
+def test_pictures_spread_over_devices_are_the_same(tiny_cascade, drawn):
+  generator, params = tiny_cascade
+  spread = generators.sample(generator, params, PROMPTS, size=8, mesh=make_mesh())
+  np.testing.assert_allclose(spread, drawn[-1], atol=2 / 255)
+  with pytest.raises(ValueError, match="batches of 3 pictures cannot be divided over 8 devices"):
+    generators.sample(generator, params, PROMPTS, size=3, mesh=make_mesh())
+
+
+def test_a_stage_is_the_sampler_of_its_guided_predictions(tiny_cascade, drawn):
+  """One step of DDIM from pure noise, written out."""
+  generator, params = tiny_cascade
+  (stage, _), once = generator.stages, Sampling(steps=1, guidance=3.0, ratio=0.0)
+  text, null = (generator.encode(params, texts) for texts in (PROMPTS[:1], [""]))
+  keys = cascades.keys_of(5, [0])
+  found = cascades.draw_stage(stage, once, params["base"], None, text, null, keys)
+  noise = jax.random.normal(keys[0], (1, 8, 8, 3))[0][None]
+  say = lambda text: stage.predict(params["base"], None, noise, jnp.ones(1), text)  # noqa: E731
+  c, u = say(text), say(null)
+  alpha, sigma = float(stage.schedule.alpha(jnp.ones(()))), float(stage.schedule.sigma(jnp.ones(())))
+  x0 = alpha * noise - sigma * (u + 3.0 * (c - u))
+  np.testing.assert_allclose(found, np.clip(x0, -1, 1), atol=1e-4)
+
+
+def test_the_second_stage_sees_the_first_ones_picture(tiny_cascade, drawn):
+  generator, params = tiny_cascade
+  stage = generator.stages[1]
+  text, null = (generator.encode(params, texts) for texts in (PROMPTS[:1], [""]))
+  keys = cascades.keys_of(0, [0])
+  draw = jax.jit(
+    lambda low_res: cascades.draw_stage(stage, stage.sampling, params["sr"], None, text, null, keys, low_res)
+  )
+  low_res = jnp.asarray(drawn[0][:1])
+  assert np.abs(draw(low_res) - draw(-low_res)).max() > 0.05
+
+
+def test_a_theta_changes_what_is_drawn_and_v_stands_for_its_subject(tiny_cascade):
+  generator, params = tiny_cascade
+  tuned = LoRA.init(jax.random.key(0), params["base"], 2)
+  tuned = jax.tree.map(lambda x: x + 0.05, tuned)
+  card = Card(generator.base(params), "qx", "dog", {})
+  made = Personalisation({"base": tuned}, card)
+  found = generators.sample(generator, params, ["a [V] dog"], theta=made, size=2)
+  merged = params | {"base": tuned.merge(params["base"])}
+  np.testing.assert_allclose(found, generators.sample(generator, merged, ["a qx dog"], size=2), atol=2 / 255)
+  assert np.abs(found - generators.sample(generator, params, ["a qx dog"], size=2)).max() > 0.05
+  with pytest.raises(ValueError, match=r"\[V\] stands for a subject, and there is no theta"):
+    generators.sample(generator, params, ["a [V] dog"])
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "dpm"])
+def test_other_samplers_draw_too(tiny_cascade, sampler):
+  generator, params = tiny_cascade
+  samplings = [Sampling(sampler, 2, 1.0)]
+  (pictures,) = cascades.batches(generator, params, PROMPTS, samplings=samplings, size=3)
+  assert len(pictures) == 1 and np.isfinite(pictures[0]).all()
+
+
+def test_what_cannot_be_sampled_is_refused(tiny_cascade):
+  generator, params = tiny_cascade
+  with pytest.raises(ValueError, match="unknown sampler 'ddmi'"):
+    Sampling("ddmi")
+  with pytest.raises(ValueError, match="one step or more, not 0"):
+    Sampling(steps=0)
+  with pytest.raises(ValueError, match="from 0 to 1"):
+    Sampling(level=1.5)
+  with pytest.raises(ValueError, match="no prompt"):
+    generators.sample(generator, params, [])
+  with pytest.raises(ValueError, match="no stage 'huge'; there are: base, sr"):
+    generator.stage("huge")
+  with pytest.raises(ValueError, match="if and only if"):
+    Stage("base", generator.stages[1].unet, generator.stages[0].schedule)
+
+
+def test_a_folder_holds_all_of_a_generator(tiny_cascade, tmp_path):
+  generator, params = tiny_cascade
+  generators.save(tmp_path / "whole", generator, params, dtype=np.float32)
+  found, loaded = generators.load(tmp_path / "whole")
+  assert found.stages == generator.stages and found.name == "tiny" and found.text_encoder == generator.text_encoder
+  jax.tree.map(np.testing.assert_array_equal, loaded, params)
+  np.testing.assert_array_equal(found.tokenizer(PROMPTS)[0], generator.tokenizer(PROMPTS)[0])
+  assert found.base(loaded) == generator.base(params)
+  generators.save(tmp_path / "part", generator, {"base": params["base"]}, text_encoder="../whole/text_encoder")
+  with pytest.raises(FileNotFoundError, match="part/sr, which the generator needs"):
+    generators.load(tmp_path / "part")
+
+
+def test_a_theta_is_bound_to_its_generator(tiny_cascade, tmp_path):
+  generator, params = tiny_cascade
+  made = Personalisation(
+    {"base": LoRA.init(jax.random.key(0), params["base"], 1)}, Card(generator.base(params), "qx", "dog", {})
+  )
+  made.save(tmp_path / "dog.safetensors")
+  found = generators.load_theta(tmp_path / "dog.safetensors", generator, params)
+  assert found.card == made.card and set(found.thetas) == {"base"}
+  other = dataclasses.replace(generator, name="other")
+  with pytest.raises(ValueError, match="was trained beside tiny"):
+    theta.load(tmp_path / "dog.safetensors", Base(other.name, "0" * 64))
+
+
+@pytest.mark.parametrize(
+  ("index", "message"),
+  [
+    ("{", "no index of a generator"),
+    ('{"_class_name": "DreamjaxCascade"}', "no index of a generator: 'name'"),
+    ('{"_class_name": "Other", "name": "", "text_encoder": "", "length": 1, "stages": []}', "describes a Other"),
+  ],
+)
+def test_a_folder_that_is_no_generator_is_refused(tmp_path, index, message):
+  with pytest.raises(FileNotFoundError, match="so it is no generator"):
+    generators.load(tmp_path)
+  (tmp_path / "model_index.json").write_text(index)
+  with pytest.raises(ValueError, match=message):
+    generators.load(tmp_path)
+
+
+def test_an_unknown_name_is_refused():
+  with pytest.raises(FileNotFoundError, match="there are: toybox-cascade"):
+    generators.load("no-such-generator")
