@@ -106,19 +106,3 @@ def tiny_cascade():
     )
 
   return cascade, jax.device_get(jax.jit(weights)(jax.random.key(0)))
-
-
-@pytest.fixture
-def photo_folder(tmp_path):
-  """A folder with four photos of a red thing, 20 x 16 pixels."""
-  import numpy as np
-  from PIL import Image
-
-  folder = tmp_path / "photos"
-  folder.mkdir()
-  draw = np.random.default_rng(0)
-  for i in range(4):
-    picture = draw.integers(0, 90, (20, 16, 3), dtype=np.uint8)
-    picture[4 + i : 14 + i, 3:12, 0] += 150
-    Image.fromarray(picture).save(folder / f"{i}.png")
-  return folder

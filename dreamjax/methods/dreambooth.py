@@ -190,11 +190,10 @@ def tune_stage(
     workdir=workdir,
     log_every=settings.log_every,
     save_every=settings.save_every,
-    inspect=watch,
     mesh=mesh,
-    **({} if watch is None else {"done": watch.done}),
+    **({} if watch is None else {"inspect": watch, "enough": watch.enough}),
   )
-  return jax.device_get(averaged(state) if watch is None else watch.best or averaged(state))
+  return jax.device_get(averaged(state) if watch is None or watch.best is None else watch.best)
 
 
 class RowSource:
@@ -269,7 +268,7 @@ class _Patience:
       self._least, self._since, self.best = value, 0, jax.device_get(theta)
     return {"held_out": value}
 
-  def done(self) -> bool:
+  def enough(self) -> bool:
     """Whether the loss has not fallen for so long."""
     return self._since >= self._config.patience
 

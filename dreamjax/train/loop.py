@@ -28,6 +28,7 @@ def fit(
   log_every: int = 50,
   save_every: int = 500,
   inspect: Callable[[TrainState], Mapping[str, Any]] | None = None,
+  enough: Callable[[], bool] = lambda: False,
   mesh: jax.sharding.Mesh | None = None,
   tensorboard: bool = False,
 ) -> TrainState:
@@ -44,6 +45,7 @@ def fit(
     save_every: a checkpoint is begun after so many updates, and after the last.
     inspect: called whenever a checkpoint was begun; what it returns by name is logged: scalars, and pictures, which are
       arrays [n, h, w, 3] in [-1, 1].
+    enough: asked after each `inspect`; the training ends early if it says so.
     mesh: the devices, see `sharding.make_mesh`: each has the whole state and its share of the rows of every batch. By
       default the first device alone. The result depends on it by rounding only, and a training may go on on another.
     tensorboard: whether the log is written for TensorBoard, too.
@@ -88,6 +90,8 @@ def fit(
         if inspect is not None:
           _write(log, done, inspect(state))
           began = time.perf_counter()
+        if enough():
+          break
   return state
 
 

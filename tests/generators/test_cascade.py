@@ -55,13 +55,13 @@ def test_a_stage_is_the_sampler_of_its_guided_predictions(tiny_cascade, drawn):
   (stage, _), once = generator.stages, Sampling(steps=1, guidance=3.0, ratio=0.0)
   text, null = (generator.encode(params, texts) for texts in (PROMPTS[:1], [""]))
   keys = cascades.keys_of(5, [0])
-  found = cascades.draw_stage(stage, once, params["base"], None, text, null, keys)
+  found = jax.jit(cascades.draw_stage, static_argnums=(0, 1))(stage, once, params["base"], None, text, null, keys)
   noise = jax.random.normal(keys[0], (1, 8, 8, 3))[0][None]
-  say = lambda text: stage.predict(params["base"], None, noise, jnp.ones(1), text)  # noqa: E731
+  say = jax.jit(lambda text: stage.predict(params["base"], None, noise, jnp.ones(1), text))
   c, u = say(text), say(null)
   alpha, sigma = float(stage.schedule.alpha(jnp.ones(()))), float(stage.schedule.sigma(jnp.ones(())))
   x0 = alpha * noise - sigma * (u + 3.0 * (c - u))
-  np.testing.assert_allclose(found, np.clip(x0, -1, 1), atol=1e-4)
+  np.testing.assert_allclose(found, np.clip(x0, -1, 1), atol=1e-3)
 
 
 def test_the_second_stage_sees_the_first_ones_picture(tiny_cascade, drawn):

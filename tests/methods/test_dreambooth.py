@@ -1,0 +1,172 @@
+"""DreamBooth on a tiny cascade, from a folder of photos to a theta."""
+
+import jax
+import numpy as np
+from PIL import Image
+import pytest
+
+from dreamjax import generators
+from dreamjax.methods import dreambooth
+
+
+def recipe(**changes):
+  """A config of few steps; changes are paths with __ for dots."""
+  config = dreambooth.default_config()
+  config.identifier = "qx"
+  config.prior.count = 3
+  for stage in config.stages.values():
+    stage.steps, stage.rows, stage.prior_rows, stage.kind, stage.rank = 3, 2, 2, "lora", 2
+    stage.optimizer.learning_rate, stage.save_every = 1e-2, 2
+  config.prior.sampling = {"base": {"steps": 2}, "sr": {"steps": 2}}
+  config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
+  return config
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+  folder, draw = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+  for i in range(4):
+    Image.fromarray(draw.integers(0, 255, (20, 16, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+  return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_cascade, photos, tmp_path_factory):
+  """A whole run: (workdir, what came of it)."""
+  generator, params = tiny_cascade
+  workdir = tmp_path_factory.mktemp("whole")
+  return workdir, dreambooth.dreambooth(generator, params, photos, "dog", workdir=workdir, config=recipe())
+
+
+def same(a, b):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_both_stages_end_in_one_file_that_draws(tiny_cascade, whole):
+  generator, params = tiny_cascade
+  workdir, made = whole
+  assert set(made.thetas) == {"base", "sr"} and made.card.identifier == "qx"
+  loaded = generators.load_theta(workdir / "theta.safetensors", generator, params)
+  assert loaded.card.recipe["method"] == "dreambooth" and loaded.card.recipe["prompt"] == "a [V] dog"
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), dict(loaded.thetas), dict(made.thetas))
+  assert all(np.abs(theta.weights["conv_in"]["up"]).max() > 0 for theta in made.thetas.values())
+  pictures = generators.sample(generator, params, ["a [V] dog on the beach"], theta=loaded, size=2)
+  plain = generators.sample(generator, params, ["a qx dog on the beach"], size=2)
+  assert np.abs(pictures - plain).max() > 1e-3
+
+
+def test_a_second_call_finds_everything_done(tiny_cascade, whole, photos):
+  generator, params = tiny_cascade
+  workdir, made = whole
+  lines = [(workdir / stage / "log.jsonl").read_text() for stage in ("base", "sr")]
+  again = dreambooth.dreambooth(generator, params, photos, "dog", workdir=workdir, config=recipe())
+  same(dict(again.thetas), dict(made.thetas))
+  assert lines == [(workdir / stage / "log.jsonl").read_text() for stage in ("base", "sr")]
+
+
+def test_a_run_that_was_cut_off_ends_as_one_that_was_not(tiny_cascade, whole, photos, tmp_path, monkeypatch):
+  generator, params = tiny_cascade
+  drawn, fit, seen = dreambooth.RowSource.__call__, dreambooth.fit, []
+
+  def dying(self, i):
+    seen.append(i)
+    if len(seen) == 3:
+      raise KeyboardInterrupt
+    return drawn(self, i)
+
+  monkeypatch.setattr(dreambooth.RowSource, "__call__", dying)
+  with pytest.raises(KeyboardInterrupt):
+    dreambooth.dreambooth(generator, params, photos, "dog", workdir=tmp_path, config=recipe())
+  assert fit is dreambooth.fit
+  again = dreambooth.dreambooth(generator, params, photos, "dog", workdir=tmp_path, config=recipe())
+  same(dict(again.thetas), dict(whole[1].thetas))
+
+
+def test_a_prior_of_weight_zero_is_plain_fine_tuning(tiny_cascade, photos, tmp_path):
+  """The rows of the class are there, with the same noise for those of the subject, and change nothing."""
+  generator, params = tiny_cascade
+  runs = []
+  for seed_of_prior in (0, 1):
+    config = recipe(prior__weight=0.0, stages__sr__steps=0)
+    config.prior.sampling.base.guidance = 1.0 + seed_of_prior  # other pictures of the class
+    folder = tmp_path / str(seed_of_prior)
+    runs.append(dreambooth.dreambooth(generator, params, photos, "dog", workdir=folder, config=config))
+  same(dict(runs[0].thetas), dict(runs[1].thetas))
+
+
+def test_full_weights_text_encoder_and_frozen_prior(tiny_cascade, photos, tmp_path):
+  generator, params = tiny_cascade
+  before = jax.tree.map(np.array, params)
+  config = recipe(prior__kind="frozen", train_text=True, stages__base__kind="full", stages__sr__steps=0)
+  made = dreambooth.dreambooth(generator, params, photos, "dog", workdir=tmp_path, config=config)
+  same(before, params)  # what is frozen stays as it was, to the bit
+  assert set(made.thetas) == {"base", "text"}
+  change = {
+    part: max(
+      float(np.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (theta.weights, params[part])), strict=True)
+    )
+    for part, theta in made.thetas.items()
+  }
+  assert 0 < change["text"] < 0.5 * change["base"]  # its learning rate is a fifth
+  assert not (tmp_path / "priors").exists()
+  loaded = generators.load_theta(tmp_path / "theta.safetensors", generator, params)
+  assert np.isfinite(generators.sample(generator, params, ["a [V] dog"], theta=loaded, size=2)).all()
+
+
+def test_patience_ends_a_training_and_keeps_the_best(tiny_cascade, photos, tmp_path):
+  generator, params = tiny_cascade
+  config = recipe(
+    prior__kind="none", patience=2, stages__base__steps=40, stages__base__save_every=1, stages__sr__steps=0
+  )
+  config.stages.base.optimizer.learning_rate = 3.0  # it can only get worse
+  dreambooth.dreambooth(generator, params, photos, "dog", workdir=tmp_path, config=config)
+  log = (tmp_path / "base/log.jsonl").read_text().splitlines()
+  held_out = [line for line in log if "held_out" in line]
+  assert 3 <= len(held_out) < 40
+
+
+def test_rows_hold_each_photo_equally_often_and_the_class_s_prompt_last(tiny_cascade, photos):
+  generator, params = tiny_cascade
+  config = recipe()
+  read = dreambooth.read_photos(photos, 16, "dog")
+  prior = np.zeros((5, 16, 16, 3), np.uint8)
+  texts = {"which": np.arange(5)}  # four photos, then the class
+  subject = dreambooth.Subject(read, "qx", "a dog", prior)
+  rows = dreambooth.RowSource(subject, 8, texts, config, config.stages.base)
+  seen = [rows(i) for i in range(6)]
+  counts = np.bincount(np.concatenate([r.prompt["which"] for r in seen]), minlength=5)
+  np.testing.assert_array_equal(counts, [3, 3, 3, 3, 12])
+  for r in seen:
+    np.testing.assert_array_equal(r.conditioning["prior"], [False, False, True, True])
+    np.testing.assert_array_equal(r.image[2:], np.full((2, 8, 8, 3), -1.0))
+    assert r.image.shape == (4, 8, 8, 3)
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"prior__kind": "some"}, "prior.kind is one of images, frozen, none, not 'some'"),
+    ({"stages__base__kind": "dora"}, "stages.base.kind is one of full, lora"),
+    ({"stages__sr__rows": 0}, "rows is at least 1"),
+    ({"stages__base__pattern": "no_such_layer"}, "'no_such_layer' matches none of"),
+    ({"prior__sampling": {"base": {"steps": 0}}}, "one step or more"),
+  ],
+)
+def test_a_config_that_cannot_be_is_refused(tiny_cascade, photos, tmp_path, changes, message):
+  generator, params = tiny_cascade
+  config = recipe(prior__kind="none") if "prior" not in next(iter(changes)) else recipe()
+  for key, value in changes.items():
+    with config.ignore_type():
+      config.update_from_flattened_dict({key.replace("__", "."): value})
+  with pytest.raises(ValueError, match=message):
+    dreambooth.dreambooth(generator, params, photos, "dog", workdir=tmp_path, config=config)
+
+
+def test_a_folder_without_photos_is_refused(tiny_cascade, tmp_path):
+  generator, params = tiny_cascade
+  with pytest.raises(FileNotFoundError, match="there is no folder"):
+    dreambooth.dreambooth(generator, params, tmp_path / "none", "dog", workdir=tmp_path / "run", config=recipe())
+  (tmp_path / "empty").mkdir()
+  with pytest.raises(ValueError, match="there are no pictures in"):
+    dreambooth.dreambooth(generator, params, tmp_path / "empty", "dog", workdir=tmp_path / "run", config=recipe())
