@@ -2,6 +2,9 @@
 
 dreamjax pretrain --config configs/pretrain.py:base --workdir runs/base
 dreamjax pretrain --config configs/pretrain.py:sr --workdir runs/sr
+dreamjax pretrain --config configs/pretrain.py:cascade --workdir runs/cascade
+
+The last joins both into the folder runs/cascade/model, a generator.
 """
 
 import ml_collections
@@ -13,6 +16,10 @@ def get_config(which: str = "base") -> ml_collections.ConfigDict:
   """The config of one stage."""
   config = ml_collections.ConfigDict()
   config.task, config.stage, config.name = "stage", which, "toybox-cascade"
+  if which == "cascade":
+    config.text_encoder, config.stages = "dreamjax/toybox/weights/t5", ("runs/base/model", "runs/sr/model")
+    config.task = which
+    return config
   config.seed = 0
   config.start = ""  # the folder of a stage to go on from; "" for nothing
   config.text_encoder, config.length = "dreamjax/toybox/weights/t5", 36
@@ -44,5 +51,5 @@ def get_config(which: str = "base") -> ml_collections.ConfigDict:
     config.batch, config.pieces, config.steps, config.judged = 8, 4, 10000, 0
     config.optimizer.learning_rate, config.optimizer.ema = 1e-3, 0.999
   else:
-    raise ValueError(f"which is base or sr, not {which!r}")
+    raise ValueError(f"which is base, sr or cascade, not {which!r}")
   return config

@@ -147,6 +147,9 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
   if config.task == "tokenizer":
     train_tokenizer(config, workdir / "model")
     return {}
+  if config.task == "cascade":
+    generator.join(config.stages, config.text_encoder, workdir / "model")
+    return {}
   task = make_task(config)
   tx = make_optimizer(config.optimizer, task.theta, config.steps)
 

@@ -12,7 +12,7 @@ frozen network says of them: no pictures need be drawn. The stages of super-reso
 than in the training before, so that fine detail is not blurred: levels of 1e-5 instead of 1e-3.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import pathlib
 from typing import Any
@@ -65,11 +65,12 @@ def default_config(stages: Sequence[str] = ("base", "sr")) -> ml_collections.Con
   words are looked for; with_captions: see `data.photos.read`; train_text: whether the base stage's training tunes the
   text encoder too, at the learning rate's share `text_rate`; prior: "kind" is one of `PRIORS`, "weight" is lambda,
   "count" how many pictures are drawn, by "sampling", each stage's; patience: 0, or after how many checkpoints without a
-  smaller loss on a photo that is held out a stage's training ends; stages: by name, each as `default_stage` has it.
+  smaller loss on a photo that is held out a stage's training ends; show: prompts that are drawn at each checkpoint,
+  into the folder `samples` beside the log; stages: by name, each as `default_stage` has it.
   """
   return ml_collections.ConfigDict({
     "seed": 0, "identifier": "", "rare": identifiers.RARE, "with_captions": False, "train_text": False,
-    "text_rate": 0.2, "patience": 0,
+    "text_rate": 0.2, "patience": 0, "show": (),
     "prior": {
       "kind": "images", "weight": 1.0, "count": 200, "batch": 8,
       "sampling": {name: {"sampler": "ancestral"} for name in stages},
@@ -124,7 +125,8 @@ def dreambooth(
   thetas: dict[str, Theta] = {}
   for name, settings in config.stages.items():
     if settings.steps:
-      thetas |= tune_stage(generator, params, generator.stage(name), subject, config, settings, workdir / name, mesh)
+      folder = workdir / name
+      thetas |= tune_stage(generator, params, generator.stage(name), subject, config, settings, folder, thetas, mesh)
   recipe = {"method": "dreambooth", "prompt": photos.prompts[0], "config": config.to_dict()}
   made = Personalisation(thetas, Card(base, identifier, class_noun, recipe))
   made.save(workdir / "theta.safetensors")
@@ -156,9 +158,13 @@ def tune_stage(
   config: ml_collections.ConfigDict,
   settings: ml_collections.ConfigDict,
   workdir: pathlib.Path,
+  before: Mapping[str, Theta],
   mesh: jax.sharding.Mesh | None = None,
 ) -> dict[str, Theta]:
-  """Tunes one stage, and the text encoder with the base stage if that is asked for; see `dreambooth`."""
+  """Tunes one stage, and the text encoder with the base stage if that is asked for; see `dreambooth`.
+
+  What was tuned `before` is drawn with, where pictures are to be shown.
+  """
   tunes_text = config.train_text and stage is generator.stages[0]
   theta = {stage.name: _start(params[stage.name], settings, config.seed)}
   if tunes_text:
@@ -182,6 +188,18 @@ def tune_stage(
   tx = make_optimizer(optimizer, theta, settings.steps)
   loss = stage_loss(stage, recipe, generator.text_encoder if tunes_text else None)
   watch = _Patience(jax.jit(loss), rows.held_out(), config) if held_out else None
+  shown = [identifiers.fill(prompt, subject.identifier) for prompt in config.show]
+  upto = generator.stages.index(stage) + 1
+
+  def inspect(state: TrainState) -> dict[str, Any]:
+    found: dict[str, Any] = {} if watch is None else watch(state)
+    if shown:
+      samplings = [drawn.sampling for drawn in generator.stages[:upto]]
+      tuned = {**before, **jax.device_get(averaged(state))}
+      drawn = cascades.batches(generator, params, shown, thetas=tuned, samplings=samplings, seed=config.seed)
+      found["samples"] = np.concatenate([pictures[-1] for pictures in drawn])
+    return found
+
   state = fit(
     make_step(loss, tx, config.seed, settings.pieces),
     TrainState.create(theta, tx, frozen),
@@ -190,8 +208,9 @@ def tune_stage(
     workdir=workdir,
     log_every=settings.log_every,
     save_every=settings.save_every,
+    inspect=inspect,
+    enough=(lambda: False) if watch is None else watch.enough,
     mesh=mesh,
-    **({} if watch is None else {"inspect": watch, "enough": watch.enough}),
   )
   return jax.device_get(averaged(state) if watch is None or watch.best is None else watch.best)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamjax import cli
+from dreamjax import cli, generators
 from dreamjax.commands import pretrain
 from dreamjax.convert import pretrained
 from dreamjax.toybox import album, labels, source
@@ -86,3 +86,26 @@ def test_unknown_arguments_are_refused(capsys):
   with pytest.raises(SystemExit):
     cli.main(["toybox", "--out", "x", "--config.batch=4"])
   assert "--config.batch=4" in capsys.readouterr().err
+
+
+def test_stages_are_trained_apart_and_joined(shared):
+  assert run("t5", shared, common(shared) + TINY["t5"]) == 0
+  text = f"--config.text_encoder={shared / 't5/model'}"
+  small = [
+    "--config.model.widths=(8,8,8)", "--config.model.head_width=8", "--config.model.cross_width=32",
+    "--config.model.time_width=8", "--config.model.blocks=(1,1,1)", "--config.sampling.steps=1", "--config.judged=2",
+    "--config.train.train=16", "--config.held_out.subjects=16", "--config.steps=2", "--config.batch=4",
+    "--config.pieces=2", f"--config.albums={shared / 'albums'}", "--config.resolution=64", text,
+  ]  # fmt: skip
+  for which, changes in (("base", ["--config.model.image=8"]), ("sr", ["--config.model.image=16", "--config.small=8"])):
+    arguments = ["--config", f"pretrain.py:{which}", "--workdir", str(shared / which), *small, *changes]
+    assert cli.main(["pretrain", *arguments]) == 0
+    assert len(list((shared / which / "samples").iterdir())) == 1
+  measured = json.loads((shared / "base/measured.json").read_text())
+  assert set(measured) == {"class", "context", "colour", "style"}
+  stages = f"--config.stages={(str(shared / 'base/model'), str(shared / 'sr/model'))!r}"
+  arguments = ["--config", "pretrain.py:cascade", "--workdir", str(shared / "cascade"), text, stages]
+  assert cli.main(["pretrain", *arguments]) == 0
+  whole, params = generators.load(shared / "cascade/model")
+  assert [stage.unet.image for stage in whole.stages] == [8, 16]
+  assert generators.sample(whole, params, ["a dog"], size=1).shape == (1, 16, 16, 3)

@@ -99,6 +99,7 @@ def test_full_weights_text_encoder_and_frozen_prior(tiny_cascade, photos, tmp_pa
   generator, params = tiny_cascade
   before = jax.tree.map(np.array, params)
   config = recipe(prior__kind="frozen", train_text=True, stages__base__kind="full", stages__sr__steps=0)
+  config.show = ("a [V] dog", "a dog")
   made = dreambooth.dreambooth(generator, params, photos, "dog", workdir=tmp_path, config=config)
   same(before, params)  # what is frozen stays as it was, to the bit
   assert set(made.thetas) == {"base", "text"}
@@ -110,6 +111,7 @@ def test_full_weights_text_encoder_and_frozen_prior(tiny_cascade, photos, tmp_pa
   }
   assert 0 < change["text"] < 0.5 * change["base"]  # its learning rate is a fifth
   assert not (tmp_path / "priors").exists()
+  assert sorted(path.name for path in (tmp_path / "base/samples").iterdir()) == ["samples-2.png", "samples-3.png"]
   loaded = generators.load_theta(tmp_path / "theta.safetensors", generator, params)
   assert np.isfinite(generators.sample(generator, params, ["a [V] dog"], theta=loaded, size=2)).all()
 

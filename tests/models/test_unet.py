@@ -204,3 +204,10 @@ def test_bfloat16_stays_close_and_out_of_what_float32_is_for(draw):
   assert 1e-5 < jnp.max(jnp.abs(near - exact)) < 0.05 * jnp.max(jnp.abs(exact))
   rough_variables = jax.eval_shape(rough.init, jax.random.key(1), *given)
   assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(rough_variables))
+
+
+def test_patches_are_folded_into_channels_and_back():
+  x = jax.random.normal(jax.random.key(0), (2, 4, 6, 3))
+  folded = unet.fold(x, 2)
+  np.testing.assert_array_equal(folded[1, 1, 2].reshape(2, 2, 3), x[1, 2:4, 4:6])
+  np.testing.assert_array_equal(unet.unfold(folded, 2), x)

@@ -4,7 +4,9 @@ Imagen (Saharia et al., 2205.11487): one network a stage, a tenth of the texts d
 from the unconditional prediction; for stages of super-resolution noise of a random level on what they enlarge.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+import dataclasses
+import os
 import pathlib
 from typing import Any
 
@@ -27,7 +29,7 @@ from dreamjax.models.unet import UNet
 from dreamjax.theta import Full
 
 #: judge(pictures in [-1, 1], the captions that they were drawn from) -> named scalars.
-Judge = Callable[[np.ndarray, list[str]], dict[str, float]]
+Judge = Callable[[list[np.ndarray], list[str]], dict[str, float]]
 
 _SHOWN = 32  # pictures on a sheet of samples
 
@@ -109,15 +111,31 @@ def task(
     return cascade.draw_stage(stage, stage.sampling, params, None, texts, null, keys, small)
 
   def measure(theta: Any) -> dict[str, float]:
-    return {} if evaluate is None else evaluate(draw(theta, count), prompts)
+    return {} if evaluate is None else evaluate(list(draw(theta, count)), prompts)
 
   def show(theta: Any) -> tuple[np.ndarray, list[str]]:
     return draw(theta, _SHOWN), prompts[:_SHOWN]
 
   def save(theta: Any, folder: pathlib.Path) -> None:
-    files.save(folder, drawn, {stage.name: theta[stage.name].weights}, text_encoder=config.text_encoder)
+    beside = os.path.relpath(config.text_encoder, folder)
+    files.save(folder, drawn, {stage.name: theta[stage.name].weights}, text_encoder=beside)
 
   return Task({stage.name: Full(weights)}, prepared, batches, measure, save, frozen, show)
+
+
+def join(folders: Sequence[str], text_encoder: str, folder: pathlib.Path) -> None:
+  """Writes one cascade of stages that were trained apart.
+
+  Args:
+    folders: what `Task.save` wrote for each, the base stage's first.
+    text_encoder: the folder of the one that all were trained behind.
+    folder: where the cascade is to lie.
+  """
+  parts = [files.load(part) for part in folders]
+  stages = tuple(stage for cascade, _ in parts for stage in cascade.stages)
+  params = {stage.name: params[stage.name] for cascade, params in parts for stage in cascade.stages}
+  whole = dataclasses.replace(parts[0][0], stages=stages)
+  files.save(folder, whole, params, text_encoder=os.path.relpath(text_encoder, folder))
 
 
 def _no_text(drawn: cascade.Cascade) -> tuple[jax.Array, jax.Array]:

@@ -1,0 +1,133 @@
+"""`dreamjax dreambooth` and `dreamjax sample`, as a user calls them, with a tiny generator in a folder."""
+
+import json
+
+import jax
+import numpy as np
+from PIL import Image
+import pytest
+
+from dreamjax import cli, generators
+from dreamjax.commands import truth
+from dreamjax.toybox import captions, vocabulary
+
+
+@pytest.fixture(scope="module")
+def model(tiny_cascade, tmp_path_factory):
+  """The folder of a generator."""
+  folder = tmp_path_factory.mktemp("tiny")
+  generators.save(folder, *tiny_cascade, dtype=np.float32)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+  folder, draw = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+  for i in range(3):
+    Image.fromarray(draw.integers(0, 255, (18, 24, 3), dtype=np.uint8)).save(folder / f"{i}.jpg")
+  return folder
+
+
+def run(capsys, *arguments):
+  status = cli.main([str(a) for a in arguments])
+  return status, capsys.readouterr()
+
+
+def pictures(folder):
+  found = []
+  for path in sorted(folder.glob("0*.png")):
+    with Image.open(path) as picture:
+      found.append(np.asarray(picture).astype(int))
+  return found
+
+
+@pytest.fixture(scope="module")
+def tuned(model, photos, tmp_path_factory):
+  """The workdir of a run with few steps."""
+  workdir = tmp_path_factory.mktemp("dog")
+  few = [
+    f"--config.stages.{stage}.{key}={value}"
+    for stage in ("base", "sr")
+    for key, value in (("steps", 2), ("rows", 2), ("prior_rows", 2))
+  ]
+  status = cli.main(
+    ["dreambooth", "--images", str(photos), "--class-noun", "dog", "--model", str(model), "--workdir", str(workdir),
+     "--config", "dreambooth.py", "--config.prior.count=2", "--config.identifier=qx", *few]
+  )  # fmt: skip
+  assert status == 0
+  return workdir
+
+
+def test_photos_become_a_theta_and_a_theta_pictures(model, tuned, tmp_path, capsys):
+  out = tmp_path / "out"
+  arguments = ("--model", model, "--theta", tuned / "theta.safetensors", "--n", 2, "--seed", 3, "--guidance", 1.5)
+  status, said = run(capsys, "sample", *arguments, "--prompt", "a [V] dog", "--prompt", "a cat", "--out", out)
+  assert status == 0 and "4 pictures" in said.out
+  lines = [json.loads(line)["text"] for line in (out / "metadata.jsonl").read_text().splitlines()]
+  assert lines == ["a [V] dog"] * 2 + ["a cat"] * 2
+  with Image.open(out / "grid.png") as grid:
+    assert grid.width >= 2 * 16
+  recipe = json.loads((out / "sample.json").read_text())
+  assert recipe["samplings"][0]["guidance"] == 1.5 and recipe["samplings"][0]["steps"] == 3
+  again = tmp_path / "again"
+  assert run(capsys, "sample", "--recipe", out / "sample.json", "--batch", 3, "--out", again)[0] == 0
+  for a, b in zip(pictures(out), pictures(again), strict=True):
+    assert np.abs(a - b).max() <= 1
+
+
+def test_what_cannot_be_sampled_is_one_line(model, tuned, tmp_path, capsys):
+  (tmp_path / "broken.json").write_text('{"model": "x"}')
+  for arguments, message in (
+    (("--model", model), "say what to draw"),
+    (("--model", model, "--prompt", "a [V] dog"), "there is no theta that says which"),
+    (("--model", tmp_path / "none", "--prompt", "a dog"), "there are: toybox-cascade"),
+    (("--model", model, "--prompt", "a dog", "--n", 0), "--n and --batch must be at least 1"),
+    (("--model", model, "--prompt", "a dog", "--theta", tmp_path / "no.safetensors"), "no.safetensors"),
+    (("--recipe", tmp_path / "broken.json"), "no recipe of `dreamjax sample`: it lacks"),
+  ):
+    status, said = run(capsys, "sample", *arguments, "--out", tmp_path / "out")
+    assert status == 2 and message in said.err and said.err.count("\n") == 1
+  assert not (tmp_path / "out").exists()
+
+
+def test_pictures_that_are_there_are_kept(model, tmp_path, capsys):
+  (tmp_path / "metadata.jsonl").write_text("mine\n")
+  status, said = run(capsys, "sample", "--model", model, "--prompt", "a dog", "--out", tmp_path)
+  assert status == 2 and "--overwrite" in said.err and (tmp_path / "metadata.jsonl").read_text() == "mine\n"
+
+
+def test_a_theta_of_other_weights_is_refused(tiny_cascade, tuned, tmp_path, capsys):
+  generator, params = tiny_cascade
+  other = params | {"sr": jax.tree.map(lambda x: x + 1, params["sr"])}
+  generators.save(tmp_path / "other", generator, other, dtype=np.float32)
+  arguments = ("--model", tmp_path / "other", "--theta", tuned / "theta.safetensors", "--prompt", "a [V] dog")
+  status, said = run(capsys, "sample", *arguments, "--out", tmp_path / "out")
+  assert status == 2 and "a theta works only with the very weights that it was trained beside" in said.err
+
+
+def test_bad_photos_are_one_line_and_leave_the_workdir_usable(model, tuned, tmp_path, capsys):
+  (tmp_path / "photos").mkdir()
+  (tmp_path / "photos/a.jpg").write_bytes(b"no picture")
+  before = sorted(tuned.rglob("*"))
+  arguments = ("--class-noun", "dog", "--model", model, "--workdir", tuned, "--config", "dreambooth.py")
+  status, said = run(capsys, "dreambooth", "--images", tmp_path / "photos", *arguments)
+  assert status == 2 and "a.jpg cannot be read as a picture" in said.err
+  assert sorted(tuned.rglob("*")) == before
+
+
+def test_captions_promise_what_they_say():
+  texts = ["a red dog on the beach", "a dog next to a cat in the snow", "sticker of a blue cat", "a chair"]
+  promised = truth.promised(texts)
+  assert promised["class"].tolist() == [vocabulary.CLASSES.index("dog"), -1, 1, vocabulary.CLASSES.index("chair")]
+  assert promised["colour"].tolist() == [0, -1, 4, -1]
+  assert promised["context"][0] == vocabulary.CONTEXTS.index("beach") and promised["context"][2] == -1
+  assert promised["style"].tolist() == [captions.parse(text).style for text in texts]
+
+
+def test_accuracy_counts_what_is_promised():
+  texts, lookup = ["a red dog on the beach", "a blue dog", "a cat in the snow"], {"dog": 0, "cat": 1}
+  scores = {head: np.zeros((3, 30)) for head in truth.HEADS}
+  scores["class"][:, lookup["dog"]] = 1
+  scores["colour"][:, vocabulary.COLOURS.index("red")] = 1
+  found = truth.accuracy([np.zeros((4, 4, 3))] * 3, texts, lambda pictures: scores)
+  assert found["class"] == pytest.approx(2 / 3) and found["colour"] == pytest.approx(1 / 2)
