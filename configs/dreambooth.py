@@ -1,7 +1,7 @@
 """Teaches a generator one subject from a few photos, by DreamBooth.
 
-dreamjax dreambooth --images photos --class-noun dog --workdir runs/dog
-dreamjax dreambooth --images photos --class-noun dog --workdir runs/dog --config configs/dreambooth.py:paper --model DIR
+dreamjax dreambooth --images photos --class-noun dog --model DIR --workdir runs/dog
+dreamjax dreambooth --images photos --class-noun dog --model DIR --workdir runs/dog --config configs/dreambooth.py:paper
 """
 
 import ml_collections

@@ -15,6 +15,7 @@ from dreamjax.data import image_folder
 from dreamjax.eval.contact_sheet import contact_sheet
 from dreamjax.generators import cascade as cascades
 from dreamjax.generators.cascade import SAMPLERS, Cascade, Sampling
+from dreamjax.theta import Personalisation
 
 RECIPE = "sample.json"
 
@@ -51,11 +52,12 @@ def run(args: argparse.Namespace) -> None:
   recipe = _read(args.recipe) if args.recipe else _recipe(args)
   generator, params = generators.load(recipe["model"])
   params = jax.device_put(params)
-  samplings = (
-    [Sampling(**entry) for entry in recipe["samplings"]] if "samplings" in recipe else _samplings(args, generator)
-  )
-  recipe["samplings"] = [dataclasses.asdict(sampling) for sampling in samplings]
   theta = generators.load_theta(recipe["theta"], generator, params) if recipe["theta"] else None
+  if "samplings" in recipe:
+    samplings = [Sampling(**entry) for entry in recipe["samplings"]]
+  else:
+    samplings = _samplings(args, generator, theta)
+  recipe["samplings"] = [dataclasses.asdict(sampling) for sampling in samplings]
   prompts = [prompt for prompt in recipe["prompts"] for _ in range(recipe["n"])]
   texts = cascades.filled(prompts, theta)
   if args.out.exists() and (args.out / image_folder.METADATA).exists() and not args.overwrite:
@@ -112,9 +114,10 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
   return recipe
 
 
-def _samplings(args: argparse.Namespace, generator: Cascade) -> list[Sampling]:
+def _samplings(args: argparse.Namespace, generator: Cascade, theta: Personalisation | None) -> list[Sampling]:
   """Each stage's own sampling, changed where the command line says so."""
   base = {"guidance": args.guidance, "sampler": args.sampler, "steps": args.steps}
   larger = {"guidance": args.sr_guidance, "sampler": args.sr_sampler, "steps": args.sr_steps, "level": args.level}
   asked = [{key: value for key, value in fields.items() if value is not None} for fields in (base, larger)]
-  return [dataclasses.replace(stage.sampling, **asked[stage.unet.low_res]) for stage in generator.stages]
+  own = zip(generator.stages, cascades.own_samplings(generator, theta), strict=True)
+  return [dataclasses.replace(sampling, **asked[stage.unet.low_res]) for stage, sampling in own]

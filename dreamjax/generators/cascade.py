@@ -369,7 +369,7 @@ def sample(
     prompts: [V] in them stands for the subject.
     theta: who the subject is; None for the base model.
     n: how many pictures of each prompt; they stand together.
-    samplings: one for each stage; by default each stage's own.
+    samplings: one for each stage; by default those of `own_samplings`.
     negative: what guidance leads away from.
     seed: of all noise. Picture i of a seed does not depend on what is drawn beside it, nor on `size`.
     size: how many are drawn at once.
@@ -385,8 +385,18 @@ def sample(
   if not texts:
     raise ValueError("there is no prompt to draw")
   thetas = {} if theta is None else theta.thetas
+  samplings = own_samplings(cascade, theta) if samplings is None else samplings
   options = {"samplings": samplings, "negative": negative, "seed": seed, "size": size, "mesh": mesh}
   return np.concatenate([stages[-1] for stages in batches(cascade, params, texts, thetas=thetas, **options)])
+
+
+def own_samplings(cascade: Cascade, theta: Personalisation | None) -> tuple[Sampling, ...]:
+  """How each stage is sampled unless it is told otherwise: as the generator says, or the recipe of a personalisation.
+
+  A stage of super-resolution that was tuned with little noise on the small pictures is to be sampled with as little.
+  """
+  changes = {} if theta is None else theta.card.recipe.get("sampling", {})
+  return tuple(dataclasses.replace(stage.sampling, **changes.get(stage.name, {})) for stage in cascade.stages)
 
 
 def filled(prompts: Sequence[str], theta: Personalisation | None) -> list[str]:

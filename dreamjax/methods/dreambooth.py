@@ -14,6 +14,8 @@ than in the training before, so that fine detail is not blurred: levels of 1e-5 
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import hashlib
+import json
 import pathlib
 from typing import Any
 
@@ -103,7 +105,8 @@ def dreambooth(
     mesh: of devices, see `train.sharding`; by default the first device alone.
 
   Raises:
-    OSError, ValueError: if photos or config are not what they should be; the workdir stays usable.
+    OSError, ValueError: if photos or config are not what they should be, or the workdir holds a training on other
+      photos or by another recipe; it stays as it was.
   """
   workdir = pathlib.Path(workdir)
   config = config or default_config([stage.name for stage in generator.stages])
@@ -117,6 +120,7 @@ def dreambooth(
     )[0]
   )
   base = generator.base(params)
+  _bind(workdir, base, photos, class_noun, config)
   params = jax.device_put(params)
   drawn = None
   if config.prior.kind == "images" and any(stage.prior_rows for stage in config.stages.values()):
@@ -127,7 +131,13 @@ def dreambooth(
     if settings.steps:
       folder = workdir / name
       thetas |= tune_stage(generator, params, generator.stage(name), subject, config, settings, folder, thetas, mesh)
-  recipe = {"method": "dreambooth", "prompt": photos.prompts[0], "config": config.to_dict()}
+  levels = {name: config.stages[name].levels[1] for name in thetas if name != TEXT}
+  recipe = {
+    "method": "dreambooth",
+    "prompt": photos.prompts[0],
+    "config": config.to_dict(),
+    "sampling": {name: {"level": level} for name, level in levels.items() if generator.stage(name).unet.low_res},
+  }
   made = Personalisation(thetas, Card(base, identifier, class_noun, recipe))
   made.save(workdir / "theta.safetensors")
   return made
@@ -332,6 +342,41 @@ def _prior_set(
   }
   with tqdm.tqdm(total=prior.count, unit=" pictures", desc=f"{prompt!r}", disable=None) as bar:
     return priors.read_or_draw(cache, recipe, prior.count, draw, lambda there: bar.update(there - bar.n))
+
+
+# What may change between two calls for one workdir: how long it goes on, and what is looked at.
+_FREE = ("steps", "log_every", "save_every", "patience", "show")
+
+
+def _bind(
+  workdir: pathlib.Path, base: Base, photos: Photos, class_noun: str, config: ml_collections.ConfigDict
+) -> None:
+  """Writes down what a workdir's training depends on; ValueError if something else is written there."""
+
+  def bound(fields: Any) -> Any:
+    if not isinstance(fields, dict):
+      return fields
+    return {key: bound(value) for key, value in fields.items() if key not in _FREE}
+
+  digest = hashlib.sha256()
+  for picture in photos.pictures:
+    digest.update(f"{picture.shape}\n".encode())
+    digest.update(np.ascontiguousarray(picture))
+  run = {
+    "base_model": base.hash,
+    "photos": digest.hexdigest(),
+    "prompts": photos.prompts,
+    "class_noun": class_noun,
+    "config": bound(config.to_dict()),
+  }
+  run = json.loads(json.dumps(run))
+  path = workdir / "run.json"
+  if path.exists():
+    found = json.loads(path.read_text())
+    if other := [name for name in run if found.get(name) != run[name]]:
+      raise ValueError(f"{workdir} holds a training with another {' and '.join(other)}: choose another workdir")
+  workdir.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(run, indent=2) + "\n")
 
 
 def _check(generator: Cascade, config: ml_collections.ConfigDict) -> None:

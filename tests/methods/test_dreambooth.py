@@ -6,6 +6,7 @@ from PIL import Image
 import pytest
 
 from dreamjax import generators
+from dreamjax.generators.cascade import own_samplings
 from dreamjax.methods import dreambooth
 
 
@@ -51,6 +52,7 @@ def test_both_stages_end_in_one_file_that_draws(tiny_cascade, whole):
   assert loaded.card.recipe["method"] == "dreambooth" and loaded.card.recipe["prompt"] == "a [V] dog"
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), dict(loaded.thetas), dict(made.thetas))
   assert all(np.abs(theta.weights["conv_in"]["up"]).max() > 0 for theta in made.thetas.values())
+  assert [sampling.level for sampling in own_samplings(generator, loaded)] == [0.0, 1e-5]  # as the stage was tuned
   pictures = generators.sample(generator, params, ["a [V] dog on the beach"], theta=loaded, size=2)
   plain = generators.sample(generator, params, ["a qx dog on the beach"], size=2)
   assert np.abs(pictures - plain).max() > 1e-3
@@ -172,3 +174,23 @@ def test_a_folder_without_photos_is_refused(tiny_cascade, tmp_path):
   (tmp_path / "empty").mkdir()
   with pytest.raises(ValueError, match="there are no pictures in"):
     dreambooth.dreambooth(generator, params, tmp_path / "empty", "dog", workdir=tmp_path / "run", config=recipe())
+
+
+def test_a_workdir_of_another_training_is_refused_and_kept(tiny_cascade, whole, photos, tmp_path):
+  generator, params = tiny_cascade
+  workdir, made = whole
+  fewer = tmp_path / "fewer"
+  fewer.mkdir()
+  for name in ("0.png", "1.png"):
+    (fewer / name).write_bytes((photos / name).read_bytes())
+  for folder, noun, config, other in (
+    (fewer, "dog", recipe(), "photos and prompts"),
+    (photos, "cat", recipe(), "prompts and class_noun"),
+    (photos, "dog", recipe(stages__base__rank=1), "config"),
+  ):
+    with pytest.raises(ValueError, match=f"holds a training with another {other}: choose another workdir"):
+      dreambooth.dreambooth(generator, params, folder, noun, workdir=workdir, config=config)
+  longer = recipe(stages__base__steps=4)  # which may be asked for later
+  again = dreambooth.dreambooth(generator, params, photos, "dog", workdir=workdir, config=longer)
+  assert again.thetas["base"].weights["conv_in"]["up"].shape == made.thetas["base"].weights["conv_in"]["up"].shape
+  assert '"step": 4' in (workdir / "base/log.jsonl").read_text()
