@@ -4,10 +4,10 @@ dreamjax pretrain --config configs/pretrain.py:base --workdir runs/base
 dreamjax pretrain --config configs/pretrain.py:sr --workdir runs/sr
 dreamjax pretrain --config configs/pretrain.py:cascade --workdir runs/cascade
 
-The last joins both into the folder runs/cascade/model, a generator. None was run to its end yet. A step takes its batch
-in pieces, for whose gradients a CPU's caches are large enough: the base stage saw 13 pictures/s on one core in pieces of
-8, and 9 with all 32 at once (AMD EPYC). The first run draws the album of pictures: 49,152 of 64 pixels in 11 minutes on
-one core.
+The last joins both into the folder runs/cascade/model, a generator. None was run to its end yet. A step takes its
+batch in pieces, for whose gradients a CPU's caches are large enough: the base stage saw 13 pictures/s on one core in
+pieces of 8, and 9 with all 32 at once (AMD EPYC). The first run draws the album of pictures: 49,152 of 64 pixels in 11
+minutes on one core.
 """
 
 import ml_collections
