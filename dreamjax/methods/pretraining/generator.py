@@ -103,7 +103,7 @@ def task(
       return cascade.sample(drawn, params, prompts[:count], seed=config.seed, size=16)
     small = shrink(signed(jnp.asarray(held_out.pictures(indices[:count]))), config.small)
     texts, null = (drawn.encode(params, some) for some in (prompts[:count], [""]))
-    keys = cascade.keys_of(config.seed, np.arange(count))
+    keys = cascade.keys_of(config.seed, np.arange(len(small)))
     return np.asarray(enlarge_all(params[stage.name], texts, null, keys, small))
 
   @jax.jit
