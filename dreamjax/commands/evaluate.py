@@ -1,12 +1,12 @@
 """`dreamjax evaluate`: scores generated pictures against real ones."""
 
 import argparse
-import importlib.resources
 import pathlib
 from typing import Any
 
 import rich
 
+from dreamjax.commands import truth
 from dreamjax.eval import encoders, report
 from dreamjax.eval.evaluate import evaluate
 
@@ -28,8 +28,7 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> None:
   """Runs the command."""
   named = args.encoders == "toybox"
-  folder = pathlib.Path(str(importlib.resources.files("dreamjax.toybox") / "weights")) if named else None
-  networks = encoders.load(folder or pathlib.Path(args.encoders), name="toybox" if named else None)
+  networks = truth.toybox_encoders() if named else encoders.load(pathlib.Path(args.encoders))
   result = evaluate(
     args.generated,
     args.reference,
