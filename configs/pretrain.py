@@ -35,12 +35,12 @@ def get_config(which: str = "base") -> ml_collections.ConfigDict:
   if which == "base":
     config.model = {
       "image": 32, "widths": (32, 64, 128), "blocks": (1, 2, 2), "attention": (False, False, True), "head_width": 32,
-      "cross_width": 128, "pool_heads": 5, "time_width": 256, "groups": 8, "step": "conv",
+      "cross_width": 128, "pool_heads": 5, "time_width": 256, "groups": 8, "step": "conv", "patch": 2,
     }  # fmt: skip
     config.small, config.levels = 0, (0.0, 1.0)
     config.sampling = {"sampler": "ddim", "steps": 30, "guidance": 4.0}
-    config.batch, config.pieces, config.steps = 32, 4, 20000
-    config.optimizer.learning_rate, config.optimizer.ema = 1e-3, 0.9995
+    config.batch, config.pieces, config.steps = 64, 2, 12000
+    config.optimizer.learning_rate, config.optimizer.ema = 1e-3, 0.999
   elif which == "sr":
     config.albums, config.resolution = "runs/albums_128", 128
     config.train, config.held_out = {"train": 12288}, {"subjects": 256}

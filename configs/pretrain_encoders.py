@@ -54,7 +54,7 @@ def get_config(which: str = "probe") -> ml_collections.ConfigDict:
     config.optimizer.learning_rate = 2e-3
   elif which == "probe":
     config.model = {"image": 64, "widths": (32, 64, 128, 256), "blocks": 1}
-    config.augment = {"blur": 1.5}
+    config.augment = {"blur": 1.5, "light": 0.05}
     config.batch, config.pieces, config.steps = 64, 8, 2600
     config.optimizer.learning_rate = 2e-3
   elif which == "clip":

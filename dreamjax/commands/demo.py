@@ -12,8 +12,8 @@ import rich
 from dreamjax import generators
 from dreamjax.commands import configs, truth
 from dreamjax.data import image_folder
+from dreamjax.data.contact_sheet import contact_sheet
 from dreamjax.eval import report
-from dreamjax.eval.contact_sheet import contact_sheet
 from dreamjax.eval.evaluate import evaluate
 from dreamjax.methods import dreambooth
 from dreamjax.toybox import source, vocabulary

@@ -16,7 +16,6 @@ import tqdm
 from dreamjax.commands import configs, truth
 from dreamjax.data import tokenizer as tokenizers
 from dreamjax.data.examples import Examples
-from dreamjax.eval.contact_sheet import contact_sheet
 from dreamjax.methods.pretraining import classifier, contrastive, generator, text
 from dreamjax.methods.pretraining.task import Task
 from dreamjax.toybox import album, source, vocabulary
@@ -153,14 +152,11 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
   task = make_task(config)
   tx = make_optimizer(config.optimizer, task.theta, config.steps)
 
-  def inspect(state: TrainState) -> dict[str, float]:
+  def inspect(state: TrainState) -> dict[str, Any]:
     theta = averaged(state)
     task.save(theta, workdir / "model")
-    if task.show is not None:
-      pictures, texts = task.show(theta)
-      (workdir / "samples").mkdir(exist_ok=True)
-      contact_sheet(list(pictures / 2 + 0.5), texts).save(workdir / "samples" / f"{int(state.step):06d}.png")
-    return task.measure(theta)
+    sheet = {} if task.show is None else {"samples": task.show(theta)}
+    return task.measure(theta) | sheet
 
   state = fit(
     make_step(task.loss, tx, config.seed, config.pieces),
@@ -172,6 +168,8 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
     save_every=config.save_every,
     inspect=inspect,
   )
-  measured = inspect(state)
+  theta = averaged(state)
+  task.save(theta, workdir / "model")
+  measured = task.measure(theta)
   (workdir / "measured.json").write_text(json.dumps(measured, indent=2))
   return measured

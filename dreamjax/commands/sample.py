@@ -12,7 +12,7 @@ import tqdm
 
 from dreamjax import generators
 from dreamjax.data import image_folder
-from dreamjax.eval.contact_sheet import contact_sheet
+from dreamjax.data.contact_sheet import contact_sheet
 from dreamjax.generators import cascade as cascades
 from dreamjax.generators.cascade import SAMPLERS, Cascade, Sampling
 from dreamjax.theta import Personalisation

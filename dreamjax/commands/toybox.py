@@ -11,7 +11,7 @@ import numpy as np
 import tqdm
 
 from dreamjax.data import image_folder
-from dreamjax.eval.contact_sheet import contact_sheet
+from dreamjax.data.contact_sheet import contact_sheet
 from dreamjax.toybox import captions, source, vocabulary
 from dreamjax.toybox.labels import Labels, names
 

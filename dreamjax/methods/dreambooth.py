@@ -33,6 +33,7 @@ from dreamjax.generators import cascade as cascades
 from dreamjax.generators.cascade import TEXT, Cascade, Sampling, Stage
 from dreamjax.methods.denoising import Recipe, stage_loss
 from dreamjax.theta import Base, Card, Full, LoRA, Personalisation, Theta
+from dreamjax.train.logs import Sheet
 from dreamjax.train.loop import fit
 from dreamjax.train.optimizer import averaged, make_optimizer
 from dreamjax.train.optimizer import default_config as default_optimizer
@@ -207,7 +208,7 @@ def tune_stage(
       samplings = [drawn.sampling for drawn in generator.stages[:upto]]
       tuned = {**before, **jax.device_get(averaged(state))}
       drawn = cascades.batches(generator, params, shown, thetas=tuned, samplings=samplings, seed=config.seed)
-      found["samples"] = np.concatenate([pictures[-1] for pictures in drawn])
+      found["samples"] = Sheet(np.concatenate([pictures[-1] for pictures in drawn]), config.show)
     return found
 
   state = fit(

@@ -1,17 +1,22 @@
 """Logs of a training: JSON lines, sheets of pictures, and TensorBoard's event files if they are asked for."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import json
-import math
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jaxtyping import Float
 import numpy as np
-from PIL import Image
 
-from dreamjax.data.image_folder import to_uint8
+from dreamjax.data.contact_sheet import contact_sheet
+
+
+class Sheet(NamedTuple):
+  """Pictures to be looked at, [n, h, w, 3] in [-1, 1], and a caption for each."""
+
+  pictures: Float[np.ndarray, "n h w 3"] | Float[jax.Array, "n h w 3"]
+  captions: Sequence[str]
 
 
 class Log:
@@ -41,24 +46,15 @@ class Log:
       self._events.write_scalars(step, values)
       self._events.flush()
 
-  def images(self, step: int, name: str, pictures: Float[np.ndarray, "n h w 3"] | Float[jax.Array, "n h w 3"]) -> None:
-    """Writes pictures in [-1, 1] side by side on one sheet, `samples/NAME-STEP.png`."""
-    sheet = to_uint8(_side_by_side(np.asarray(pictures, np.float32)) / 2 + 0.5)
+  def sheet(self, step: int, name: str, sheet: Sheet) -> None:
+    """Writes pictures above their captions into one file, `samples/NAME-STEP.png`."""
+    page = contact_sheet(list(np.asarray(sheet.pictures, np.float32) / 2 + 0.5), sheet.captions)
     folder = self._path.parent / "samples"
     folder.mkdir(exist_ok=True)
-    Image.fromarray(sheet).save(folder / f"{name}-{step}.png")
+    page.save(folder / f"{name}-{step}.png")
     if self._events is not None:
-      self._events.write_images(step, {name: sheet[None]})
+      self._events.write_images(step, {name: np.asarray(page)[None]})
       self._events.flush()
-
-
-def _side_by_side(pictures: Float[np.ndarray, "n h w c"]) -> Float[np.ndarray, "height width c"]:
-  """Pictures in the rows and columns of a square, or nearly so; what is left of the last row is white."""
-  n, h, w, c = pictures.shape
-  columns = math.ceil(math.sqrt(n))
-  rows = math.ceil(n / columns)
-  cells = np.pad(pictures, [(0, rows * columns - n), (0, 0), (0, 0), (0, 0)], constant_values=1)
-  return cells.reshape(rows, columns, h, w, c).swapaxes(1, 2).reshape(rows * h, columns * w, c)
 
 
 def _event_writer(folder: pathlib.Path) -> Any:

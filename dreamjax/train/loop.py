@@ -8,11 +8,10 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 import tqdm
 
 from dreamjax.train.checkpoints import Checkpoints
-from dreamjax.train.logs import Log
+from dreamjax.train.logs import Log, Sheet
 from dreamjax.train.sharding import make_mesh, replicate, shard_rows
 from dreamjax.train.state import TrainState
 from dreamjax.train.step import Step
@@ -43,8 +42,8 @@ def fit(
       takes `state`'s place.
     log_every: metrics are averaged over so many updates and logged.
     save_every: a checkpoint is begun after so many updates, and after the last.
-    inspect: called whenever a checkpoint was begun; what it returns by name is logged: scalars, and pictures, which are
-      arrays [n, h, w, 3] in [-1, 1].
+    inspect: called whenever a checkpoint was begun; what it returns by name is logged: scalars, and
+      sheets of pictures.
     enough: asked after each `inspect`; the training ends early if it says so.
     mesh: the devices, see `sharding.make_mesh`: each has the whole state and its share of the rows of every batch. By
       default the first device alone. The result depends on it by rounding only, and a training may go on on another.
@@ -117,12 +116,12 @@ def _compiled(step: Step, state: TrainState, mesh: jax.sharding.Mesh) -> Step:
 
 
 def _write(log: Log, step: int, found: Mapping[str, Any]) -> None:
-  """Logs scalars and pictures."""
-  if scalars := {name: float(x) for name, x in found.items() if np.ndim(x) == 0}:
+  """Logs scalars and sheets of pictures."""
+  sheets = {name: x for name, x in found.items() if isinstance(x, Sheet)}
+  if scalars := {name: float(x) for name, x in found.items() if name not in sheets}:
     log.write(step, scalars)
-  for name, x in found.items():
-    if name not in scalars:
-      log.images(step, name, x)
+  for name, sheet in sheets.items():
+    log.sheet(step, name, sheet)
 
 
 def _means(seen: list[dict[str, jax.Array]], done: int, checkpoints: Checkpoints) -> dict[str, float]:

@@ -9,18 +9,19 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from dreamjax.train.logs import Log
+from dreamjax.train.logs import Log, Sheet
 
 
-def test_pictures_stand_side_by_side_on_one_sheet(tmp_path):
-  colours = np.array([[-1, -1, -1], [1, -1, -1], [0, 0, 0], [-1, 1, -1], [-1, -1, 1]], np.float32)
-  pictures = np.broadcast_to(colours[:, None, None], (5, 4, 6, 3))
-  Log(tmp_path / "run/log.jsonl").images(7, "toys", jnp.asarray(pictures, jnp.bfloat16))
-  sheet = np.asarray(Image.open(tmp_path / "run/samples/toys-7.png"))
-  assert sheet.shape == (2 * 4, 3 * 6, 3)
-  expected = [[[0, 0, 0], [255, 0, 0], [128, 128, 128]], [[0, 255, 0], [0, 0, 255], [255, 255, 255]]]
-  np.testing.assert_array_equal(sheet[::4, ::6], expected)
-  np.testing.assert_array_equal(sheet[3::4, 5::6], expected)
+def test_pictures_stand_on_one_sheet_above_their_captions(tmp_path):
+  values, bytes_ = [-1, 0, 1, -0.5], [0, 128, 255, 64]
+  pictures = jnp.broadcast_to(jnp.array(values, jnp.bfloat16)[:, None, None, None], (4, 96, 96, 3))
+  Log(tmp_path / "run/log.jsonl").sheet(7, "toys", Sheet(pictures, ["a toy"] * 4))
+  page = np.asarray(Image.open(tmp_path / "run/samples/toys-7.png"))
+  height, width = (page.shape[0] - 6) // 2, 96 + 6
+  corners = [(6 + i // 2 * height, 6 + i % 2 * width) for i in range(4)]
+  for (y, x), byte in zip(corners, bytes_, strict=True):
+    assert (page[y : y + 96, x : x + 96] == byte).all()
+  assert (page[6 + 96 : height] < 128).any()  # what is said below the first row
 
 
 def test_event_files_need_tensorflow(tmp_path, monkeypatch):
@@ -45,8 +46,8 @@ def test_event_files_hold_what_the_lines_and_sheets_do(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "clu.metric_writers", types.SimpleNamespace(SummaryWriter=Writer))
   log = Log(tmp_path / "log.jsonl", tensorboard=True)
   log.write(3, {"loss": 0.5})
-  log.images(3, "toys", np.zeros((1, 2, 2, 3), np.float32))
+  log.sheet(3, "toys", Sheet(np.zeros((1, 96, 96, 3), np.float32), ["a toy"]))
   assert json.loads((tmp_path / "log.jsonl").read_text()) == {"step": 3, "loss": 0.5}
   assert calls[:4] == [("hide", [], "GPU"), ("write_scalars", 3, {"loss": 0.5}), ("flush",), calls[3]]
   (name, step, images), flush = calls[3:]
-  assert (name, step, images["toys"].shape, flush) == ("write_images", 3, (1, 2, 2, 3), ("flush",))
+  assert (name, step, images["toys"].dtype, flush) == ("write_images", 3, np.uint8, ("flush",))

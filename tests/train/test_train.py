@@ -15,6 +15,7 @@ import optax
 import pytest
 
 from dreamjax.train.checkpoints import Checkpoints
+from dreamjax.train.logs import Sheet
 from dreamjax.train.loop import fit
 from dreamjax.train.optimizer import averaged, default_config, make_optimizer
 from dreamjax.train.sharding import make_mesh
@@ -177,7 +178,7 @@ def test_what_is_measured_and_drawn_beside_checkpoints_is_logged(tmp_path):
   def inspect(now):
     # What is frozen is still its owner's to read.
     assert float(now.frozen["offset"]) == float(state.frozen["offset"]) == 0.5
-    return {"at": int(now.step), "toys": jnp.zeros((3, 4, 4, 3))}
+    return {"at": int(now.step), "toys": Sheet(jnp.zeros((3, 4, 4, 3)), ["a toy"] * 3)}
 
   fit(step, state, batches, steps=4, workdir=tmp_path, log_every=9, save_every=2, inspect=inspect)
   lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]

@@ -27,6 +27,7 @@ from dreamjax.methods.pretraining.task import Task, signed, warm
 from dreamjax.models.t5 import T5Encoder
 from dreamjax.models.unet import UNet
 from dreamjax.theta import Full
+from dreamjax.train.logs import Sheet
 
 #: judge(pictures in [-1, 1], the captions that they were drawn from) -> named scalars.
 Judge = Callable[[list[np.ndarray], list[str]], dict[str, float]]
@@ -113,8 +114,8 @@ def task(
   def measure(theta: Any) -> dict[str, float]:
     return {} if evaluate is None else evaluate(list(draw(theta, count)), prompts)
 
-  def show(theta: Any) -> tuple[np.ndarray, list[str]]:
-    return draw(theta, _SHOWN), prompts[:_SHOWN]
+  def show(theta: Any) -> Sheet:
+    return Sheet(draw(theta, _SHOWN), prompts[:_SHOWN])
 
   def save(theta: Any, folder: pathlib.Path) -> None:
     beside = os.path.relpath(config.text_encoder, folder)

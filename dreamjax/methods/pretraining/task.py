@@ -9,8 +9,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
-import numpy as np
 
+from dreamjax.train.logs import Sheet
 from dreamjax.train.step import Loss
 
 
@@ -25,7 +25,7 @@ class Task:
     measure: how good parameters are on examples that are not trained on, as named scalars.
     save: writes the trained model into a folder.
     frozen: what the loss reads besides, see `train.state`.
-    show: pictures by which a person sees how good parameters are, [n, h, w, 3] in [-1, 1], and what they are to show.
+    show: pictures by which a person sees how good parameters are.
   """
 
   theta: Any
@@ -34,7 +34,7 @@ class Task:
   measure: Callable[[Any], dict[str, float]]
   save: Callable[[Any, pathlib.Path], None]
   frozen: Any = None
-  show: Callable[[Any], tuple[np.ndarray, list[str]]] | None = None
+  show: Callable[[Any], Sheet] | None = None
 
 
 def warm(params: Any, others: Any) -> Any:

@@ -10,11 +10,14 @@ from PIL import Image, ImageDraw, ImageFont
 from dreamjax.data.image_folder import to_uint8
 
 _GAP = 6
+_ROOM = 96  # pixels below which a picture has no room for a caption
 _PAPER, _INK = (255, 255, 255), (40, 40, 40)
 
 
 def contact_sheet(images: Sequence[np.ndarray], captions: Sequence[str], columns: int | None = None) -> Image.Image:
   """Pictures side by side, in rows, each above its caption.
+
+  Pictures narrower than 96 pixels are magnified by a whole number, so that there is room for captions.
 
   Args:
     images: pictures of one size, [h, w, 3] in [0, 1].
@@ -30,7 +33,8 @@ def contact_sheet(images: Sequence[np.ndarray], captions: Sequence[str], columns
   if not images or len(images) != len(captions):
     raise ValueError(f"a contact sheet needs pictures and as many captions, not {len(images)} and {len(captions)}")
   columns = columns or min(8, math.ceil(math.sqrt(len(images))))
-  height, width = images[0].shape[:2]
+  zoom = -(-_ROOM // images[0].shape[1])
+  height, width = (zoom * size for size in images[0].shape[:2])
   font = ImageFont.load_default(size=max(9, width // 13))
   letters = max(8, int(width / font.getlength("abcdefghij") * 10))
   texts = [textwrap.fill(caption, letters) for caption in captions]
@@ -41,6 +45,6 @@ def contact_sheet(images: Sequence[np.ndarray], captions: Sequence[str], columns
   pen = ImageDraw.Draw(page)
   for i, (image, text) in enumerate(zip(images, texts, strict=True)):
     x, y = _GAP + i % columns * (width + _GAP), _GAP + i // columns * (height + label + _GAP)
-    page.paste(Image.fromarray(to_uint8(image)), (x, y))
+    page.paste(Image.fromarray(to_uint8(image).repeat(zoom, 0).repeat(zoom, 1)), (x, y))
     pen.multiline_text((x, y + height + 2), text, fill=_INK, font=font)
   return page
