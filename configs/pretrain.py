@@ -5,9 +5,12 @@ dreamjax pretrain --config configs/pretrain.py:sr --workdir runs/sr
 dreamjax pretrain --config configs/pretrain.py:cascade --workdir runs/cascade
 
 The last joins both into the folder runs/cascade/model, a generator. None was run to its end yet. A step takes its
-batch in pieces, for whose gradients a CPU's caches are large enough: the base stage saw 13 pictures/s on one core in
-pieces of 8, and 9 with all 32 at once (AMD EPYC). The first run draws the album of pictures: 49,152 of 64 pixels in 11
-minutes on one core.
+batch in pieces, for whose gradients a CPU's caches are large enough. The first run draws the album of pictures.
+
+What there is of the base stage lies in dreamjax/toybox/weights/cascade/base, to go on from with --config.start. It saw
+pictures of 16x16 pixels (--config.model.image=16 --config.model.patch=1), 3,000 steps in 67 minutes on one core (AMD
+EPYC), then 3,000 of 32x32 from there in 73 minutes. Of 256 captions drawn, the probe of that time found class 0.64,
+context 0.84, colour 0.42 and style 0.89; in 512 real pictures, shrunk to 32x32, 0.93, 0.89, 0.66 and 0.97.
 """
 
 import ml_collections
