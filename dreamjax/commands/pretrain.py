@@ -152,11 +152,14 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
   task = make_task(config)
   tx = make_optimizer(config.optimizer, task.theta, config.steps)
 
+  def save_and_measure(theta: Any) -> dict[str, float]:
+    task.save(theta, workdir / "model")
+    return task.measure(theta)
+
   def inspect(state: TrainState) -> dict[str, Any]:
     theta = averaged(state)
-    task.save(theta, workdir / "model")
     sheet = {} if task.show is None else {"samples": task.show(theta)}
-    return task.measure(theta) | sheet
+    return save_and_measure(theta) | sheet
 
   state = fit(
     make_step(task.loss, tx, config.seed, config.pieces),
@@ -168,8 +171,6 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
     save_every=config.save_every,
     inspect=inspect,
   )
-  theta = averaged(state)
-  task.save(theta, workdir / "model")
-  measured = task.measure(theta)
+  measured = save_and_measure(averaged(state))
   (workdir / "measured.json").write_text(json.dumps(measured, indent=2))
   return measured

@@ -42,8 +42,8 @@ def fit(
       takes `state`'s place.
     log_every: metrics are averaged over so many updates and logged.
     save_every: a checkpoint is begun after so many updates, and after the last.
-    inspect: called whenever a checkpoint was begun; what it returns by name is logged: scalars, and
-      sheets of pictures.
+    inspect: called whenever a checkpoint was begun; what it returns by name is logged: scalars, and sheets
+      of pictures.
     enough: asked after each `inspect`; the training ends early if it says so.
     mesh: the devices, see `sharding.make_mesh`: each has the whole state and its share of the rows of every batch. By
       default the first device alone. The result depends on it by rounding only, and a training may go on on another.

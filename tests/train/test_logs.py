@@ -51,3 +51,4 @@ def test_event_files_hold_what_the_lines_and_sheets_do(tmp_path, monkeypatch):
   assert calls[:4] == [("hide", [], "GPU"), ("write_scalars", 3, {"loss": 0.5}), ("flush",), calls[3]]
   (name, step, images), flush = calls[3:]
   assert (name, step, images["toys"].dtype, flush) == ("write_images", 3, np.uint8, ("flush",))
+  np.testing.assert_array_equal(images["toys"], np.asarray(Image.open(tmp_path / "samples/toys-3.png"))[None])
