@@ -87,7 +87,7 @@ def pattern_weights(
   size, phase, strength, axis = params
   upright = axis > 0.5
   along = jnp.where(upright, q[1], q[2] + 0.35 * q[1])
-  stripes = _threshold(jnp.sin(2 * math.pi * (along / size + phase)), 0.15 - 0.5 * strength, 0.2)
+  stripes = _threshold(jnp.sin(2 * math.pi * (along / size + phase)), 0.65 - 0.35 * strength, 0.2)
   is_freckles = kind == Pattern.FRECKLES
   spots = _spots(q, size, phase * 97.0, jnp.where(is_freckles, 0.34, 0.28 + 0.14 * strength))
   freckles = jnp.where((u[2] > 0.2) & (u[1] < 0.12) & (u[1] > -0.5), spots, 0.0)
@@ -95,8 +95,8 @@ def pattern_weights(
   sx, sy, sz = 0.9 * jnp.sign(jnp.cos(turn * 3)), 0.35 * jnp.sin(turn * 2), 0.7 * jnp.sin(turn)
   px, pz = jnp.where(upright, sz, sx), jnp.where(upright, 0.9, sz)
   patch_distance = jnp.sqrt((u[0] - px) ** 2 + (u[1] - sy) ** 2 + (u[2] - pz) ** 2)
-  patch = 1.0 - _threshold(patch_distance, 0.7 + 0.25 * strength, 0.05)
-  belly = 1.0 - _threshold(u[1] + 0.12 * jnp.sin(6 * u[2]), -0.25 + 0.3 * strength, 0.06)
+  patch = 1.0 - _threshold(patch_distance, 0.6 + 0.25 * strength, 0.05)
+  belly = 1.0 - _threshold(u[1] + 0.12 * jnp.sin(6 * u[2]), -0.45 + 0.25 * strength, 0.06)
   star = _star(jnp.where(upright, q[0], q[2]), q[1], 0.12 + 0.05 * strength)
   star = jnp.where(jnp.abs(jnp.where(upright, u[2], u[0])) > 0.3, star, 0.0)
   checker = ((jnp.floor(q[0] / size) + jnp.floor(q[1] / size) + jnp.floor(q[2] / size)) % 2.0) > 0.5

@@ -7,6 +7,7 @@ from dreamjax.toybox.rig import (
   ACCENT,
   BLACK,
   GLASS,
+  PRIMARY,
   RUBBER,
   SECONDARY,
   SIDES,
@@ -94,7 +95,7 @@ def _truck(b: Builder, t: Traits, state: str) -> None:
   b.box((0, floor + 0.4 * tall, 0.54), (0.92 * width, 0.42 * tall, 0.06), _BODY)
   b.box((0, floor + 0.42 * tall, 0.602), (0.45 * width, 0.2 * tall, 0.01), SILVER)
   load = Paint(Slot.SECONDARY, Slot.SECONDARY, gloss=0.4)
-  b.box((0, floor + 0.33, back), np.array([0.29, 0.29, 0.4]) * t.van, load)
+  b.box((0, floor + 0.33, back), np.array([0.29, 0.29, 0.4]) * t.van, Paint(gloss=0.4))
   b.box((0, floor + 0.33, back), np.array([0.294, 0.05, 0.404]) * t.van, ACCENT)
   b.quadric(
     (0, floor + 0.27, back), np.array([0.24, 0.4, 0.24]) * t.tank, load, rotation=turn(x=90), profile=scene.BARREL
@@ -138,11 +139,11 @@ def _boat(b: Builder, t: Traits, state: str) -> None:
     profile=scene.DOME,
     core=True,
   )
-  b.quadric((0, deck, 0), (1.04 * width, 0.03, 1.03 * half), SECONDARY, profile=scene.CYLINDER)
+  b.quadric((0, deck, 0), (1.04 * width, 0.03, 1.03 * half), PRIMARY, profile=scene.CYLINDER)
   b.quadric((0, deck + 0.02, 0), (0.9 * width, 0.03, 0.9 * half), WOOD, profile=scene.CYLINDER)
   mast = np.array([0, deck + 0.92 + 0.08 * t.mast, 0.04])
   b.limb((0, 0.27, 0.04), mast, 0.024 * t.sail, WOOD, key="mast")
-  canvas = Paint((0.96, 0.94, 0.88), Slot.ACCENT, Pattern.CAP, (-0.35, 0.0, 0.0, 0.0), gloss=0.05)
+  canvas = Paint((0.96, 0.94, 0.88), Slot.PRIMARY, Pattern.CAP, (-0.35, 0.0, 0.0, 0.0), gloss=0.05)
   middle = (0, deck + 0.5 + 0.03 * t.mast, -0.04)
   b.quadric(middle, np.array([0.02, 0.38, 0.44]) * t.sail, canvas, profile=scene.CONE, key="sail")
   b.box(mast + np.array([0, 0.0, -0.09]), np.array([0.008, 0.045, 0.09]) * t.sail, ACCENT)
@@ -177,11 +178,11 @@ def _plane(b: Builder, t: Traits, state: str) -> None:
     b.quadric((0, 0, 0), (fat, fat, half), _BODY, core=True)
     b.quadric((0, 0.7 * fat, 0.16), (0.1, 0.11, 0.17), GLASS, key="cockpit")
     low = t.choose(single=-0.04, double=-0.08)
-    b.quadric((0, low, 0.1), (span, 0.028, 0.15 + 0.02 * t.chord), ACCENT, key="wing")
+    b.quadric((0, low, 0.1), (span, 0.028, 0.15 + 0.02 * t.chord), PRIMARY, key="wing")
     b.quadric((0, 0.3, 0.12), np.array([0.5, 0.026, 0.15]) * t.double, ACCENT)
     for name, sign in SIDES:
       b.limb((sign * 0.32, -0.04, 0.12), (sign * 0.32, 0.3, 0.12), 0.014 * t.double, WOOD)
-      b.quadric((sign * 0.16, 0.02, -0.86 * half), (0.17, 0.02, 0.09), ACCENT, key=f"{name} tail wing")
+      b.quadric((sign * 0.16, 0.02, -0.86 * half), (0.17, 0.02, 0.09), PRIMARY, key=f"{name} tail wing")
       b.limb((sign * 0.1, -0.1, 0.22), (sign * 0.15, -0.27, 0.24), 0.018, SILVER)
       b.quadric(
         (sign * 0.16, -0.28, 0.24),

@@ -115,7 +115,7 @@ def _chair(b: Builder, t: Traits, state: str) -> None:
         splay = 0.03 + 0.03 * t.splay
         foot = (x * (0.23 + splay), 0.0, z * (0.2 + splay))
         thick = 0.035 + 0.006 * t.thick
-        b.limb((x * 0.23, seat, z * 0.2), foot, thick, SECONDARY, taper=0.7, key=f"{name} {which} foot")
+        b.limb((x * 0.23, seat, z * 0.2), foot, thick, PRIMARY, taper=0.7, key=f"{name} {which} foot")
       b.limb(
         (x * 0.92 * half, seat, -deep),
         (x * 0.92 * half, seat + 2 * high, -deep - 0.06),
@@ -159,7 +159,7 @@ def _backpack(b: Builder, t: Traits, state: str) -> None:
     b.quadric((0, 0.97 * tall, deep + 0.03), (0.7 * half, 0.05, 0.072), pocket)
     b.box((0, 0.86 * tall, deep + 0.106), (0.6 * half, 0.01, 0.006), SILVER)
     b.quadric((0.12, 0.8 * tall, deep + 0.11), (0.018, 0.035, 0.012), GOLD)
-    b.box((0, 1.72 * tall, deep + 0.015), np.array([0.27, 0.15, 0.02]) * t.flap, strap)
+    b.box((0, 1.72 * tall, deep + 0.015), np.array([0.27, 0.15, 0.02]) * t.flap, Paint(gloss=0.08))
     for x in (1, -1):
       b.box((x * 0.12, 1.45 * tall, deep + 0.03), np.array([0.025, 0.1, 0.016]) * t.flap, pocket)
       b.box((x * 0.12, 1.28 * tall, deep + 0.045), np.array([0.034, 0.026, 0.014]) * t.flap, GOLD)
