@@ -48,13 +48,13 @@ def get_config(which: str = "base") -> ml_collections.ConfigDict:
     config.albums, config.resolution = "runs/albums_128", 128
     config.train, config.held_out = {"train": 12288}, {"subjects": 256}
     config.model = {
-      "image": 128, "widths": (32, 64, 128), "blocks": (1, 1, 2), "attention": (False, False, False), "head_width": 32,
-      "cross_width": 64, "pool_heads": 5, "time_width": 128, "groups": 8, "step": "conv", "patch": 2, "low_res": True,
+      "image": 128, "widths": (64, 96, 128), "blocks": (1, 1, 1), "attention": (False, False, False), "head_width": 32,
+      "cross_width": 64, "pool_heads": 5, "time_width": 128, "groups": 8, "step": "conv", "patch": 4, "low_res": True,
       "self_attention": False,
     }  # fmt: skip
     config.small, config.levels = 32, (0.0, 1.0)
     config.sampling = {"sampler": "ddim", "steps": 20, "guidance": 1.0, "ratio": 0.0, "level": 0.1}
-    config.batch, config.pieces, config.steps, config.judged = 8, 4, 10000, 0
+    config.batch, config.pieces, config.steps, config.judged = 8, 4, 8000, 0
     config.optimizer.learning_rate, config.optimizer.ema = 1e-3, 0.999
   else:
     raise ValueError(f"which is base, sr or cascade, not {which!r}")
