@@ -4,13 +4,15 @@ dreamjax pretrain --config configs/pretrain.py:base --workdir runs/base
 dreamjax pretrain --config configs/pretrain.py:sr --workdir runs/sr
 dreamjax pretrain --config configs/pretrain.py:cascade --workdir runs/cascade
 
-The last joins both into the folder runs/cascade/model, a generator. None was run to its end yet. A step takes its
-batch in pieces, for whose gradients a CPU's caches are large enough. The first run draws the album of pictures.
+The last joins both into the folder runs/cascade/model, a generator. A step takes its batch in pieces, for whose
+gradients a CPU's caches are large enough. The first run draws the album of pictures.
 
-What there is of the base stage lies in dreamjax/toybox/weights/cascade/base, to go on from with --config.start. It saw
-pictures of 16x16 pixels (--config.model.image=16 --config.model.patch=1), 3,000 steps in 67 minutes on one core (AMD
-EPYC), then 3,000 of 32x32 from there in 73 minutes. Of 256 captions drawn, the probe of that time found class 0.64,
-context 0.84, colour 0.42 and style 0.89; in 512 real pictures, shrunk to 32x32, 0.93, 0.89, 0.66 and 0.97.
+What there is of both stages lies in dreamjax/toybox/weights/cascade, to go on from with --config.start. The base stage
+saw pictures of 16x16 pixels (--config.model.image=16 --config.model.patch=1), 3,000 steps in 67 minutes on one core (AMD
+EPYC), then 3,000 of 32x32 from there in 73 minutes, and 7,500 more (--config.steps=7500) after the toys were repainted.
+Of 256 captions drawn, class was found in 0.81, context in 0.84, colour in 0.65 and style in 0.91, by a probe that knew
+the toys of before. The stage of super-resolution ran its 8,000 steps at 1.6 a second; what it draws is sharper than what
+it is given, but grainy.
 """
 
 import ml_collections

@@ -49,8 +49,6 @@ def main():
   scores = loaded.probe(pictures)
   for head in ("class", "context", "colour", "accessory", "state", "marking", "property"):
     print(f"probe, {head}, 1024 photos: {right(scores[head], labels[head]):.3f}")
-  whole = labels["marking"] != vocabulary.MARKINGS.index("striped")  # of stripes in two colours either may be the main
-  print(f"probe, colour of toys without stripes: {right(scores['colour'][whole], labels['colour'][whole]):.3f}")
   styled = [draw(512, style_share=1.0), draw(512, "styles")]
   hits = [right(loaded.probe(p)["style"], known["style"]) for p, _, known in styled]
   hits.append(right(scores["style"], labels["style"]))
