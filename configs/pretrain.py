@@ -8,10 +8,10 @@ The last joins both into the folder runs/cascade/model, a generator. A step take
 gradients a CPU's caches are large enough. The first run draws the album of pictures.
 
 What there is of both stages lies in dreamjax/toybox/weights/cascade, to go on from with --config.start. The base stage
-saw pictures of 16x16 pixels (--config.model.image=16 --config.model.patch=1), 3,000 steps in 67 minutes on one core (AMD
-EPYC), then 3,000 of 32x32 from there in 73 minutes, and 7,500 more (--config.steps=7500) after the toys were repainted.
-Of 256 captions drawn, class was found in 0.81, context in 0.84, colour in 0.65 and style in 0.91, by a probe that knew
-the toys of before. The stage of super-resolution ran its 8,000 steps at 1.6 a second; what it draws is grainy.
+saw pictures of 16x16 pixels (--config.model.image=16 --config.model.patch=1), 3,000 steps in 67 minutes on one core
+(AMD EPYC), then 3,000 of 32x32 from there in 73 minutes, and 7,500 more (--config.steps=7500) after the toys were
+repainted. Of 256 captions drawn, class was found in 0.81, context in 0.84, colour in 0.65 and style in 0.91, by a probe
+that knew the toys of before. The stage of super-resolution ran its 8,000 steps at 1.6 a second; what it draws is grainy.
 """
 
 import ml_collections

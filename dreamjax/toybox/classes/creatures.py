@@ -216,7 +216,9 @@ def _bird(b: Builder, t: Traits, state: str) -> None:
       b.quadric(place - np.array([sign * 0.02, 0.012, 0.08]), (0.02 + 0.8 * span, 0.03, 0.15), SECONDARY, rotation=lean)
     else:
       place = centre + np.array([sign * (0.86 * radius), 0.02, -0.05])
-      b.quadric(place, (0.05, 0.12 + 0.02 * t.wing, span), PRIMARY, rotation=turn(x=18, y=-sign * 6), key=f"{name} wing")
+      b.quadric(
+        place, (0.05, 0.12 + 0.02 * t.wing, span), PRIMARY, rotation=turn(x=18, y=-sign * 6), key=f"{name} wing"
+      )
       b.quadric(place - np.array([sign * 0.004, 0.02, 0.1]), (0.045, 0.09, 0.75 * span), SECONDARY, rotation=turn(x=18))
     foot = np.array([sign * 0.09, 0.02, 0.06]) if not flying else centre + np.array([sign * 0.08, -0.3, -0.16])
     b.limb(centre + np.array([sign * 0.09, -0.16, 0.0]), foot, 0.022, BEAK)

@@ -1,0 +1,222 @@
+"""Measures toybox-cascade and DreamBooth on it, with the toybox's encoders, on toys that none of them saw.
+
+python tests/benchmarks/cascade.py captions            # 500 captions: does the picture show what they say
+python tests/benchmarks/cascade.py speed               # seconds a picture
+python tests/benchmarks/cascade.py dreambooth          # 10 subjects, 10 prompts, 4 pictures each
+python tests/benchmarks/cascade.py prior               # with and without the class-prior loss
+python tests/benchmarks/cascade.py noun                # with the right class noun, a wrong one, none
+python tests/benchmarks/cascade.py sr                  # the stage of super-resolution, tuned and not
+
+Thetas are kept in --out, so that a command goes on where it was cut off. Intervals are of 95 %, over subjects.
+"""
+
+import argparse
+import pathlib
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dreamjax import cli, generators
+from dreamjax.commands import configs, truth
+from dreamjax.data import image_folder
+from dreamjax.data.image_folder import to_uint8
+from dreamjax.diffusion.resolution import shrink
+from dreamjax.eval import metrics, protocols
+from dreamjax.generators import cascade as cascades
+from dreamjax.methods import dreambooth
+from dreamjax.toybox import album, source, vocabulary
+
+PHOTOS, CANDIDATES = 4, 32
+CLASSES = ("dog", "cat", "rabbit", "bird", "fish", "car", "boat", "robot", "teapot", "backpack")
+WRONG = {"dog": "teapot", "cat": "car", "rabbit": "boat", "bird": "chair", "fish": "robot", "car": "cat",
+         "boat": "dog", "robot": "fish", "teapot": "dog", "backpack": "bird"}  # fmt: skip
+
+
+class Bench:
+  """The generator, what judges it, and the subjects' photos and thetas."""
+
+  def __init__(self, out: pathlib.Path, model: str, subjects: int) -> None:
+    self.out, self.classes = out, CLASSES[:subjects]
+    self.generator, params = generators.load(model)
+    self.params = jax.device_put(params)
+    self.judge = truth.toybox_encoders()
+
+  def photos(self, cls: str) -> list[np.ndarray]:
+    """Photos 1 to 4 teach the subject; those behind them are unseen."""
+    return list(source.photos(cls, source.TRAIN_SUBJECTS, 2 * PHOTOS)[0].rgb)
+
+  def learn(self, cls: str, name: str, noun: str | None = None, **changes: Any) -> Any:
+    """The theta of a subject, by the toybox's recipe with some changes."""
+    noun = cls if noun is None else noun
+    config = configs.load("configs/dreambooth.py:toybox", [f"--config.{key}={value}" for key, value in changes.items()])
+    folder = self.out / cls / name
+    path = folder / "theta.safetensors"
+    if path.exists():
+      return generators.load_theta(path, self.generator, self.params)
+    photos = self.out / cls / "photos"
+    image_folder.write(photos, ((picture, {}) for picture in self.photos(cls)[:PHOTOS]), overwrite=True)
+    return dreambooth.dreambooth(
+      self.generator, self.params, photos, noun, workdir=folder, config=config, cache=self.out / "priors"
+    )
+
+  def draw(self, prompts: list[str], theta: Any = None, n: int = 4) -> list[np.ndarray]:
+    """Pictures, as bytes."""
+    return [to_uint8(x / 2 + 0.5) for x in generators.sample(self.generator, self.params, prompts, theta=theta, n=n)]
+
+  def dino(self, pictures: list[np.ndarray]) -> jax.Array:
+    """Embeddings."""
+    return jnp.asarray(self.judge.dino(pictures))
+
+
+def say(name: str, values: list[np.ndarray]) -> None:
+  """Prints the mean of what was measured, one array a subject, and its interval."""
+  clusters = np.repeat(np.arange(len(values)), [len(x) for x in values])
+  flat = jnp.asarray(np.concatenate(values), jnp.float32)
+  low, high = metrics.bootstrap(jax.random.key(0), flat, jnp.asarray(clusters), len(values))
+  print(f"{name}: {float(flat.mean()):.3f} ({float(low):.3f} to {float(high):.3f})", flush=True)
+
+
+def captions(bench: Bench, count: int = 500) -> None:
+  """Probe accuracy on held-out captions, beside the same of real pictures."""
+  frame, labels = source.Stream(seed=1, split="subjects", resolution=bench.generator.resolution).draw(range(count))
+  texts = album.Album(np.empty((count, 0)), jax.device_get(labels)).captions(range(count))
+  drawn = generators.sample(bench.generator, bench.params, texts)
+  small = shrink(2 * jnp.asarray(frame.rgb) - 1, bench.generator.stages[0].unet.image)
+  for name, pictures in (("drawn", drawn), ("real", 2 * np.asarray(frame.rgb) - 1), ("real, small", np.asarray(small))):
+    found = truth.accuracy(list(pictures), texts, bench.judge.probe)
+    print(f"{name}: " + ", ".join(f"{head} {value:.3f}" for head, value in found.items()), flush=True)
+
+
+def speed(bench: Bench, repeats: int = 5) -> None:
+  """Seconds a picture, eight at a time, after a first batch."""
+  seconds = []
+  for i in range(repeats + 1):
+    began = time.perf_counter()
+    generators.sample(bench.generator, bench.params, ["a dog on the beach"] * 8, seed=i)
+    seconds.append((time.perf_counter() - began) / 8)
+  print(f"seconds a picture: {statistics.median(seconds[1:]):.2f} ({min(seconds[1:]):.2f} to {max(seconds[1:]):.2f})")
+
+
+def subjects(bench: Bench) -> None:
+  """Retrieval among subjects of the class and context accuracy, of tuned, untuned and real pictures."""
+  protocol = protocols.load(pathlib.Path(str(source.__file__)).parent / "protocols" / "dreambooth.json")
+  prompts = [prompt for prompt in protocol.prompts["object"] if "context" in prompt.labels][:10]
+  known = [vocabulary.CONTEXTS.index(prompt.labels["context"]) for prompt in prompts]
+  wanted = jnp.asarray(np.repeat(known, 4))
+  found: dict[str, list[np.ndarray]] = {}
+  for cls in bench.classes:
+    real = [
+      to_uint8(np.asarray(source.photos(cls, source.TRAIN_SUBJECTS + i, PHOTOS)[0].rgb)) for i in range(CANDIDATES)
+    ]
+    seen = bench.dino([picture for pictures in real for picture in pictures]).reshape(CANDIDATES, PHOTOS, -1)
+    candidates = jnp.stack([metrics.prototype(pictures) for pictures in seen])
+
+    def retrieval(pictures: list[np.ndarray], candidates: jax.Array = candidates) -> np.ndarray:
+      return np.asarray(metrics.retrieval(bench.dino(pictures), candidates, jnp.zeros(len(pictures), jnp.int32)))
+
+    def write(word: str, cls: str = cls) -> list[str]:
+      return [" ".join(prompt.text.format_map({"identifier": word, "class": cls}).split()) for prompt in prompts]
+
+    pictures = {
+      "tuned": bench.draw(write("[V]"), bench.learn(cls, "right")),
+      "untuned": bench.draw(write("")),
+      "real": [to_uint8(np.asarray(x)) for x in bench.photos(cls)[PHOTOS:]],
+    }
+    for name, some in pictures.items():
+      found.setdefault(f"retrieval, {name}", []).append(retrieval(some))
+      if name != "real":
+        scores = jnp.asarray(bench.judge.probe(some)["context"])
+        found.setdefault(f"context, {name}", []).append(np.asarray(metrics.accuracy(scores, wanted)))
+    print(cls, {name: round(float(values[-1].mean()), 2) for name, values in found.items()}, flush=True)
+  for name, values in found.items():
+    say(name, values)
+
+
+def likeness(bench: Bench, thetas: dict[str, dict[str, Any]], prompt: str) -> None:
+  """DINO of the subject, PRES of its class and DIV, for several ways to learn each subject."""
+  for way in thetas:
+    scores: dict[str, list[np.ndarray]] = {"dino": [], "PRES": [], "DIV": []}
+    for cls in bench.classes:
+      noun = thetas[way].get("noun", {}).get(cls, cls)
+      changes = {key: value for key, value in thetas[way].items() if key != "noun"}
+      theta = bench.learn(cls, way, noun, **changes)
+      real = bench.dino([to_uint8(np.asarray(x)) for x in bench.photos(cls)[PHOTOS:]])
+      own = bench.dino(bench.draw([" ".join(prompt.format(noun).split())], theta, 8))
+      others = bench.dino(bench.draw([f"a {cls}"], theta, 8))
+      scores["dino"].append(np.asarray(metrics.similarity(own, real)))
+      scores["PRES"].append(np.asarray(metrics.similarity(others, real)))
+      scores["DIV"].append(np.asarray(1 - metrics.similarity_to_others(own)))
+    for name, values in scores.items():
+      say(f"{way}, {name}", values)
+
+
+def prior(bench: Bench) -> None:
+  """Table 3 of the paper: without the class-prior loss PRES is higher, and DIV lower."""
+  likeness(bench, {"right": {}, "without prior": {"prior.kind": "none"}}, "a [V] {}")
+
+
+def noun(bench: Bench) -> None:
+  """Table 4 of the paper: subjects are learned best with the right class noun."""
+  likeness(bench, {"right": {}, "wrong": {"noun": WRONG}, "none": {"noun": dict.fromkeys(CLASSES, "")}}, "a [V] {}")
+
+
+def sr(bench: Bench) -> None:
+  """Unseen photos of the subject, made small and large again by the stage of super-resolution."""
+  stage = bench.generator.stages[-1]
+  small_side = bench.generator.stages[0].unet.image
+  usual = stage.sampling.level
+  low = configs.load("configs/dreambooth.py:toybox").stages[stage.name].levels[1]
+  scores: dict[str, list[np.ndarray]] = {}
+  enlarge = jax.jit(cascades.draw_stage, static_argnums=(0, 1))
+  for cls in bench.classes:
+    real = 2 * jnp.asarray(np.stack(bench.photos(cls)[PHOTOS:])) - 1
+    small = shrink(real, small_side)
+    tuned = {
+      "untuned": None,
+      "tuned": bench.learn(cls, "right"),
+      "tuned at all levels": bench.learn(
+        cls, "all levels", **{"stages.base.steps": 0, "stages.sr.levels": "(0.0,1.0)"}
+      ),
+    }
+    for name, theta in tuned.items():
+      word = "" if theta is None else f"{theta.card.identifier} "
+      text, null = (bench.generator.encode(bench.params, [words]) for words in (f"a {word}{cls}", ""))
+      text = jax.tree.map(lambda x: jnp.repeat(x, PHOTOS, axis=0), text)
+      for level in (low, usual):
+        sampling = generators.Sampling(**{**vars(stage.sampling), "level": level})
+        own = None if theta is None else theta.thetas[stage.name]
+        keys = cascades.keys_of(0, np.arange(len(real)))
+        made = enlarge(stage, sampling, bench.params[stage.name], own, text, null, keys, small)
+        error = jnp.mean(jnp.square(made - real), axis=(1, 2, 3))
+        pairs = [bench.dino([to_uint8(np.asarray(x) / 2 + 0.5) for x in some]) for some in (made, real)]
+        scores.setdefault(f"{name}, level {level:g}, PSNR", []).append(np.asarray(10 * jnp.log10(4 / error)))
+        scores.setdefault(f"{name}, level {level:g}, distance", []).append(
+          np.asarray(1 - metrics.text_similarity(*pairs))
+        )
+  for name, values in scores.items():
+    say(name, values)
+
+
+COMMANDS = {"captions": captions, "speed": speed, "dreambooth": subjects, "prior": prior, "noun": noun, "sr": sr}
+
+
+def main() -> None:
+  """Runs one command."""
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("what", choices=COMMANDS)
+  parser.add_argument("--model", default="toybox-cascade", help="a name or a folder (%(default)s)")
+  parser.add_argument(
+    "--out", type=pathlib.Path, default=pathlib.Path("runs/benchmark"), help="for thetas (%(default)s)"
+  )
+  parser.add_argument("--subjects", type=int, default=len(CLASSES), help="of the ten (%(default)s)")
+  args = parser.parse_args()
+  cli._cache_compilations()
+  COMMANDS[args.what](Bench(args.out, args.model, args.subjects))
+
+
+if __name__ == "__main__":
+  main()
