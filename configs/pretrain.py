@@ -11,7 +11,7 @@ What there is of both stages lies in dreamjax/toybox/weights/cascade, to go on f
 saw pictures of 16x16 pixels (--config.model.image=16 --config.model.patch=1), 3,000 steps in 67 minutes on one core
 (AMD EPYC), then 3,000 of 32x32 from there in 73 minutes, and 7,500 more (--config.steps=7500) after the toys were
 repainted. Of 256 captions drawn, class was found in 0.81, context in 0.84, colour in 0.65 and style in 0.91, by a probe
-that knew the toys of before. The stage of super-resolution ran its 8,000 steps at 1.6 a second; what it draws is grainy.
+that knew the toys of before. The stage of super-resolution ran 8,000 steps at 1.6 a second; what it draws is grainy.
 """
 
 import ml_collections
