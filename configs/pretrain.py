@@ -53,7 +53,7 @@ def get_config(which: str = "base") -> ml_collections.ConfigDict:
       "cross_width": 64, "pool_heads": 5, "time_width": 128, "groups": 8, "step": "conv", "patch": 4, "low_res": True,
       "self_attention": False,
     }  # fmt: skip
-    config.predicts = "x0"  # of patches this large the noise does not pass through the first level (Li & He, 2511.13720)
+    config.predicts = "x0"  # noise of patches this large does not pass the first level (Li & He, 2511.13720)
     config.small, config.levels = 32, (0.0, 1.0)
     config.sampling = {"sampler": "ddim", "steps": 20, "guidance": 1.0, "ratio": 0.0, "level": 0.1}
     config.batch, config.pieces, config.steps, config.judged = 8, 4, 8000, 0
