@@ -14,8 +14,9 @@ into its workdir whenever it makes a checkpoint; the folder dreamjax/toybox/weig
 t5 took 50 minutes on 2 cores of a shared virtual machine. The others, on one core each of an AMD EPYC, with
 XLA_FLAGS=--xla_cpu_enable_fast_math=true: probe, 2,600 steps of 64 pictures, 1,300 more from there at half the rate,
 then 3,600 at 1.5e-3 and with less change of light, all on toys of other paint, and 3,600 at 1.5e-3 on those of today;
-dino, its 1,000 steps, on those of before; clip, on those as well, 600 steps of 128 when its image tower began as a
-vision transformer, then 850, and 150 with all patches. What they measure stands in the README.
+dino, its 1,000 steps on those of before and 1,000 more on those of today; clip, on those of before, 600 steps of 128
+when its image tower began as a vision transformer, then 850, and 150 with all patches. What they measure stands in the
+README.
 """
 
 import ml_collections
