@@ -50,11 +50,11 @@ def get_config(which: str = "base") -> ml_collections.ConfigDict:
     config.train, config.held_out = {"train": 12288}, {"subjects": 256}
     config.model = {
       "image": 128, "widths": (64, 96, 128), "blocks": (1, 1, 1), "attention": (False, False, False), "head_width": 32,
-      "cross_width": 64, "pool_heads": 5, "time_width": 128, "groups": 8, "step": "conv", "patch": 4, "low_res": True,
-      "self_attention": False,
+      "cross_width": 64, "pool_heads": 5, "time_width": 128, "groups": 8, "step": "conv", "patch": 4, "around": True,
+      "low_res": True, "self_attention": False,
     }  # fmt: skip
     config.predicts = "x0"  # noise of patches this large does not pass the first level (Li & He, 2511.13720)
-    config.small, config.levels = 32, (0.0, 1.0)
+    config.small, config.levels = 32, (0.0, 0.3)  # above, the small pictures show too little to be made larger
     config.sampling = {"sampler": "ddim", "steps": 20, "guidance": 1.0, "ratio": 0.0, "level": 0.1}
     config.batch, config.pieces, config.steps, config.judged = 8, 4, 8000, 0
     config.optimizer.learning_rate, config.optimizer.ema = 1e-3, 0.999

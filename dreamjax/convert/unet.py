@@ -1,7 +1,7 @@
 """The U-Nets of DeepFloyd IF in the layout of diffusers' `UNet2DConditionModel`.
 
 That class is many networks, of which ours is the one whose blocks are named below. One that steps between levels by
-convolutions is none of them, so its folder, otherwise alike, goes by a name of dreamjax's own.
+convolutions, or by patches, is none of them, so its folder, otherwise alike, goes by a name of dreamjax's own.
 """
 
 from typing import Any
@@ -69,6 +69,7 @@ TABLE = Table(
     *_conv("up_blocks.{}.upsamplers.0.conv", "up_{}/upsample/conv"),
     *norm("conv_norm_out", "norm"),
     *_conv("conv_out", "conv_out"),
+    *dense("around", "around"),
   ),
 )
 
@@ -157,13 +158,13 @@ def read(config: dict[str, Any]) -> UNet:
     "time_width": fields["time_width"] or 4 * widths[0],
   }
   step = _meaning({("block",): "block", ("conv",): "conv"}, step=config.get("step", "block"))
-  return UNet(**fields, step=step, patch=config.get("patch", 1))
+  return UNet(**fields, step=step, patch=config.get("patch", 1), around=config.get("around", False))
 
 
 def write(module: UNet) -> dict[str, Any]:
   """The `config.json` of a module."""
-  own = {"model_type": "dreamjax_unet", "step": module.step, "patch": module.patch}
-  is_theirs = module.step == "block" and module.patch == 1
+  own = {"model_type": "dreamjax_unet", "step": module.step, "patch": module.patch, "around": module.around}
+  is_theirs = module.step == "block" and module.patch == 1 and not module.around
   config = {"_class_name": "UNet2DConditionModel"} if is_theirs else own
   config |= write_settings(SETTINGS, module) | {"mid_block_scale_factor": module.rescale}
   for ours, (names, known) in CHOICES.items():

@@ -261,6 +261,9 @@ class UNet(nn.Module):
     low_res: whether the stage is one of super-resolution, which sees a picture of low resolution beside x.
     self_attention: whether pixels look at pixels too, or at the text only.
     patch: side of the squares of pixels that are one place of the first level; more than 1 is cheaper.
+    around: whether the pictures that go in are also added to the prediction, each times a number that depends on e: the
+      skip of Karras et al. (2206.00364, eq. 7), learned. Large patches need it, for their pixels are more numbers than
+      the first level has channels.
     step: between levels, "block" for a block that resizes, as in IF, or "conv" for one convolution, which is cheaper.
     activation: "gelu" or "silu".
     rescale: what the sum at the end of a block is divided by; sqrt(2) is what Imagen calls scaled skip connections.
@@ -282,6 +285,7 @@ class UNet(nn.Module):
   low_res: bool = False
   self_attention: bool = True
   patch: int = 1
+  around: bool = False
   step: str = "block"
   activation: str = "silu"
   rescale: float = 1.0
@@ -343,8 +347,8 @@ class UNet(nn.Module):
       }
       return makers[self.step]
 
-    x = x if low_res is None else jnp.concatenate([x, low_res], axis=-1)
-    x = fold(x, self.patch)
+    seen = (x,) if low_res is None else (x, low_res)
+    x = fold(jnp.concatenate(seen, axis=-1), self.patch)
     x = nn.Conv(self.widths[0], (3, 3), dtype=self.dtype, name="conv_in")(x).astype(jnp.float32)
     left = [x]
     for i, (width, blocks, make_block) in enumerate(levels):
@@ -358,7 +362,12 @@ class UNet(nn.Module):
     x = ACTIVATIONS[self.activation](group_norm(self.groups, "norm")(x))
     channels = self.out_channels * self.patch**2
     x = nn.Conv(channels, (3, 3), kernel_init=zeros, dtype=self.dtype, name="conv_out")(x)
-    return unfold(x.astype(jnp.float32), self.patch)
+    x = unfold(x.astype(jnp.float32), self.patch)
+    if self.around:
+      shares = nn.Dense(len(seen), kernel_init=zeros, name="around")(condition.embedding)
+      skip = sum(share[:, None, None, None] * picture for share, picture in zip(shares.T, seen, strict=True))
+      x = x.at[..., :3].add(skip)
+    return x
 
   def _condition(
     self,

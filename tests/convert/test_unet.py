@@ -25,7 +25,12 @@ SMALL = UNet(
 SECOND = SMALL.clone(
   low_res=True, self_attention=False, rescale=1 / 0.7071, activation="gelu", attention=(True, False), out_channels=6
 )
-MODULES = {"stage_i": SMALL, "stage_ii": SECOND, "own": SMALL.clone(step="conv")}
+MODULES = {
+  "stage_i": SMALL,
+  "stage_ii": SECOND,
+  "own": SMALL.clone(step="conv"),
+  "around": SECOND.clone(patch=2, image=8, around=True),
+}
 
 # What deep-floyd/IF publishes of its stages; the widths of IF-I-M and the sizes of IF-II-L are those that its counts of
 # parameters leave open.

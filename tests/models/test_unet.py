@@ -211,3 +211,14 @@ def test_patches_are_folded_into_channels_and_back():
   folded = unet.fold(x, 2)
   np.testing.assert_array_equal(folded[1, 1, 2].reshape(2, 2, 3), x[1, 2:4, 4:6])
   np.testing.assert_array_equal(unet.unfold(folded, 2), x)
+
+
+def test_pictures_go_around_the_network_each_times_its_share(draw):
+  given = inputs(SECOND)
+  variables, module = draw(SECOND, *given), SECOND.clone(around=True)
+  params = variables["params"]
+  around = {"kernel": jnp.zeros((SECOND.time_width, 2)), "bias": jnp.array([0.5, -2.0])}
+  said = jit(SECOND.apply)(variables, *given)
+  added = jit(module.apply)({"params": {**params, "around": around}}, *given) - said
+  np.testing.assert_allclose(added[..., :3], 0.5 * given.x - 2 * given.low_res, atol=1e-5)
+  np.testing.assert_array_equal(added[..., 3:], 0)
