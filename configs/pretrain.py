@@ -39,7 +39,7 @@ def get_config(which: str = "base") -> ml_collections.ConfigDict:
   if which == "base":
     config.model = {
       "image": 32, "widths": (32, 64, 128), "blocks": (1, 2, 2), "attention": (False, False, True), "head_width": 32,
-      "cross_width": 128, "pool_heads": 5, "time_width": 256, "groups": 8, "step": "conv", "patch": 2,
+      "cross_width": 128, "pool_heads": 5, "time_width": 256, "groups": 8, "step": "conv", "patch": 2, "around": True,
     }  # fmt: skip
     config.small, config.levels = 0, (0.0, 1.0)
     config.sampling = {"sampler": "ddim", "steps": 30, "guidance": 4.0}

@@ -34,14 +34,6 @@ for _i, _name in enumerate(vocabulary.CLASSES):
 
 # What cannot be told apart where there are two toys, for either might be the subject.
 _OF_SUBJECT = ("class", "colour", "marking", "property", "state", "accessory")
-# Styles that leave nothing of a toy's colour.
-_COLOURLESS = np.isin(
-  vocabulary.STYLES,
-  (
-    "line drawing", "pencil sketch", "wooden sculpture", "melting golden 3d rendering", "blueprint",
-    "chalkboard drawing", "vintage sepia photograph",
-  ),
-)  # fmt: skip
 
 #: What the probe names, by the keys of `labels.names`.
 WORDS = {
@@ -83,7 +75,7 @@ def visible(drawn: album.Album) -> Examples:
   """`examples` whose labels are unknown (-1) where the picture does not show what they say."""
   made, known = examples(drawn), drawn.labels
   hidden = dict.fromkeys(_OF_SUBJECT, known.other_cls >= 0)
-  hidden["colour"] = hidden["colour"] | _COLOURLESS[known.style]
+  hidden["colour"] = hidden["colour"] | truth.COLOURLESS[known.style]
   labels = {name: np.where(hidden[name], -1, x) if name in hidden else x for name, x in made.labels.items()}
   return dataclasses.replace(made, labels=labels)
 

@@ -13,6 +13,15 @@ from dreamjax.toybox import captions, vocabulary
 #: What is judged, by the names of the probe's heads.
 HEADS = ("class", "context", "colour", "style")
 
+#: Whether a style leaves nothing of a toy's colour, by its index.
+COLOURLESS = np.isin(
+  vocabulary.STYLES,
+  (
+    "line drawing", "pencil sketch", "wooden sculpture", "melting golden 3d rendering", "blueprint",
+    "chalkboard drawing", "vintage sepia photograph",
+  ),
+)  # fmt: skip
+
 
 def toybox_encoders() -> encoders.Encoders:
   """The encoders that come with the toybox."""
@@ -23,7 +32,8 @@ def toybox_encoders() -> encoders.Encoders:
 def promised(texts: Sequence[str]) -> dict[str, np.ndarray]:
   """What captions say, [n] indices into the vocabulary by head; -1 where a caption leaves it open.
 
-  Nothing but context and style is judged where there are two toys, for either might be the subject.
+  Nothing but context and style is judged where there are two toys, for either might be the subject, and no colour where
+  the style shows none.
   """
   said = [captions.parse(text) for text in texts]
   alone = np.array([caption.other_cls < 0 for caption in said])
@@ -34,7 +44,12 @@ def promised(texts: Sequence[str]) -> dict[str, np.ndarray]:
     "style": [caption.style for caption in said],
   }
   sticker = np.array(indices["style"]) == vocabulary.STYLES.index("sticker")
-  shown = {"class": alone, "context": ~sticker, "colour": alone, "style": np.ones(len(said), bool)}
+  shown = {
+    "class": alone,
+    "context": ~sticker,
+    "colour": alone & ~COLOURLESS[indices["style"]],
+    "style": np.ones(len(said), bool),
+  }
   return {name: np.where(shown[name], values, -1) for name, values in indices.items()}
 
 

@@ -117,10 +117,20 @@ def test_bad_photos_are_one_line_and_leave_the_workdir_usable(model, tuned, tmp_
 
 
 def test_captions_promise_what_they_say():
-  texts = ["a red dog on the beach", "a dog next to a cat in the snow", "sticker of a blue cat", "a chair"]
+  texts = [
+    "a red dog on the beach",
+    "a dog next to a cat in the snow",
+    "sticker of a blue cat",
+    "a chair",
+    "blueprint of a red car",
+  ]
   promised = truth.promised(texts)
-  assert promised["class"].tolist() == [vocabulary.CLASSES.index("dog"), -1, 1, vocabulary.CLASSES.index("chair")]
-  assert promised["colour"].tolist() == [0, -1, 4, -1]
+  assert promised["class"].tolist() == [
+    *map(vocabulary.CLASSES.index, ["dog"]),
+    -1,
+    *map(vocabulary.CLASSES.index, ["cat", "chair", "car"]),
+  ]
+  assert promised["colour"].tolist() == [0, -1, 4, -1, -1]  # a blueprint has no red
   assert promised["context"][0] == vocabulary.CONTEXTS.index("beach") and promised["context"][2] == -1
   assert promised["style"].tolist() == [captions.parse(text).style for text in texts]
 
