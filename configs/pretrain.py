@@ -30,7 +30,7 @@ def get_config(which: str = "base") -> ml_collections.ConfigDict:
   config.seed = 0
   config.start = ""  # the folder of a stage to go on from; "" for nothing
   config.text_encoder, config.length = "dreamjax/toybox/weights/t5", 36
-  config.albums, config.resolution = "runs/albums", 64
+  config.albums, config.resolution, config.view = "runs/albums_calm", 64, {}
   config.train, config.held_out = {"train": 49152}, {"subjects": 4096}
   config.predicts, config.shift, config.min_snr, config.drop = "v", 0.0, 0.0, 0.1
   config.flip = False
@@ -41,8 +41,10 @@ def get_config(which: str = "base") -> ml_collections.ConfigDict:
       "image": 32, "widths": (32, 64, 128), "blocks": (1, 2, 2), "attention": (False, False, True), "head_width": 32,
       "cross_width": 128, "pool_heads": 5, "time_width": 256, "groups": 8, "step": "conv", "patch": 2, "around": True,
     }  # fmt: skip
+    # A world no more varied than so small a network can learn: toybox.Dial.
+    config.view = {"views": 0.4, "light": 0.4, "layout": 0.3, "clutter": 0.4, "fill": (0.72, 0.88)}
     config.small, config.levels = 0, (0.0, 1.0)
-    config.sampling = {"sampler": "ddim", "steps": 30, "guidance": 4.0}
+    config.sampling = {"sampler": "ddim", "steps": 30, "guidance": 2.5, "ratio": 0.0}
     config.batch, config.pieces, config.steps = 64, 2, 12000
     config.optimizer.learning_rate, config.optimizer.ema = 1e-3, 0.999
   elif which == "sr":
@@ -55,7 +57,7 @@ def get_config(which: str = "base") -> ml_collections.ConfigDict:
     }  # fmt: skip
     config.predicts = "x0"  # noise of patches this large does not pass the first level (Li & He, 2511.13720)
     config.small, config.levels = 32, (0.0, 0.3)  # above, the small pictures show too little to be made larger
-    config.sampling = {"sampler": "ddim", "steps": 20, "guidance": 1.0, "ratio": 0.0, "level": 0.1}
+    config.sampling = {"sampler": "ddim", "steps": 20, "guidance": 1.0, "ratio": 0.0, "level": 0.02}
     config.batch, config.pieces, config.steps, config.judged = 8, 4, 8000, 0
     config.optimizer.learning_rate, config.optimizer.ema = 1e-3, 0.999
   else:

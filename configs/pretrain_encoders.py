@@ -32,6 +32,7 @@ def _base() -> ml_collections.ConfigDict:
   config.train = {"train": 49152, "styles": 8192}  # the judges know the held-out styles; no generator may
   config.held_out = {"subjects": 4096}
   config.resolution = 64
+  config.view = {}  # toybox.Dial: encoders see all that the world offers
   config.tokenizer = "runs/tokenizer/model"
   config.length = 64
   config.start = ""  # the folder of a model to go on from; "" for nothing

@@ -18,7 +18,7 @@ from dreamjax.data import tokenizer as tokenizers
 from dreamjax.data.examples import Examples
 from dreamjax.methods.pretraining import classifier, contrastive, generator, text
 from dreamjax.methods.pretraining.task import Task
-from dreamjax.toybox import album, source, vocabulary
+from dreamjax.toybox import album, source, vocabulary, world
 from dreamjax.train.loop import fit
 from dreamjax.train.optimizer import averaged, make_optimizer
 from dreamjax.train.state import TrainState
@@ -87,8 +87,9 @@ def draw_albums(
 ) -> Examples:
   """The examples of some splits, drawn now or found in the folder of albums."""
   parts = []
+  variety = source.Variety(view=world.Dial(**config.view))
   for split, count in counts.items():
-    stream = source.Stream(split=split, resolution=config.resolution, photos=_PHOTOS)
+    stream = source.Stream(split=split, variety=variety, resolution=config.resolution, photos=_PHOTOS)
     with tqdm.tqdm(total=count, unit=" pictures", desc=f"album {split}", disable=None) as bar:
 
       def progress(drawn: int, bar: tqdm.tqdm = bar) -> None:

@@ -95,10 +95,11 @@ def test_stages_are_trained_apart_and_joined(shared):
     "--config.model.widths=(8,8,8)", "--config.model.head_width=8", "--config.model.cross_width=32",
     "--config.model.time_width=8", "--config.model.blocks=(1,1,1)", "--config.sampling.steps=1", "--config.judged=2",
     "--config.train.train=16", "--config.held_out.subjects=16", "--config.steps=2", "--config.batch=4",
-    "--config.pieces=2", f"--config.albums={shared / 'albums'}", "--config.resolution=64", text,
+    "--config.pieces=2", "--config.resolution=64", text,
   ]  # fmt: skip
   for which, changes in (("base", ["--config.model.image=8"]), ("sr", ["--config.model.image=16", "--config.small=8"])):
-    arguments = ["--config", f"pretrain.py:{which}", "--workdir", str(shared / which), *small, *changes]
+    albums = f"--config.albums={shared / which / 'albums'}"
+    arguments = ["--config", f"pretrain.py:{which}", "--workdir", str(shared / which), albums, *small, *changes]
     assert cli.main(["pretrain", *arguments]) == 0
     assert len(list((shared / which / "samples").iterdir())) == 1
   measured = json.loads((shared / "base/measured.json").read_text())
