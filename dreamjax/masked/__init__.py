@@ -1,5 +1,4 @@
 """Masked-token generation as pure maths on arrays: mask schedules, the masked-token loss, parallel decoding, guidance.
 
-The room knows no network: what predicts the tokens' logits is passed in as a function. It imports no other room, and
-shares its conventions (the direction of time, the form of guidance) with `dreamjax.diffusion`.
+The room knows no network: what predicts the tokens' logits is passed in as a function. It imports no other room.
 """

@@ -1,0 +1,46 @@
+"""Guidance of logits: the weights of the branches are those of StyleDrop's equations, written out."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreamjax.masked import guidance
+
+# G(n), G(t), G_s(t), G(p), G_c(p)
+BRANCHES = np.random.default_rng(0).normal(size=(5, 2, 3, 4)).astype(np.float32)
+NEGATIVE, PLAIN, STYLED, OTHER, SUBJECT = BRANCHES
+
+
+def close(ours, theirs):
+  np.testing.assert_allclose(np.asarray(ours), theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_one_prompt():
+  close(guidance.mix(jnp.asarray(BRANCHES[:2]), guidance.plain(3.0)), PLAIN + 3 * (PLAIN - NEGATIVE))
+
+
+def test_one_theta():
+  wanted = STYLED + 2 * (STYLED - PLAIN) + 5 * (PLAIN - NEGATIVE)
+  close(guidance.mix(jnp.asarray(BRANCHES[:3]), guidance.adapted(2.0, 5.0)), wanted)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.6, 1.0])
+def test_two_thetas(gamma):
+  style = STYLED + 2 * (STYLED - PLAIN) + 5 * (PLAIN - NEGATIVE)
+  subject = SUBJECT + 2 * (SUBJECT - OTHER) + 5 * (OTHER - NEGATIVE)
+  weights = guidance.two_thetas(gamma, 2.0, 5.0)
+  close(guidance.mix(jnp.asarray(BRANCHES), weights), (1 - gamma) * style + gamma * subject)
+  assert weights.sum() == pytest.approx(1, abs=1e-6)
+
+
+def test_guidance_rises_from_none():
+  weights = guidance.plain(4.0)
+  close(guidance.rising(weights, jnp.float32(0)), [0, 1])
+  close(guidance.rising(weights, jnp.float32(0.5)), guidance.plain(2.0))
+  close(guidance.rising(weights, jnp.float32(1)), weights)
+
+
+def test_a_mixture_beyond_its_ends_is_refused():
+  for gamma in (-0.1, 1.1):
+    with pytest.raises(ValueError, match=f"not {gamma}"):
+      guidance.two_thetas(gamma, 2.0, 5.0)
