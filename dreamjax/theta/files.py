@@ -17,10 +17,10 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from dreamjax.theta.kinds import Full, LoRA, Theta
+from dreamjax.theta.kinds import Adapters, Full, LoRA, Theta
 
 FORMAT = "dreamjax theta 1"
-KINDS = {"full": Full, "lora": LoRA}
+KINDS = {"full": Full, "lora": LoRA, "adapters": Adapters}
 
 
 class Base(NamedTuple):
@@ -91,7 +91,7 @@ def save(path: pathlib.Path, thetas: Mapping[str, Theta], card: Card, dtype: Any
     path: its folder is made where missing; a file that is there already is replaced.
     thetas: by the names of the parts of a generator that they belong to.
     card: what it is.
-    dtype: of the numbers in the file; by default float16 for low-rank updates and float32 for full weights.
+    dtype: of the numbers in the file; by default float32 for full weights and float16 for other kinds.
 
   Raises:
     ValueError: if there are numbers that are not finite, or not in `dtype`.
@@ -158,6 +158,8 @@ def load(path: pathlib.Path, base: Base) -> Personalisation:
   thetas = {}
   for part, description in kinds.items():
     kind, settings = description["kind"], {key: x for key, x in description.items() if key != "kind"}
+    if kind == "adapters":
+      settings["places"] = tuple(tuple(row) for row in settings["places"])  # JSON has lists only
     thetas[part] = KINDS[kind](weights=weights[part], **settings)
   return Personalisation(thetas, card)
 

@@ -47,11 +47,15 @@ def _interceptor(called: set[Path], changed: set[Path]) -> Callable[..., Any]:
     if context.method_name != "__call__":
       return y
     called.add(module.path)
-    if not module.has_variable("theta", "lora_down"):
-      return y
-    changed.add(module.path)
-    down, up = (module.get_variable("theta", name) for name in ("lora_down", "lora_up"))
-    return y + _low_rank(module, down, up, *args, **kwargs)
+    if module.has_variable("theta", "lora_down"):
+      changed.add(module.path)
+      down, up = (module.get_variable("theta", name) for name in ("lora_down", "lora_up"))
+      return y + _low_rank(module, down, up, *args, **kwargs)
+    if module.has_variable("theta", "adapter_down"):
+      changed.add(module.path)
+      down, up = (module.get_variable("theta", name) for name in ("adapter_down", "adapter_up"))
+      return y + nn.gelu(y @ down.astype(y.dtype)) @ up.astype(y.dtype)
+    return y
 
   return intercept
 

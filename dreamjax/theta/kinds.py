@@ -5,6 +5,10 @@ A theta is a pytree whose leaves are what is trained, in float32; the rest of it
   full weights   W' = theta
   low rank       W' = W + scale A B                      ("LoRA", Hu et al., 2021, section 4.1)
 
+and with y what leaves a module, beside which W stays as it is
+
+  adapters       y' = y + gelu(y A) B                    ("StyleDrop", Sohn et al., 2306.00983, appendix B.1)
+
 For a convolution A has W's window and B is 1x1, so that A B has W's shape. An odd number of a kernel's axes says that
 `nn.scan` put one in front, over its layers: 2 or 3 axes are those of a Dense, 4 or 5 those of a two-dimensional Conv.
 """
@@ -138,7 +142,92 @@ class LoRA(struct.PyTreeNode):
     yield from ((layer, *pair) for layer, pair in pairs.items())
 
 
-Theta = Full | LoRA
+class Adapters(struct.PyTreeNode):
+  """Bottlenecks behind modules, which stand in rows: those of a row have one width, and tables of their own.
+
+  With L modules in a row, of width D, and bottlenecks of H channels, A of [D, H] and B of [H, D] are, for each module
+
+    shared:      A = A_0 + a_l,  B = B_0 + b_l,  where a_l of [H] and b_l of [D] are all that a module has of its own
+    not shared:  A = A_l,  B = B_l
+
+  so that a row has 2 D H + L (D + H) numbers, or 2 L D H. A is drawn from a truncated normal distribution, B is zero.
+
+  Attributes:
+    weights: "row_0" and so on; each holds "down" and "up" and, if shared, the modules' "own_down" and "own_up".
+    places: the paths of the modules, row by row.
+  """
+
+  weights: dict[str, Any]
+  places: tuple[tuple[str, ...], ...] = struct.field(pytree_node=False)
+
+  stored = np.float16  # in files, by default
+
+  @classmethod
+  def init(
+    cls,
+    key: jax.Array,
+    params: dict[str, Any],
+    channels: int,
+    places: Sequence[Sequence[str]],
+    *,
+    shared: bool = True,
+    std: float = 0.02,
+  ) -> "Adapters":
+    """Adapters that change nothing yet.
+
+    Args:
+      key: of the randomness.
+      params: the base model's, or their shapes.
+      channels: H.
+      places: the paths of the modules, row by row, such as `Muse.adapted` has them. Each has a layer "out".
+      shared: whether the modules of a row share A_0 and B_0.
+      std: of the numbers that A is made of, before they are truncated at two standard deviations.
+
+    Raises:
+      ValueError: if the model has no such module, or those of a row differ in width.
+    """
+    places = tuple(tuple(row) for row in places)
+    truncated = jax.nn.initializers.truncated_normal(std)
+    weights = {}
+    for i, row in enumerate(places):
+      widths = {path: _width(params, path) for path in row}
+      if len(set(widths.values())) != 1:
+        raise ValueError(f"adapters of one row stand behind modules of one width, not of {widths}")
+      width = widths[row[0]]
+      draw, own = jax.random.split(jax.random.fold_in(key, i))
+      if shared:
+        weights[f"row_{i}"] = {
+          "down": truncated(draw, (width, channels)),
+          "up": jnp.zeros((channels, width)),
+          "own_down": truncated(own, (len(row), channels)),
+          "own_up": jnp.zeros((len(row), width)),
+        }
+      else:
+        flat = truncated(draw, (len(row), width * channels))
+        weights[f"row_{i}"] = {
+          "down": flat.reshape(len(row), width, channels),
+          "up": jnp.zeros((len(row), channels, width)),
+        }
+    return cls(weights, places)
+
+  def expand(self, params: dict[str, Any]) -> dict[str, Any]:
+    """The variables that the adapted module is applied with. ValueError if `params` are those of another module."""
+    collection = {}
+    for i, row in enumerate(self.places):
+      tables = self.weights[f"row_{i}"]
+      down, up = tables["down"], tables["up"]
+      if "own_down" in tables:
+        down = down[None] + tables["own_down"][:, None]
+        up = up[None] + tables["own_up"][:, None]
+      for path, a, b in zip(row, down, up, strict=True):
+        if (width := _width(params, path)) != len(a):
+          raise ValueError(f"the theta is for {path} of width {len(a)}, but here it is {width}")
+        layer = tuple(path.split("/"))
+        collection[*layer, "adapter_down"], collection[*layer, "adapter_up"] = a, b
+    return {"params": params, "theta": unflatten_dict(collection)}
+
+
+Theta = Full | LoRA | Adapters
 
 
 def stack(thetas: Sequence[Any]) -> Any:
@@ -161,6 +250,14 @@ def unstack(stacked: Any) -> list[Any]:
   """The inverse of `stack`."""
   count = len(jax.tree.leaves(stacked)[0])
   return [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(count)]
+
+
+def _width(params: dict[str, Any], path: str) -> int:
+  """Channels that leave a module; ValueError if there is no such module."""
+  flat = flatten_dict(params, sep="/")
+  if (name := f"{path}/out/kernel") not in flat:
+    raise ValueError(f"the theta is for {path}, which this model does not have, or which has no layer 'out'")
+  return int(flat[name].shape[-1])
 
 
 def _product(down: Float[AnyArray, "..."], up: Float[AnyArray, "*scanned rank out"]) -> Float[AnyArray, "..."]:

@@ -1,0 +1,243 @@
+"""Muse's transformers: from a picture's tokens, some of them masked, and a text to the logits of all tokens.
+
+"Muse: Text-To-Image Generation via Masked Generative Transformers" (Chang et al., 2301.00704), sections 2.3 and 2.4.
+Tokens stand on a square; each has an embedding of what it is and a learned one of its row and column. A layer is
+
+  (1) x' = x + attention(norm(x), norm(x)),  x'' = x' + attention(norm(x'), context),  y = x'' + mlp(norm(x''))
+
+The context of the base transformer is the text, brought to the width of x. That of the one of super-resolution is the
+text and, behind it, the tokens of the smaller picture, which an encoder of layers without a context has read. Where
+there are too many tokens for each to look at all, attention goes along two axes ("Improved Transformer for
+High-Resolution GANs", Zhao et al., 2106.07631, section 3.2): in half of the heads a token looks at its own block of
+neighbours, in the others at those that have its place in all blocks.
+
+Matrix products run in `dtype`; the residual stream, the norms and the softmax stay in float32, as do the parameters.
+"""
+
+from flax import linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from dreamjax.models.attention import attend
+from dreamjax.models.transformer import layer_norm
+
+normal = nn.initializers.normal
+EPS = 1e-6  # of the norms
+STD = 0.02  # of the embeddings and kernels
+
+
+def blocks_of(x: Float[Array, "b n *d"], block: int) -> Float[Array, "b m p *d"]:
+  """Tokens of a square, row by row, as m blocks of p = block^2 neighbours."""
+  side = round(x.shape[1] ** 0.5)
+  cut = x.reshape(x.shape[0], side // block, block, side // block, block, *x.shape[2:])
+  return jnp.swapaxes(cut, 2, 3).reshape(x.shape[0], -1, block * block, *x.shape[2:])
+
+
+def from_blocks(x: Float[Array, "b m p *d"], block: int) -> Float[Array, "b n *d"]:
+  """The inverse of `blocks_of`."""
+  across = round(x.shape[1] ** 0.5)
+  cut = x.reshape(x.shape[0], across, across, block, block, *x.shape[3:])
+  return jnp.swapaxes(cut, 2, 3).reshape(x.shape[0], -1, *x.shape[3:])
+
+
+def attend_along_axes(
+  query: Float[Array, "b n k d"], key: Float[Array, "b n k d"], value: Float[Array, "b n k d"], block: int
+) -> Float[Array, "b n k d"]:
+  """Attention within blocks in the first half of the heads, across them in the second."""
+  half = query.shape[2] // 2
+  parts = [blocks_of(x, block) for x in (query, key, value)]
+  within = [x[..., :half, :] for x in parts]
+  across = [jnp.swapaxes(x[..., half:, :], 1, 2) for x in parts]
+
+  def batched(parts: list[Array]) -> Array:
+    flat = [x.reshape(-1, *x.shape[2:]) for x in parts]
+    return attend(*flat).reshape(parts[0].shape)
+
+  mixed = jnp.concatenate([batched(within), jnp.swapaxes(batched(across), 1, 2)], axis=-2)
+  return from_blocks(mixed, block)
+
+
+class Attention(nn.Module):
+  """Tokens look at themselves or, if there is one, at a context; with what goes around."""
+
+  heads: int
+  block: int
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "b n d"],
+    context: Float[Array, "b m d"] | None = None,
+    mask: Bool[Array, "b m"] | None = None,
+  ) -> Float[Array, "b n d"]:
+    """The residual stream in and out, in float32."""
+    width = x.shape[-1]
+    own = layer_norm(EPS, "norm")(x)
+    other = own if context is None else context
+    query, key, value = (
+      nn.Dense(width, use_bias=False, kernel_init=normal(STD), dtype=self.dtype, name=name)(y).reshape(
+        *y.shape[:2], self.heads, -1
+      )
+      for name, y in (("query", own), ("key", other), ("value", other))
+    )
+    if context is None and self.block:
+      mixed = attend_along_axes(query, key, value, self.block)
+    else:
+      mixed = attend(query, key, value, mask=None if mask is None else mask[:, None, None])
+    out = nn.Dense(width, use_bias=False, kernel_init=normal(STD), dtype=self.dtype, name="out")
+    return x + out(mixed.reshape(x.shape)).astype(jnp.float32)
+
+
+class MLP(nn.Module):
+  """Two layers, applied to each token, with what goes around."""
+
+  hidden: int
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    """The residual stream in and out, in float32."""
+    hidden = nn.Dense(self.hidden, kernel_init=normal(STD), dtype=self.dtype, name="hidden")
+    out = nn.Dense(x.shape[-1], kernel_init=normal(STD), dtype=self.dtype, name="out")
+    return x + out(nn.gelu(hidden(layer_norm(EPS, "norm")(x)))).astype(jnp.float32)
+
+
+class Layer(nn.Module):
+  """Eq. 1. Where there is no context, nothing looks at one."""
+
+  heads: int
+  mlp: int
+  block: int
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "b n d"],
+    context: Float[Array, "b m d"] | None = None,
+    mask: Bool[Array, "b m"] | None = None,
+  ) -> Float[Array, "b n d"]:
+    """The residual stream in and out."""
+    x = Attention(self.heads, self.block, self.dtype, name="self_attention")(x)
+    if context is not None:
+      x = Attention(self.heads, 0, self.dtype, name="cross_attention")(x, context, mask)
+    return MLP(self.mlp, self.dtype, name="mlp")(x)
+
+
+class Muse(nn.Module):
+  """A transformer of Muse: the base one, or with `low_side` the one of super-resolution.
+
+  Attributes:
+    side: tokens of a picture's row, and of its column.
+    codebook: tokens that there are. The number behind the last one is the mask's: `mask_id`.
+    width: channels of a token.
+    heads: attention heads.
+    mlp: channels of the mlp's hidden layer.
+    depth: layers.
+    text_width: channels of the text's tokens.
+    low_side: tokens of the smaller picture's row; 0 for the base transformer.
+    low_depth: layers of the encoder that reads them.
+    low_codebook: tokens that there are for the smaller picture.
+    block: side of the blocks of attention along two axes; 0 lets each token look at all.
+    remat: whether the backward pass computes what is inside a layer anew, instead of keeping it in memory.
+    dtype: in which matrix products are computed; the rest is float32.
+  """
+
+  side: int
+  codebook: int
+  width: int
+  heads: int
+  mlp: int
+  depth: int
+  text_width: int
+  low_side: int = 0
+  low_depth: int = 0
+  low_codebook: int = 0
+  block: int = 0
+  remat: bool = False
+  dtype: DTypeLike = jnp.float32
+
+  @property
+  def mask_id(self) -> int:
+    """What stands for a masked token."""
+    return self.codebook
+
+  @property
+  def adapted(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The paths of what StyleDrop's adapters stand behind: the last attention of each layer, and its mlp.
+
+    The layers of the encoder of smaller pictures are among them, which explains the number of the paper's parameters.
+    """
+    low = [f"low_layer_{i}" for i in range(self.low_depth)]
+    layers = [f"layer_{i}" for i in range(self.depth)]
+    attentions = [f"{layer}/self_attention" for layer in low] + [f"{layer}/cross_attention" for layer in layers]
+    return tuple(attentions), tuple(f"{layer}/mlp" for layer in (*low, *layers))
+
+  @nn.compact
+  def __call__(
+    self,
+    tokens: Int[Array, "b n"],
+    text: Float[Array, "b m d"],
+    mask: Bool[Array, "b m"],
+    low: Int[Array, "b l"] | None = None,
+  ) -> Float[Array, "b n {self.codebook}"]:
+    """Predicts.
+
+    Args:
+      tokens: of pictures, row by row, or `mask_id` where they are masked.
+      text: tokens of the text encoder.
+      mask: true where there is a token of text, false where there is padding; no text may be all padding.
+      low: for super-resolution, the tokens of the smaller pictures, none of them masked.
+
+    Raises:
+      ValueError: if an input is missing or superfluous, or there are more or fewer tokens than the model has places.
+    """
+    self._check(tokens, text, low)
+    layer = nn.remat(Layer) if self.remat else Layer
+    context = nn.Dense(self.width, use_bias=False, kernel_init=normal(STD), dtype=self.dtype, name="text")(text)
+    context = layer_norm(EPS, "text_norm")(context.astype(jnp.float32))
+    if low is not None:
+      smaller = self._embed(low, self.low_side, self.low_codebook, "low_")
+      for i in range(self.low_depth):
+        smaller = layer(self.heads, self.mlp, 0, self.dtype, name=f"low_layer_{i}")(smaller)
+      context = jnp.concatenate([context, layer_norm(EPS, "low_norm")(smaller)], axis=1)
+      mask = jnp.concatenate([mask, jnp.ones(low.shape, bool)], axis=1)
+    x = self._embed(tokens, self.side, self.codebook + 1, "")
+    for i in range(self.depth):
+      x = layer(self.heads, self.mlp, self.block, self.dtype, name=f"layer_{i}")(x, context, mask)
+    x = layer_norm(EPS, "norm")(x)
+    return nn.Dense(self.codebook, kernel_init=normal(STD), dtype=self.dtype, name="logits")(x).astype(jnp.float32)
+
+  def _embed(self, tokens: Int[Array, "b n"], side: int, count: int, name: str) -> Float[Array, "b n d"]:
+    """What each token is, and where it stands."""
+    rows, columns = (
+      self.param(f"{name}{axis}", normal(STD), (side, self.width)) for axis in ("row_positions", "column_positions")
+    )
+    places = (rows[:, None] + columns[None]).reshape(1, side * side, self.width)
+    return nn.Embed(count, self.width, embedding_init=normal(STD), name=f"{name}tokens")(tokens) + places
+
+  def _check(self, tokens: Array, text: Array, low: Array | None) -> None:
+    """Raises what `__call__` says."""
+    if self.block and (self.side % self.block or self.heads % 2):
+      raise ValueError(
+        f"attention along two axes takes an even number of heads, not {self.heads}, and blocks of a side that divides "
+        f"{self.side}, not {self.block}"
+      )
+    if (low is None) != (self.low_side == 0):
+      what = "a transformer of super-resolution sees" if self.low_side else "a base transformer sees no"
+      raise ValueError(f"{what} tokens of a smaller picture")
+    for name, found, side in (("", tokens, self.side), ("smaller ", low, self.low_side)):
+      if found is not None and found.shape[1] != side * side:
+        raise ValueError(f"this model has places for {side}x{side} tokens of a {name}picture, not {found.shape[1]}")
+    if text.shape[-1] != self.text_width:
+      raise ValueError(f"this model reads tokens of {self.text_width} channels, not {text.shape[-1]}")
+
+
+# The largest base transformer of the paper and the super-resolution behind it; heads and blocks are not published.
+MUSE_3B = Muse(side=16, codebook=8192, width=2048, heads=16, mlp=8192, depth=48, text_width=4096)
+MUSE_SR = Muse(
+  side=64, codebook=8192, width=1024, heads=16, mlp=4096, depth=32, text_width=4096, low_side=16, low_depth=16,
+  low_codebook=8192, block=8,
+)  # fmt: skip
