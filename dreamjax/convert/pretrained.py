@@ -14,13 +14,14 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from dreamjax.convert import clip, resnet, t5, unet, vit
+from dreamjax.convert import clip, resnet, t5, unet, vit, vqgan
 from dreamjax.convert.table import Table
 from dreamjax.models.clip import CLIP, TextTower, VisionTower
 from dreamjax.models.resnet import Classifier, ResNet
 from dreamjax.models.t5 import T5Encoder
 from dreamjax.models.unet import UNet
 from dreamjax.models.vit import ViT
+from dreamjax.models.vqgan import VQGAN
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -41,6 +42,7 @@ class _Kind(NamedTuple):
 
 
 _UNET = _Kind(UNet, unet.TABLE, unet.read, unet.write, unet.inputs, DIFFUSERS_WEIGHTS)
+_VQGAN = _Kind(VQGAN, vqgan.TABLE, vqgan.read, vqgan.write, vqgan.inputs, DIFFUSERS_WEIGHTS)
 
 # By the `model_type` of transformers and of our own layouts, or the `_class_name` of diffusers.
 KINDS = {
@@ -50,8 +52,10 @@ KINDS = {
   "dreamjax_classifier": _Kind(Classifier, resnet.TABLE, resnet.read, resnet.write, resnet.inputs),
   "dreamjax_resnet": _Kind(ResNet, resnet.TABLE, resnet.read_embedding, resnet.write_embedding, resnet.inputs),
   "dreamjax_unet": _UNET,
+  "dreamjax_vqgan": _VQGAN,
   "t5": _Kind(T5Encoder, t5.TABLE, t5.read, t5.write, t5.inputs),
   "UNet2DConditionModel": _UNET,
+  "VQModel": _VQGAN,
   "vit": _Kind(ViT, vit.TABLE, vit.read, vit.write, vit.inputs),
 }
 

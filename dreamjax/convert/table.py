@@ -43,6 +43,11 @@ def dense(key: str, path: str) -> tuple[Row, Row]:
   return Row(f"{key}.weight", f"{path}/kernel", TRANSPOSED), Row(f"{key}.bias", f"{path}/bias")
 
 
+def conv(key: str, path: str) -> tuple[Row, Row]:
+  """A convolution with a bias."""
+  return Row(f"{key}.weight", f"{path}/kernel", CONV), Row(f"{key}.bias", f"{path}/bias")
+
+
 def norm(key: str, path: str) -> tuple[Row, Row]:
   """A layer norm."""
   return Row(f"{key}.weight", f"{path}/scale"), Row(f"{key}.bias", f"{path}/bias")

@@ -9,23 +9,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dreamjax.convert.table import CONV, Row, Setting, Table, batched, dense, norm, read_settings, write_settings
+from dreamjax.convert.table import Row, Setting, Table, batched, conv, dense, norm, read_settings, write_settings
 from dreamjax.models.unet import ACTIVATIONS, UNet
-
-
-def _conv(key: str, path: str) -> tuple[Row, Row]:
-  """A convolution with a bias."""
-  return Row(f"{key}.weight", f"{path}/kernel", CONV), Row(f"{key}.bias", f"{path}/bias")
 
 
 def _block(key: str, path: str) -> tuple[Row, ...]:
   return (
     *norm(f"{key}.norm1", f"{path}/norm_1"),
-    *_conv(f"{key}.conv1", f"{path}/conv_1"),
+    *conv(f"{key}.conv1", f"{path}/conv_1"),
     *dense(f"{key}.time_emb_proj", f"{path}/film"),
     *norm(f"{key}.norm2", f"{path}/norm_2"),
-    *_conv(f"{key}.conv2", f"{path}/conv_2"),
-    *_conv(f"{key}.conv_shortcut", f"{path}/around"),
+    *conv(f"{key}.conv2", f"{path}/conv_2"),
+    *conv(f"{key}.conv_shortcut", f"{path}/around"),
   )
 
 
@@ -44,7 +39,7 @@ def _attention(key: str, path: str) -> tuple[Row, ...]:
 
 TABLE = Table(
   rows=(
-    *_conv("conv_in", "conv_in"),
+    *conv("conv_in", "conv_in"),
     *dense("time_embedding.linear_1", "time/hidden"),
     *dense("time_embedding.linear_2", "time/out"),
     *dense("class_embedding.linear_1", "noise_level/hidden"),
@@ -60,15 +55,15 @@ TABLE = Table(
     *_block("down_blocks.{}.resnets.{}", "down_{}/block_{}"),
     *_attention("down_blocks.{}.attentions.{}", "down_{}/block_{}/attention"),
     *_block("down_blocks.{}.downsamplers.0", "down_{}/downsample"),
-    *_conv("down_blocks.{}.downsamplers.0.conv", "down_{}/downsample/conv"),
+    *conv("down_blocks.{}.downsamplers.0.conv", "down_{}/downsample/conv"),
     *_block("mid_block.resnets.{}", "middle_{}"),
     *_attention("mid_block.attentions.{}", "middle_{}/attention"),
     *_block("up_blocks.{}.resnets.{}", "up_{}/block_{}"),
     *_attention("up_blocks.{}.attentions.{}", "up_{}/block_{}/attention"),
     *_block("up_blocks.{}.upsamplers.0", "up_{}/upsample"),
-    *_conv("up_blocks.{}.upsamplers.0.conv", "up_{}/upsample/conv"),
+    *conv("up_blocks.{}.upsamplers.0.conv", "up_{}/upsample/conv"),
     *norm("conv_norm_out", "norm"),
-    *_conv("conv_out", "conv_out"),
+    *conv("conv_out", "conv_out"),
     *dense("around", "around"),
   ),
 )

@@ -181,7 +181,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(folder):
 @pytest.mark.parametrize(
   ("settings", "problem"),
   [
-    ({"model_type": "bert"}, "type 'bert'; the known ones are clip, .*t5, UNet2DConditionModel, vit"),
+    ({"model_type": "bert"}, "type 'bert'; the known ones are clip, .*t5, UNet2DConditionModel, VQModel, vit"),
     ({"model_type": None, "_class_name": "UNet2DModel"}, "type 'UNet2DModel'; the known ones are clip"),
     ({"model_type": "t5", "feed_forward_proj": "relu"}, "feed_forward_proj is 'relu' in config.json"),
     ({"hidden_act": "relu"}, "hidden_act is 'relu' in config.json, but this model knows only 'gelu'"),
