@@ -1,4 +1,4 @@
-"""`dreamjax pretrain`: trains the encoders that come with dreamjax, on the toybox."""
+"""`dreamjax pretrain`: trains the networks that come with dreamjax, on the toybox."""
 
 import argparse
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ import tqdm
 from dreamjax.commands import configs, truth
 from dreamjax.data import tokenizer as tokenizers
 from dreamjax.data.examples import Examples
-from dreamjax.methods.pretraining import classifier, contrastive, generator, text
+from dreamjax.methods.pretraining import classifier, contrastive, generator, text, vqgan
 from dreamjax.methods.pretraining.task import Task
 from dreamjax.toybox import album, source, vocabulary, world
 from dreamjax.train.loop import fit
@@ -45,7 +45,7 @@ WORDS = {
 
 def add(commands: Any) -> None:
   """Adds the command to an argparse parser's."""
-  parser = commands.add_parser("pretrain", help="train the encoders that come with dreamjax")
+  parser = commands.add_parser("pretrain", help="train the networks that come with dreamjax")
   parser.add_argument("--config", required=True, metavar="FILE:VARIANT", help="such as configs/pretrain_encoders.py:t5")
   parser.add_argument("--workdir", type=pathlib.Path, required=True, help="for logs, checkpoints and the model")
   parser.set_defaults(run=run)
@@ -122,6 +122,8 @@ def make_task(config: ml_collections.ConfigDict) -> Task:
       probe = truth.toybox_encoders().probe
       judge = lambda pictures, texts: truth.accuracy(pictures, texts, probe)  # noqa: E731
     return generator.task(config, train, held_out, judge)
+  if config.task == "vqgan":
+    return vqgan.task(config, train, held_out)
   tokenizer = tokenizers.Tokenizer.load(config.tokenizer, config.length)
   if config.task == "clip":
     return contrastive.captions_task(config, train, held_out, tokenizer)

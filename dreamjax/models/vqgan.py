@@ -206,3 +206,24 @@ class VQGAN(nn.Module):
   def decode_vectors(self, z: Float[Array, "b h w e"]) -> Float[Array, "b h2 w2 3"]:
     """Pictures of vectors, be they of the codebook or not."""
     return self.decoder(self.after(z).astype(jnp.float32))
+
+
+class Discriminator(nn.Module):
+  """Tells pictures from reconstructions, patch by patch (Isola et al., 1611.07004, section 3.2.2).
+
+  Attributes:
+    widths: channels of the convolutions, each of which halves height and width.
+    groups: of the norms.
+  """
+
+  widths: tuple[int, ...]
+  groups: int = 32
+
+  @nn.compact
+  def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2"]:
+    """Logits: above 0 where a patch looks like one of a picture."""
+    x = images
+    for i, width in enumerate(self.widths):
+      x = nn.Conv(width, (4, 4), 2, padding=1, name=f"conv_{i}")(x)
+      x = nn.leaky_relu(GroupNorm(self.groups, EPS, name=f"norm_{i}")(x) if i else x, 0.2)
+    return nn.Conv(1, (4, 4), padding=1, name="conv_out")(x)[..., 0]
