@@ -8,9 +8,9 @@ safetensors file, bound to the weights that it was trained beside. The room stan
 
 from dreamjax.theta.files import Base, Card, Personalisation, content_hash, load, read_card, save
 from dreamjax.theta.intercept import apply
-from dreamjax.theta.kinds import Adapters, Full, LoRA, Theta, stack, unstack
+from dreamjax.theta.kinds import Adapters, Branches, Full, LoRA, Theta, stack, unstack
 
 __all__ = [
-  "Adapters", "Base", "Card", "Full", "LoRA", "Personalisation", "Theta", "apply", "content_hash", "load", "read_card",
-  "save", "stack", "unstack",
+  "Adapters", "Base", "Branches", "Card", "Full", "LoRA", "Personalisation", "Theta", "apply", "content_hash", "load",
+  "read_card", "save", "stack", "unstack",
 ]  # fmt: skip

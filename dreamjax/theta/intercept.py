@@ -11,10 +11,10 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from jaxtyping import Float
 
-from dreamjax.theta.kinds import AnyArray, Path, Theta
+from dreamjax.theta.kinds import AnyArray, Branches, Path, Theta
 
 
-def apply(module: nn.Module, params: dict[str, Any], theta: Theta | None, *args: Any, **kwargs: Any) -> Any:
+def apply(module: nn.Module, params: dict[str, Any], theta: Theta | Branches | None, *args: Any, **kwargs: Any) -> Any:
   """`module.apply({"params": params}, *args, **kwargs)` of the personalised module.
 
   Args:

@@ -230,6 +230,47 @@ class Adapters(struct.PyTreeNode):
 Theta = Full | LoRA | Adapters
 
 
+class Branches(struct.PyTreeNode):
+  """What several thetas put beside one module's parameters; under `jax.vmap` over it, each branch has its own.
+
+  Attributes:
+    collection: a tree that mirrors the modules; each leaf has an axis in front, over the branches.
+  """
+
+  collection: dict[str, Any]
+
+  @classmethod
+  def of(cls, params: dict[str, Any], thetas: Sequence["Theta | None"]) -> "Branches":
+    """Thetas side by side, be they of different kinds and ranks: what one lacks is zero, which changes nothing.
+
+    Args:
+      params: the base model's, which all branches share.
+      thetas: one for each branch; None for the base model itself.
+
+    Raises:
+      ValueError: if one is for another module, or changes the parameters themselves, as full weights do.
+    """
+    flat = []
+    for theta in thetas:
+      if isinstance(theta, Full):
+        raise ValueError("full weights are no branch beside others: they share no parameters with them")
+      flat.append({} if theta is None else flatten_dict(theta.expand(params)["theta"]))
+    collection = {}
+    for path in sorted({path for branch in flat for path in branch}):
+      shapes = [branch[path].shape for branch in flat if path in branch]
+      greatest = tuple(map(max, zip(*shapes, strict=True)))
+      rows = []
+      for branch in flat:
+        leaf = branch.get(path, jnp.zeros(greatest))
+        rows.append(jnp.pad(leaf, [(0, wide - own) for wide, own in zip(greatest, leaf.shape, strict=True)]))
+      collection[path] = jnp.stack(rows)
+    return cls(unflatten_dict(collection))
+
+  def expand(self, params: dict[str, Any]) -> dict[str, Any]:
+    """The variables that a module is applied with."""
+    return {"params": params, "theta": self.collection}
+
+
 def stack(thetas: Sequence[Any]) -> Any:
   """N thetas as one, for `jax.vmap`: each leaf has an axis in front, over the thetas.
 

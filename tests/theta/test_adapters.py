@@ -10,7 +10,7 @@ import pytest
 
 from dreamjax import theta as thetas
 from dreamjax.models import muse
-from dreamjax.theta import Adapters, Base, Card
+from dreamjax.theta import Adapters, Base, Branches, Card, Full, LoRA
 
 MODULE = muse.Muse(
   side=4, codebook=12, width=16, heads=2, mlp=24, depth=2, text_width=6, low_side=2, low_depth=1, low_codebook=10
@@ -98,6 +98,16 @@ def test_adapters_come_back_from_a_file(tmp_path, params, moved):
   np.testing.assert_array_equal(
     thetas.apply(MODULE, params, loaded, *INPUTS), thetas.apply(MODULE, params, theta, *INPUTS)
   )
+
+
+def test_branches_side_by_side_are_each_branch_alone(params, moved):
+  low = moved(LoRA.init(jax.random.key(2), params, 2, pattern="query|mlp/hidden"))
+  several = [None, moved(begin(params, True), 4), low, moved(begin(params, False, 5), 5)]
+  wanted = [thetas.apply(MODULE, params, theta, *INPUTS) for theta in several]
+  run = jax.jit(jax.vmap(lambda branch: thetas.apply(MODULE, params, branch, *INPUTS)))
+  np.testing.assert_allclose(run(Branches.of(params, several)), jnp.stack(wanted), atol=1e-4)
+  with pytest.raises(ValueError, match="full weights are no branch"):
+    Branches.of(params, [None, Full.init(params, "mlp")])
 
 
 def test_adapters_for_another_module_are_refused(params):

@@ -1,0 +1,310 @@
+"""Masked-token generation: a base transformer draws a picture's tokens from a text, a second one those of a larger one.
+
+Muse (Chang et al., 2301.00704). Each stage is a transformer and a VQGAN whose tokens it predicts, decoded in parallel.
+Guidance mixes what the network says of several branches, each a theta (or none) and a text, as eqs. 1 to 6 of StyleDrop
+(Sohn et al., 2306.00983) do; the branches are drawn side by side, in one program, over the same frozen parameters.
+
+The parameters are one tree: "text" for the text encoder, and for each stage an entry by its name, with "transformer"
+and "vqgan" in it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+import numpy as np
+
+from dreamjax.data.tokenizer import Tokenizer
+from dreamjax.generators.cascade import TEXT, Text, keys_of, read
+from dreamjax.masked import guidance
+from dreamjax.masked.decoding import decode
+from dreamjax.models.muse import Muse
+from dreamjax.models.t5 import T5Encoder
+from dreamjax.models.vqgan import VQGAN
+from dreamjax.theta import Base, Branches, Theta, content_hash
+from dreamjax.theta import apply as apply_theta
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+  """How a stage's tokens are decoded.
+
+  Attributes:
+    steps: how often the network is asked.
+    temperature: of the choice of tokens that are kept.
+    lambda_a: guidance from the frozen generator to the one with a theta; of no meaning without one.
+    lambda_b: guidance from the negative prompt to the prompt; 0 for none.
+    rises: whether guidance begins at none and rises linearly over the steps, as in Muse.
+  """
+
+  steps: int = 36
+  temperature: float = 4.5
+  lambda_a: float = 2.0
+  lambda_b: float = 5.0
+  rises: bool = False
+
+  def __post_init__(self) -> None:
+    """Raises ValueError for what cannot be."""
+    if self.steps < 1:
+      raise ValueError(f"decoding takes one step or more, not {self.steps}")
+    if self.temperature < 0:
+      raise ValueError(f"the temperature of the choice is at least 0, not {self.temperature}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenStage:
+  """One stage.
+
+  Attributes:
+    name: of the stage, and of its part of the parameters.
+    transformer: the network that predicts tokens, which also says whether it sees those of a smaller picture.
+    vqgan: whose tokens they are.
+    decoding: how they are decoded unless it is told otherwise.
+  """
+
+  name: str
+  transformer: Muse
+  vqgan: VQGAN
+  decoding: Decoding = Decoding()
+
+  def __post_init__(self) -> None:
+    """Raises ValueError for networks that do not go together."""
+    if self.transformer.codebook != self.vqgan.codebook:
+      known = f"{self.transformer.codebook} tokens, its VQGAN {self.vqgan.codebook}"
+      raise ValueError(f"stage {self.name}: the transformer knows {known}")
+
+  @property
+  def image(self) -> int:
+    """Side of the stage's pictures."""
+    return self.transformer.side * self.vqgan.factor
+
+  def predict(
+    self,
+    params: Any,
+    theta: Theta | Branches | None,
+    tokens: Int[Array, "b n"],
+    text: Text,
+    low: Int[Array, "b l"] | None = None,
+  ) -> Float[Array, "b n v"]:
+    """The logits of tokens, some of which are masked; see `Muse`."""
+    return apply_theta(self.transformer, params["transformer"], theta, tokens, text.tokens, text.mask, low)
+
+
+@dataclasses.dataclass(frozen=True)
+class Masked:
+  """A text encoder and stages, each of which makes larger pictures than the one before.
+
+  Attributes:
+    name: for people.
+    text_encoder: the network that reads.
+    tokenizer: the one that it was trained with.
+    stages: the base stage first.
+  """
+
+  name: str
+  text_encoder: T5Encoder
+  tokenizer: Tokenizer
+  stages: tuple[TokenStage, ...]
+
+  def __post_init__(self) -> None:
+    """Raises ValueError for stages that do not go together."""
+    for small, large in zip(self.stages, self.stages[1:], strict=False):
+      wanted = (small.transformer.side, small.transformer.codebook)
+      if (found := (large.transformer.low_side, large.transformer.low_codebook)) != wanted:
+        raise ValueError(f"stage {large.name} sees {found} tokens and words, but {small.name} draws {wanted}")
+
+  @property
+  def resolution(self) -> int:
+    """Side of the finished pictures."""
+    return self.stages[-1].image
+
+  def stage(self, name: str) -> TokenStage:
+    """The stage of this name; ValueError if there is none."""
+    for stage in self.stages:
+      if stage.name == name:
+        return stage
+    raise ValueError(f"{self.name} has no stage {name!r}; there are: {', '.join(stage.name for stage in self.stages)}")
+
+  def base(self, params: Any) -> Base:
+    """What a theta that is trained beside these parameters is bound to."""
+    return Base(self.name, content_hash(params))
+
+  def encode(self, params: Any, texts: Sequence[str]) -> Text:
+    """Reads texts, in which [V] is already replaced."""
+    ids, mask = self.tokenizer(texts)
+    return _encode(self.text_encoder, params[TEXT], ids, mask)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(encoder: T5Encoder, params: Any, ids: Array, mask: Array) -> Text:
+  return read(encoder, params, None, ids, mask)
+
+
+def draw_tokens(
+  stage: TokenStage,
+  decoding: Decoding,
+  params: Any,
+  branches: Branches,
+  texts: Text,
+  weights: Float[Array, " k"],
+  keys: Key[Array, " b"],
+  low: Int[Array, "b l"] | None = None,
+) -> Int[Array, "b n"]:
+  """Decodes one stage. Jittable, with the first two arguments static.
+
+  Args:
+    stage: which.
+    decoding: how; its lambdas have no meaning here, for they are in the weights.
+    params: the stage's.
+    branches: k thetas side by side.
+    texts: of each branch, [k, b, n, d].
+    weights: of the branches; their sum is 1.
+    keys: one a picture, on which alone its noise depends.
+    low: tokens of the stage before.
+  """
+  count, length = keys.shape[0], stage.transformer.side**2
+
+  def predict(tokens: Array, progress: Array) -> Array:
+    one = lambda branch, text: stage.predict(params, branch, tokens, text, low)  # noqa: E731
+    logits = jax.vmap(one)(branches, texts)
+    return guidance.mix(logits, guidance.rising(weights, progress) if decoding.rises else weights)
+
+  nothing = jnp.zeros((count, length), jnp.int32)
+  unknown: Bool[Array, "b n"] = jnp.ones((count, length), bool)
+  options = {"mask_id": stage.transformer.mask_id, "steps": decoding.steps, "temperature": decoding.temperature}
+  return decode(predict, nothing, unknown, keys, **options)
+
+
+def draw(
+  stages: tuple[TokenStage, ...],
+  decodings: tuple[Decoding, ...],
+  params: Any,
+  branches: Mapping[str, Branches],
+  texts: Text,
+  weights: tuple[Float[Array, " k"], ...],
+  keys: Key[Array, " b"],
+) -> tuple[Float[Array, "b _ _ 3"], ...]:
+  """Decodes stage after stage, and their pictures, in one program. Jittable, with the first two arguments static.
+
+  Args:
+    stages: the base stage first.
+    decodings: one for each.
+    params: by the names of stages.
+    branches: by the names of stages, k thetas side by side.
+    texts: of each branch.
+    weights: of the branches, for each stage.
+    keys: one a picture.
+
+  Returns:
+    The pictures of each stage, in [-1, 1].
+  """
+  drawn, low = [], None
+  for number, (stage, decoding, own) in enumerate(zip(stages, decodings, weights, strict=True)):
+    folded = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+    mine = params[stage.name]
+    low = draw_tokens(stage, decoding, mine, branches[stage.name], texts, own, folded, low)
+    pictures = stage.vqgan.apply({"params": mine["vqgan"]}, low, method="decode")
+    drawn.append(jnp.clip(pictures, -1, 1))
+  return tuple(drawn)
+
+
+_draw = jax.jit(draw, static_argnums=(0, 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Wish:
+  """What is to be drawn, branch by branch.
+
+  Attributes:
+    prompts: of each branch but the first, which has the negative one; [V] already replaced.
+    thetas: of each branch but the first, by the names of stages; None for the frozen generator.
+    gamma: None, or where there are two thetas, how much of the second there is.
+  """
+
+  prompts: tuple[str, ...]
+  thetas: tuple[Mapping[str, Theta] | None, ...]
+  gamma: float | None = None
+
+
+def plain(prompt: str) -> Wish:
+  """The frozen generator (eq. 1)."""
+  return Wish((prompt,), (None,))
+
+
+def styled(prompt: str, theta: Mapping[str, Theta]) -> Wish:
+  """One theta (eq. 4)."""
+  return Wish((prompt, prompt), (None, theta))
+
+
+def mixed(
+  style_prompt: str, style: Mapping[str, Theta], subject_prompt: str, subject: Mapping[str, Theta], gamma: float
+) -> Wish:
+  """Two thetas (eqs. 5 and 6)."""
+  prompts = (style_prompt, style_prompt, subject_prompt, subject_prompt)
+  return Wish(prompts, (None, style, None, subject), gamma)
+
+
+def branch_weights(wish: Wish, decoding: Decoding) -> Float[np.ndarray, " k"]:
+  """The weights of a wish's branches, the negative one's first."""
+  match len(wish.prompts):
+    case 1:
+      return guidance.plain(decoding.lambda_b)
+    case 2:
+      return guidance.adapted(decoding.lambda_a, decoding.lambda_b)
+    case _:
+      return guidance.two_thetas(wish.gamma or 0.0, decoding.lambda_a, decoding.lambda_b)
+
+
+def batches(
+  generator: Masked,
+  params: Any,
+  wishes: Sequence[Wish],
+  *,
+  decodings: Sequence[Decoding] | None = None,
+  negative: str = "",
+  seed: int = 0,
+  first: int = 0,
+  size: int = 8,
+) -> Iterator[tuple[Float[np.ndarray, "b _ _ 3"], ...]]:
+  """Pictures of all stages, `size` at a time, as they are drawn.
+
+  Args:
+    generator: which.
+    params: its parameters.
+    wishes: one a picture; all with the same thetas and gamma.
+    decodings: one for each stage; by default each stage's own. Fewer draw fewer stages.
+    negative: what guidance leads away from.
+    seed: of all noise.
+    first: the number of the first picture: picture i of a seed is the same whatever is drawn beside it.
+    size: how many are drawn at once.
+
+  Raises:
+    ValueError: if the wishes differ in their thetas.
+  """
+  decodings = tuple(decodings or (stage.decoding for stage in generator.stages))
+  stages = generator.stages[: len(decodings)]
+  thetas = wishes[0].thetas
+  if any(wish.thetas is not thetas and wish.thetas != thetas or wish.gamma != wishes[0].gamma for wish in wishes):
+    raise ValueError("pictures that are drawn together have the same thetas")
+  branches = {
+    stage.name: Branches.of(
+      params[stage.name]["transformer"], [None, *(None if x is None else x.get(stage.name) for x in thetas)]
+    )
+    for stage in stages
+  }
+  weights = tuple(jnp.asarray(branch_weights(wishes[0], decoding)) for decoding in decodings)
+  distinct = list(dict.fromkeys(prompt for wish in wishes for prompt in wish.prompts))
+  read = generator.encode(params, [negative, *distinct])
+  rows = np.array([[0, *(1 + distinct.index(prompt) for prompt in wish.prompts)] for wish in wishes])
+  used = {stage.name: params[stage.name] for stage in stages}
+  for start in range(0, len(wishes), size):
+    count = min(size, len(wishes) - start)
+    places = start + np.minimum(np.arange(size), count - 1)  # the last batch is filled up, so that one program does all
+    texts = jax.tree.map(lambda x, places=places: x[rows[places].T], read)
+    keys = keys_of(seed, first + places)
+    drawn = _draw(stages, decodings, used, branches, texts, weights, keys)
+    yield tuple(picture[:count] for picture in jax.device_get(drawn))
