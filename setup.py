@@ -20,7 +20,7 @@ setuptools.setup(
   package_dir={"dreamjax.configs": "configs"},
   package_data={
     "dreamjax.eval": ["*.html", "published/*.json"],
-    "dreamjax.toybox": ["protocols/*.json", "weights/*/*.json", "weights/*/*.safetensors"],
+    "dreamjax.toybox": ["protocols/*.json", "weights/**/*.json", "weights/**/*.safetensors"],
   },
   entry_points={"console_scripts": ["dreamjax = dreamjax.cli:main"]},
   install_requires=[

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Draws the toybox into a folder, in a virtual environment that it makes: ./launch/demo.sh [FOLDER]
+# Teaches the toybox's cascade a toy that it has never seen from four photos, and draws that toy everywhere, in a virtual
+# environment that it makes: ./launch/demo.sh [FOLDER]
 set -euo pipefail
 out=${1:-}
 [[ -z $out || $out == /* ]] || out=$PWD/$out
@@ -7,8 +8,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/venv.sh
 source launch/venv.sh
 
-out=${out:-$PWD/demo/toybox}
+out=${out:-$PWD/demo}
 use_venv .
-"$venv/bin/dreamjax" toybox --out "$out" --overwrite
+"$venv/bin/dreamjax" demo --out "$out"
 [[ -f $out/sheet.png ]] || { echo "the demo left no $out/sheet.png" >&2; exit 1; }
 echo "Look at $out/sheet.png"
