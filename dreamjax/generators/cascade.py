@@ -10,37 +10,23 @@ The parameters of a cascade are one tree: "text" for the text encoder, and one e
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Float, Key
 import numpy as np
 
 from dreamjax.data.identifiers import PLACEHOLDER, fill
-from dreamjax.data.tokenizer import Tokenizer
 from dreamjax.diffusion import guidance, process, samplers
 from dreamjax.diffusion.resolution import enlarge
 from dreamjax.diffusion.schedules import Schedule, Table, spaced_times, uniform_times
-from dreamjax.models.t5 import T5Encoder
+from dreamjax.generators.generator import TEXT, Generator, Text, keys_of
 from dreamjax.models.unet import UNet
-from dreamjax.theta import Base, Personalisation, Theta, content_hash
+from dreamjax.theta import Personalisation, Theta
 from dreamjax.theta import apply as apply_theta
 
-TEXT = "text"  # the text encoder's name among the parts of a cascade
 SAMPLERS = ("ancestral", "ddim", "dpm")
-
-
-class Text(NamedTuple):
-  """Texts as the stages see them.
-
-  Attributes:
-    tokens: what the text encoder makes of them.
-    mask: true where there is a token.
-  """
-
-  tokens: Float[Array, "b n d"]
-  mask: Bool[Array, "b n"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,57 +118,13 @@ def timestep(t: Float[Array, " b"]) -> Float[Array, " b"]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cascade:
-  """A text encoder and stages, each of which makes larger pictures than the one before.
-
-  Attributes:
-    name: for people.
-    text_encoder: the network that reads.
-    tokenizer: the one that it was trained with.
-    stages: the base stage first.
-  """
-
-  name: str
-  text_encoder: T5Encoder
-  tokenizer: Tokenizer
-  stages: tuple[Stage, ...]
+class Cascade(Generator[Stage]):
+  """A text encoder and stages of diffusion."""
 
   @property
   def resolution(self) -> int:
     """Side of the finished pictures."""
     return self.stages[-1].unet.image
-
-  def stage(self, name: str) -> Stage:
-    """The stage of this name; ValueError if there is none."""
-    for stage in self.stages:
-      if stage.name == name:
-        return stage
-    raise ValueError(f"{self.name} has no stage {name!r}; there are: {', '.join(stage.name for stage in self.stages)}")
-
-  def base(self, params: Any) -> Base:
-    """What a theta that is trained beside these parameters is bound to."""
-    return Base(self.name, content_hash(params))
-
-  def encode(self, params: Any, texts: Sequence[str], theta: Theta | None = None) -> Text:
-    """Reads texts.
-
-    Args:
-      params: the cascade's.
-      texts: the prompts, [V] already replaced.
-      theta: the text encoder's, if it was tuned.
-    """
-    ids, mask = self.tokenizer(texts)
-    return _encode(self.text_encoder, params[TEXT], theta, ids, mask)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _encode(encoder: T5Encoder, params: Any, theta: Theta | None, ids: Array, mask: Array) -> Text:
-  return read(encoder, params, theta, ids, mask)
-
-
-def read(encoder: T5Encoder, params: Any, theta: Theta | None, ids: Array, mask: Array) -> Text:
-  """Token ids [b, n] to what the stages see; differentiable."""
-  return Text(apply_theta(encoder, params, theta, ids, mask)[0], mask)
 
 
 def draw_stage(
@@ -282,12 +224,6 @@ def draw_cascade(
 
 
 _draw_cascade = jax.jit(draw_cascade, static_argnums=(0, 1))
-
-
-def keys_of(seed: int, numbers: Sequence[int] | np.ndarray) -> Key[Array, " b"]:
-  """The keys of the pictures with these numbers."""
-  root = jax.random.key(seed)
-  return jax.vmap(lambda number: jax.random.fold_in(root, number))(jnp.asarray(numbers, jnp.uint32))
 
 
 def batches(

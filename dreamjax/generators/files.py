@@ -15,7 +15,8 @@ from dreamjax import theta
 from dreamjax.convert import pretrained
 from dreamjax.data.tokenizer import Tokenizer
 from dreamjax.diffusion.schedules import Cosine, Schedule, Table
-from dreamjax.generators.cascade import TEXT, Cascade, Sampling, Stage
+from dreamjax.generators.cascade import Cascade, Sampling, Stage
+from dreamjax.generators.generator import TEXT
 from dreamjax.models.t5 import T5Encoder
 from dreamjax.models.unet import UNet
 from dreamjax.theta import Personalisation

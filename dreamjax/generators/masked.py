@@ -4,28 +4,25 @@ Muse (Chang et al., 2301.00704). Each stage is a transformer and a VQGAN whose t
 Guidance mixes what the network says of several branches, each a theta (or none) and a text, as eqs. 1 to 6 of StyleDrop
 (Sohn et al., 2306.00983) do; the branches are drawn side by side, in one program, over the same frozen parameters.
 
-The parameters are one tree: "text" for the text encoder, and for each stage an entry by its name, with "transformer"
-and "vqgan" in it.
+In the parameters a stage's entry holds "transformer" and "vqgan".
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 import numpy as np
 
-from dreamjax.data.tokenizer import Tokenizer
-from dreamjax.generators.cascade import TEXT, Text, keys_of, read
+from dreamjax.diffusion.process import fold
+from dreamjax.generators.generator import Generator, Text, keys_of
 from dreamjax.masked import guidance
 from dreamjax.masked.decoding import decode
 from dreamjax.models.muse import Muse
-from dreamjax.models.t5 import T5Encoder
 from dreamjax.models.vqgan import VQGAN
-from dreamjax.theta import Base, Branches, Theta, content_hash
+from dreamjax.theta import Branches, Theta
 from dreamjax.theta import apply as apply_theta
 
 
@@ -95,20 +92,8 @@ class TokenStage:
 
 
 @dataclasses.dataclass(frozen=True)
-class Masked:
-  """A text encoder and stages, each of which makes larger pictures than the one before.
-
-  Attributes:
-    name: for people.
-    text_encoder: the network that reads.
-    tokenizer: the one that it was trained with.
-    stages: the base stage first.
-  """
-
-  name: str
-  text_encoder: T5Encoder
-  tokenizer: Tokenizer
-  stages: tuple[TokenStage, ...]
+class Masked(Generator[TokenStage]):
+  """A text encoder and stages of masked tokens."""
 
   def __post_init__(self) -> None:
     """Raises ValueError for stages that do not go together."""
@@ -121,27 +106,6 @@ class Masked:
   def resolution(self) -> int:
     """Side of the finished pictures."""
     return self.stages[-1].image
-
-  def stage(self, name: str) -> TokenStage:
-    """The stage of this name; ValueError if there is none."""
-    for stage in self.stages:
-      if stage.name == name:
-        return stage
-    raise ValueError(f"{self.name} has no stage {name!r}; there are: {', '.join(stage.name for stage in self.stages)}")
-
-  def base(self, params: Any) -> Base:
-    """What a theta that is trained beside these parameters is bound to."""
-    return Base(self.name, content_hash(params))
-
-  def encode(self, params: Any, texts: Sequence[str]) -> Text:
-    """Reads texts, in which [V] is already replaced."""
-    ids, mask = self.tokenizer(texts)
-    return _encode(self.text_encoder, params[TEXT], ids, mask)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _encode(encoder: T5Encoder, params: Any, ids: Array, mask: Array) -> Text:
-  return read(encoder, params, None, ids, mask)
 
 
 def draw_tokens(
@@ -174,7 +138,7 @@ def draw_tokens(
     return guidance.mix(logits, guidance.rising(weights, progress) if decoding.rises else weights)
 
   nothing = jnp.zeros((count, length), jnp.int32)
-  unknown: Bool[Array, "b n"] = jnp.ones((count, length), bool)
+  unknown = jnp.ones((count, length), bool)
   options = {"mask_id": stage.transformer.mask_id, "steps": decoding.steps, "temperature": decoding.temperature}
   return decode(predict, nothing, unknown, keys, **options)
 
@@ -204,7 +168,7 @@ def draw(
   """
   drawn, low = [], None
   for number, (stage, decoding, own) in enumerate(zip(stages, decodings, weights, strict=True)):
-    folded = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+    folded = fold(keys, number)
     mine = params[stage.name]
     low = draw_tokens(stage, decoding, mine, branches[stage.name], texts, own, folded, low)
     pictures = stage.vqgan.apply({"params": mine["vqgan"]}, low, method="decode")
@@ -222,12 +186,12 @@ class Wish:
   Attributes:
     prompts: of each branch but the first, which has the negative one; [V] already replaced.
     thetas: of each branch but the first, by the names of stages; None for the frozen generator.
-    gamma: None, or where there are two thetas, how much of the second there is.
+    gamma: where there are two thetas, how much of the second there is.
   """
 
   prompts: tuple[str, ...]
   thetas: tuple[Mapping[str, Theta] | None, ...]
-  gamma: float | None = None
+  gamma: float = 0.0
 
 
 def plain(prompt: str) -> Wish:
@@ -256,7 +220,7 @@ def branch_weights(wish: Wish, decoding: Decoding) -> Float[np.ndarray, " k"]:
     case 2:
       return guidance.adapted(decoding.lambda_a, decoding.lambda_b)
     case _:
-      return guidance.two_thetas(wish.gamma or 0.0, decoding.lambda_a, decoding.lambda_b)
+      return guidance.two_thetas(wish.gamma, decoding.lambda_a, decoding.lambda_b)
 
 
 def batches(

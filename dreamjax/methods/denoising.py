@@ -18,7 +18,8 @@ from jaxtyping import Array, Float
 from dreamjax.data.photos import Rows
 from dreamjax.diffusion import losses, process
 from dreamjax.diffusion.resolution import enlarge, shrink
-from dreamjax.generators.cascade import TEXT, Stage, Text, read
+from dreamjax.generators.cascade import Stage
+from dreamjax.generators.generator import TEXT, Text, read
 from dreamjax.models.t5 import T5Encoder
 from dreamjax.train.step import Loss
 

@@ -30,7 +30,8 @@ from dreamjax.data.photos import Photos, Rows
 from dreamjax.data.photos import read as read_photos
 from dreamjax.diffusion.resolution import shrink
 from dreamjax.generators import cascade as cascades
-from dreamjax.generators.cascade import TEXT, Cascade, Sampling, Stage
+from dreamjax.generators.cascade import Cascade, Sampling, Stage
+from dreamjax.generators.generator import TEXT
 from dreamjax.methods.denoising import Recipe, stage_loss
 from dreamjax.theta import Base, Card, Full, LoRA, Personalisation, Theta
 from dreamjax.train.logs import Sheet

@@ -158,9 +158,7 @@ def load(path: pathlib.Path, base: Base) -> Personalisation:
   thetas = {}
   for part, description in kinds.items():
     kind, settings = description["kind"], {key: x for key, x in description.items() if key != "kind"}
-    if kind == "adapters":
-      settings["places"] = tuple(tuple(row) for row in settings["places"])  # JSON has lists only
-    thetas[part] = KINDS[kind](weights=weights[part], **settings)
+    thetas[part] = KINDS[kind](weights=weights[part], **{key: _frozen(x) for key, x in settings.items()})
   return Personalisation(thetas, card)
 
 
@@ -168,6 +166,11 @@ def _describe(theta: Theta) -> dict[str, Any]:
   """A theta without its weights."""
   settings = {field.name: getattr(theta, field.name) for field in dataclasses.fields(theta) if field.name != "weights"}
   return {"kind": next(name for name, kind in KINDS.items() if type(theta) is kind), **settings}
+
+
+def _frozen(setting: Any) -> Any:
+  """A setting as it was before JSON, which has lists only, made lists of its tuples."""
+  return tuple(map(_frozen, setting)) if isinstance(setting, list) else setting
 
 
 def _read(path: pathlib.Path) -> tuple[Card, dict[str, dict[str, Any]], str]:

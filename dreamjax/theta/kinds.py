@@ -187,10 +187,11 @@ class Adapters(struct.PyTreeNode):
       ValueError: if the model has no such module, or those of a row differ in width.
     """
     places = tuple(tuple(row) for row in places)
+    flat = flatten_dict(params, sep="/")
     truncated = jax.nn.initializers.truncated_normal(std)
     weights = {}
     for i, row in enumerate(places):
-      widths = {path: _width(params, path) for path in row}
+      widths = {path: _width(flat, path) for path in row}
       if len(set(widths.values())) != 1:
         raise ValueError(f"adapters of one row stand behind modules of one width, not of {widths}")
       width = widths[row[0]]
@@ -203,16 +204,15 @@ class Adapters(struct.PyTreeNode):
           "own_up": jnp.zeros((len(row), width)),
         }
       else:
-        flat = truncated(draw, (len(row), width * channels))
         weights[f"row_{i}"] = {
-          "down": flat.reshape(len(row), width, channels),
+          "down": truncated(draw, (len(row), width, channels)),
           "up": jnp.zeros((len(row), channels, width)),
         }
     return cls(weights, places)
 
   def expand(self, params: dict[str, Any]) -> dict[str, Any]:
     """The variables that the adapted module is applied with. ValueError if `params` are those of another module."""
-    collection = {}
+    flat, collection = flatten_dict(params, sep="/"), {}
     for i, row in enumerate(self.places):
       tables = self.weights[f"row_{i}"]
       down, up = tables["down"], tables["up"]
@@ -220,7 +220,7 @@ class Adapters(struct.PyTreeNode):
         down = down[None] + tables["own_down"][:, None]
         up = up[None] + tables["own_up"][:, None]
       for path, a, b in zip(row, down, up, strict=True):
-        if (width := _width(params, path)) != len(a):
+        if (width := _width(flat, path)) != len(a):
           raise ValueError(f"the theta is for {path} of width {len(a)}, but here it is {width}")
         layer = tuple(path.split("/"))
         collection[*layer, "adapter_down"], collection[*layer, "adapter_up"] = a, b
@@ -293,9 +293,8 @@ def unstack(stacked: Any) -> list[Any]:
   return [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(count)]
 
 
-def _width(params: dict[str, Any], path: str) -> int:
-  """Channels that leave a module; ValueError if there is no such module."""
-  flat = flatten_dict(params, sep="/")
+def _width(flat: dict[str, Any], path: str) -> int:
+  """Channels that leave a module, by the flat parameters; ValueError if there is no such module."""
   if (name := f"{path}/out/kernel") not in flat:
     raise ValueError(f"the theta is for {path}, which this model does not have, or which has no layer 'out'")
   return int(flat[name].shape[-1])

@@ -8,7 +8,7 @@ import pytest
 from dreamjax import theta as thetas
 from dreamjax.data import tokenizer as tokenizers
 from dreamjax.generators import masked
-from dreamjax.generators.cascade import keys_of
+from dreamjax.generators.generator import keys_of
 from dreamjax.masked.decoding import decode
 from dreamjax.models.muse import Muse
 from dreamjax.models.t5 import T5Encoder

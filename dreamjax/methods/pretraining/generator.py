@@ -22,6 +22,7 @@ from dreamjax.data.tokenizer import Tokenizer
 from dreamjax.diffusion.resolution import shrink
 from dreamjax.diffusion.schedules import Cosine
 from dreamjax.generators import cascade, files
+from dreamjax.generators.generator import TEXT
 from dreamjax.methods.denoising import Recipe, stage_loss
 from dreamjax.methods.pretraining.task import Task, signed, warm
 from dreamjax.models.t5 import T5Encoder
@@ -80,7 +81,7 @@ def task(
     weights = warm(weights, pretrained.load(config.start)[1])
   order = epochs(len(examples), config.batch, config.seed)
   null = tuple(jnp.asarray(x) for x in tokenizer([""]))
-  frozen = {cascade.TEXT: text_params, stage.name: jax.device_get(weights), "null": null}
+  frozen = {TEXT: text_params, stage.name: jax.device_get(weights), "null": null}
 
   def prepared(theta: Any, frozen: Any, batch: Any, key: jax.Array) -> Any:
     image = shrink(signed(batch["images"]), side)
@@ -99,7 +100,7 @@ def task(
   evaluate = None if stage.unet.low_res else judge
 
   def draw(theta: Any, count: int) -> np.ndarray:
-    params = {cascade.TEXT: text_params, stage.name: theta[stage.name].weights}
+    params = {TEXT: text_params, stage.name: theta[stage.name].weights}
     if not stage.unet.low_res:
       return cascade.sample(drawn, params, prompts[:count], seed=config.seed, size=16)
     small = shrink(signed(jnp.asarray(held_out.pictures(indices[:count]))), config.small)

@@ -1,0 +1,100 @@
+"""What all generators are: a text encoder that reads, and stages that draw, each a description beside parameters.
+
+The parameters are one tree: "text" for the text encoder, and one entry for each stage, by its name.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+import numpy as np
+
+from dreamjax.data.tokenizer import Tokenizer
+from dreamjax.models.t5 import T5Encoder
+from dreamjax.theta import Base, Theta, content_hash
+from dreamjax.theta import apply as apply_theta
+
+TEXT = "text"  # the text encoder's name among the parts of a generator
+
+
+@runtime_checkable
+class Named(Protocol):
+  """A stage, whatever it draws with."""
+
+  @property
+  def name(self) -> str:
+    """Of the stage, and of its part of the parameters."""
+
+
+S = TypeVar("S", bound=Named)
+
+
+class Text(NamedTuple):
+  """Texts as the stages see them.
+
+  Attributes:
+    tokens: what the text encoder makes of them.
+    mask: true where there is a token.
+  """
+
+  tokens: Float[Array, "b n d"]
+  mask: Bool[Array, "b n"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Generator(Generic[S]):
+  """A text encoder and stages, each of which makes larger pictures than the one before.
+
+  Attributes:
+    name: for people.
+    text_encoder: the network that reads.
+    tokenizer: the one that it was trained with.
+    stages: the base stage first.
+  """
+
+  name: str
+  text_encoder: T5Encoder
+  tokenizer: Tokenizer
+  stages: tuple[S, ...]
+
+  def stage(self, name: str) -> S:
+    """The stage of this name; ValueError if there is none."""
+    for stage in self.stages:
+      if stage.name == name:
+        return stage
+    raise ValueError(f"{self.name} has no stage {name!r}; there are: {', '.join(stage.name for stage in self.stages)}")
+
+  def base(self, params: Any) -> Base:
+    """What a theta that is trained beside these parameters is bound to."""
+    return Base(self.name, content_hash(params))
+
+  def encode(self, params: Any, texts: Sequence[str], theta: Theta | None = None) -> Text:
+    """Reads texts.
+
+    Args:
+      params: the generator's.
+      texts: the prompts, [V] already replaced.
+      theta: the text encoder's, if it was tuned.
+    """
+    ids, mask = self.tokenizer(texts)
+    return _encode(self.text_encoder, params[TEXT], theta, ids, mask)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(encoder: T5Encoder, params: Any, theta: Theta | None, ids: Array, mask: Array) -> Text:
+  return read(encoder, params, theta, ids, mask)
+
+
+def read(encoder: T5Encoder, params: Any, theta: Theta | None, ids: Array, mask: Array) -> Text:
+  """Token ids [b, n] to what the stages see; differentiable."""
+  return Text(apply_theta(encoder, params, theta, ids, mask)[0], mask)
+
+
+def keys_of(seed: int, numbers: Sequence[int] | np.ndarray) -> Key[Array, " b"]:
+  """The keys of the pictures with these numbers."""
+  root = jax.random.key(seed)
+  return jax.vmap(lambda number: jax.random.fold_in(root, number))(jnp.asarray(numbers, jnp.uint32))
