@@ -29,7 +29,7 @@ def get_config(which: str = "base") -> ml_collections.ConfigDict:
   config.task, config.stage, config.name = "stage", which, "toybox-cascade"
   if which == "cascade":
     config.text_encoder, config.stages = "dreamjax/toybox/weights/t5", ("runs/base/model", "runs/sr/model")
-    config.task = which
+    config.task = "join"
     return config
   config.seed = 0
   config.start = ""  # the folder of a stage to go on from; "" for nothing

@@ -1,8 +1,13 @@
 """Trains the parts of toybox-muse, each by itself.
 
 dreamjax pretrain --config configs/pretrain_muse.py:vqgan --workdir runs/vqgan
+dreamjax pretrain --config configs/pretrain_muse.py:vqgan_small --workdir runs/vqgan_small
+dreamjax pretrain --config configs/pretrain_muse.py:base --workdir runs/muse_base
+dreamjax pretrain --config configs/pretrain_muse.py:sr --workdir runs/muse_sr
+dreamjax pretrain --config configs/pretrain_muse.py:muse --workdir runs/muse
 
-The VQGAN comes first: what is trained behind it sees its tokens. The first run draws the album of pictures.
+The VQGANs come first, the one of small pictures from the other: what is trained behind them sees their tokens. The last
+command joins both transformers into the folder runs/muse/model, a generator. The first run draws the album of pictures.
 """
 
 import ml_collections
@@ -12,13 +17,47 @@ from dreamjax.train.optimizer import default_config as optimizer
 
 def get_config(which: str = "vqgan") -> ml_collections.ConfigDict:
   """The config of one part."""
-  if which != "vqgan":
-    raise ValueError(f"which is vqgan, not {which!r}")
   config = ml_collections.ConfigDict()
-  config.task, config.seed = which, 0
+  if which == "muse":
+    config.task, config.text_encoder = "join", "dreamjax/toybox/weights/t5"
+    config.stages = ("runs/muse_base/model", "runs/muse_sr/model")
+    return config
+  config.seed = 0
   config.start = ""  # the folder of a model to go on from; "" for nothing
   config.albums, config.resolution, config.view = "runs/albums_128", 128, {}
   config.train, config.held_out = {"train": 12288}, {"subjects": 256}
+  config.log_every, config.save_every, config.judged = 50, 500, 256
+  config.optimizer = optimizer()
+  config.optimizer.learning_rate, config.optimizer.ema = 1e-3, 0.999
+  if which in ("vqgan", "vqgan_small"):
+    return _vqgan(config, small=which == "vqgan_small")
+  if which not in ("base", "sr"):
+    raise ValueError(f"which is vqgan, vqgan_small, base, sr or muse, not {which!r}")
+  config.task, config.stage, config.name = "tokens", which, "toybox-muse"
+  config.text_encoder, config.length = "dreamjax/toybox/weights/t5", 36
+  config.least, config.smoothing, config.drop = 0.0, 0.1, 0.1
+  if which == "base":
+    config.albums, config.resolution = "runs/albums_calm", 64
+    # The world of toybox-cascade's base stage: see configs/pretrain.py.
+    config.view = {"views": 0.4, "light": 0.4, "layout": 0.3, "clutter": 0.4, "fill": (0.72, 0.88)}
+    config.train, config.held_out = {"train": 49152}, {"subjects": 4096}
+    config.vqgan, config.image, config.low_vqgan, config.low_image = "runs/vqgan_small/model", 64, "", 0
+    config.model = {"width": 256, "heads": 8, "mlp": 1024, "depth": 8}
+    config.decoding = {"steps": 18, "temperature": 4.5, "lambda_a": 2.0, "lambda_b": 3.0, "rises": False}
+    config.batch, config.steps = 64, 20000
+  else:
+    config.vqgan, config.image = "runs/vqgan/model", 128
+    config.low_vqgan, config.low_image = "runs/vqgan_small/model", 64
+    config.model = {"width": 192, "heads": 6, "mlp": 768, "depth": 6, "low_depth": 2}
+    config.decoding = {"steps": 12, "temperature": 4.5, "lambda_a": 1.0, "lambda_b": 0.0, "rises": False}
+    config.batch, config.steps = 16, 10000
+  config.pieces = 1
+  return config
+
+
+def _vqgan(config: ml_collections.ConfigDict, small: bool) -> ml_collections.ConfigDict:
+  """A VQGAN of pictures of 128x128, or of 64x64."""
+  config.task = "vqgan"
   config.model = {
     "widths": (48, 96), "blocks": 1, "latent": 96, "embedding": 32, "codebook": 1024, "patch": 4, "groups": 8,
   }  # fmt: skip
@@ -26,8 +65,10 @@ def get_config(which: str = "vqgan") -> ml_collections.ConfigDict:
   config.perceptual = "dreamjax/toybox/weights/dino"
   config.likeness, config.adversarial, config.adversarial_from = 0.05, 0.1, 3000
   config.commitment, config.entropy, config.temperature = 0.25, 0.02, 0.1
-  config.batch, config.pieces, config.steps, config.judged = 16, 2, 6000, 256
-  config.log_every, config.save_every = 50, 500
-  config.optimizer = optimizer()
-  config.optimizer.learning_rate, config.optimizer.ema = 1e-3, 0.999
+  config.batch, config.pieces, config.steps = 16, 2, 6000
+  if small:
+    config.albums, config.resolution = "runs/albums_calm", 64
+    config.view = {"views": 0.4, "light": 0.4, "layout": 0.3, "clutter": 0.4, "fill": (0.72, 0.88)}
+    config.train, config.held_out = {"train": 49152}, {"subjects": 4096}
+    config.start, config.batch, config.steps, config.adversarial_from = "runs/vqgan/model", 64, 3000, 1000
   return config

@@ -16,7 +16,7 @@ import tqdm
 from dreamjax.commands import configs, truth
 from dreamjax.data import tokenizer as tokenizers
 from dreamjax.data.examples import Examples
-from dreamjax.methods.pretraining import classifier, contrastive, generator, text, vqgan
+from dreamjax.methods.pretraining import classifier, contrastive, generator, text, tokens, vqgan
 from dreamjax.methods.pretraining.task import Task
 from dreamjax.toybox import album, source, vocabulary, world
 from dreamjax.train.loop import fit
@@ -116,12 +116,13 @@ def make_task(config: ml_collections.ConfigDict) -> Task:
     return classifier.task(config, train, held_out)
   if config.task == "dino":
     return contrastive.photos_task(config, train, held_out)
-  if config.task == "stage":
+  if config.task in ("stage", "tokens"):
     judge = None
     if config.judged:
       probe = truth.toybox_encoders().probe
       judge = lambda pictures, texts: truth.accuracy(pictures, texts, probe)  # noqa: E731
-    return generator.task(config, train, held_out, judge)
+    module = generator if config.task == "stage" else tokens
+    return module.task(config, train, held_out, judge)
   if config.task == "vqgan":
     return vqgan.task(config, train, held_out)
   tokenizer = tokenizers.Tokenizer.load(config.tokenizer, config.length)
@@ -141,7 +142,7 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
   if config.task == "tokenizer":
     train_tokenizer(config, workdir / "model")
     return {}
-  if config.task == "cascade":
+  if config.task == "join":
     generator.join(config.stages, config.text_encoder, workdir / "model")
     return {}
   task = make_task(config)

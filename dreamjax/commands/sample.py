@@ -33,6 +33,9 @@ def add(commands: Any) -> None:
   parser.add_argument("--negative", default="", help="what guidance leads away from (default: nothing)")
   base = parser.add_argument_group("the base stage (default: as the model says)")
   base.add_argument("--guidance", type=float, help="weight w of u + w (c - u); 1 is no guidance")
+  base.add_argument(
+    "--interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="guide only at these times, of 0 to 1"
+  )
   base.add_argument("--sampler", choices=SAMPLERS)
   base.add_argument("--steps", type=int)
   sr = parser.add_argument_group("stages of super-resolution (default: as the model says)")
@@ -116,7 +119,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 
 def _samplings(args: argparse.Namespace, generator: Cascade, theta: Personalisation | None) -> list[Sampling]:
   """Each stage's own sampling, changed where the command line says so."""
-  base = {"guidance": args.guidance, "sampler": args.sampler, "steps": args.steps}
+  base = {"guidance": args.guidance, "interval": args.interval, "sampler": args.sampler, "steps": args.steps}
   larger = {"guidance": args.sr_guidance, "sampler": args.sr_sampler, "steps": args.sr_steps, "level": args.level}
   asked = [{key: value for key, value in fields.items() if value is not None} for fields in (base, larger)]
   own = zip(generator.stages, cascades.own_samplings(generator, theta), strict=True)

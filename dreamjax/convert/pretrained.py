@@ -14,9 +14,10 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from dreamjax.convert import clip, resnet, t5, unet, vit, vqgan
+from dreamjax.convert import clip, muse, resnet, t5, unet, vit, vqgan
 from dreamjax.convert.table import Table
 from dreamjax.models.clip import CLIP, TextTower, VisionTower
+from dreamjax.models.muse import Muse
 from dreamjax.models.resnet import Classifier, ResNet
 from dreamjax.models.t5 import T5Encoder
 from dreamjax.models.unet import UNet
@@ -50,6 +51,7 @@ KINDS = {
   "clip_text_model": _Kind(TextTower, clip.TEXT_TABLE, clip.read_text, clip.write_text, clip.text_inputs),
   "clip_vision_model": _Kind(VisionTower, clip.VISION_TABLE, clip.read_vision, clip.write_vision, clip.vision_inputs),
   "dreamjax_classifier": _Kind(Classifier, resnet.TABLE, resnet.read, resnet.write, resnet.inputs),
+  "dreamjax_muse": _Kind(Muse, muse.TABLE, muse.read, muse.write, muse.inputs),
   "dreamjax_resnet": _Kind(ResNet, resnet.TABLE, resnet.read_embedding, resnet.write_embedding, resnet.inputs),
   "dreamjax_unet": _UNET,
   "dreamjax_vqgan": _VQGAN,

@@ -21,7 +21,7 @@ from dreamjax.data.identifiers import PLACEHOLDER, fill
 from dreamjax.diffusion import guidance, process, samplers
 from dreamjax.diffusion.resolution import enlarge
 from dreamjax.diffusion.schedules import Schedule, Table, spaced_times, uniform_times
-from dreamjax.generators.generator import TEXT, Generator, Text, keys_of
+from dreamjax.generators.generator import TEXT, Generator, Text, keys_of, spread
 from dreamjax.models.unet import UNet
 from dreamjax.theta import Personalisation, Theta
 from dreamjax.theta import apply as apply_theta
@@ -37,6 +37,7 @@ class Sampling:
     sampler: one of `SAMPLERS`.
     steps: how many.
     guidance: the weight w of u + w (c - u); 1 leaves the unconditional half out.
+    interval: least and greatest of the times at which there is guidance.
     ratio: of dynamic thresholding (Imagen, section 2.3); 1 is nearly, and 0 exactly, static thresholding.
     level: how far the low-resolution picture is noised, as a time of the stage's augmentation schedule; for a stage
       that sees none it has no meaning.
@@ -45,6 +46,7 @@ class Sampling:
   sampler: str = "ddim"
   steps: int = 30
   guidance: float = 4.0
+  interval: tuple[float, float] = (0.0, 1.0)
   ratio: float = 0.995
   level: float = 0.0
 
@@ -56,6 +58,9 @@ class Sampling:
       raise ValueError(f"sampling takes one step or more, not {self.steps}")
     if not 0 <= self.ratio <= 1 or not 0 <= self.level <= 1:
       raise ValueError(f"ratio and level are from 0 to 1, not {self.ratio} and {self.level}")
+    object.__setattr__(self, "interval", tuple(self.interval))  # files have lists
+    if len(self.interval) != 2 or not 0 <= self.interval[0] < self.interval[1] <= 1:
+      raise ValueError(f"guidance has an interval of times within 0 and 1, not {self.interval}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +175,8 @@ def draw_stage(
       return said
     branches = said.reshape(2, count, *said.shape[1:])
     learned = said.shape[-1] > x_t.shape[-1]
-    return guidance.guide(branches, jnp.array([sampling.guidance]), learned_variance=learned)
+    weights = guidance.within_interval(jnp.array([sampling.guidance]), t, *sampling.interval)
+    return guidance.guide(branches, weights, learned_variance=learned)
 
   table = stage.schedule if isinstance(stage.schedule, Table) else None
   times = uniform_times(sampling.steps) if table is None else spaced_times(table, sampling.steps, "trailing")
@@ -269,19 +275,9 @@ def batches(
     count = min(size, len(prompts) - start)
     places = start + np.minimum(np.arange(size), count - 1)  # the last batch is filled up, so that one program does all
     text = jax.tree.map(lambda x, places=places: x[rows[places]], texts)
-    text, keys = _spread((text, keys_of(seed, first + places)), mesh)
+    text, keys = spread((text, keys_of(seed, first + places)), mesh)
     drawn = _draw_cascade(stages, samplings, used, tuned, text, null, keys)
     yield tuple(picture[:count] for picture in jax.device_get(drawn))
-
-
-def _spread(rows: Any, mesh: jax.sharding.Mesh | None) -> Any:
-  """Rows, spread over the devices of a mesh."""
-  if mesh is None:
-    return rows
-  devices = mesh.shape["data"] * mesh.shape["fsdp"]
-  if (count := len(jax.tree.leaves(rows)[0])) % devices:
-    raise ValueError(f"batches of {count} pictures cannot be divided over {devices} devices")
-  return jax.device_put(rows, jax.NamedSharding(mesh, jax.P(("data", "fsdp"))))
 
 
 def sample(

@@ -1,15 +1,17 @@
 """Generators as folders, and the names of those that come with dreamjax.
 
 A folder holds `model_index.json`, which describes the stages, and a folder for each network in the layout of
-`convert.pretrained`; where the index says so, the text encoder and its tokenizer lie elsewhere, beside the folder.
+`convert.pretrained`: for a stage of a cascade "<stage>", for one of masked tokens "<stage>/transformer" and
+"<stage>/vqgan". Where the index says so, the text encoder and its tokenizer lie elsewhere, beside the folder.
 """
 
+from collections.abc import Callable
 import dataclasses
 import importlib.resources
 import json
 import os
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 from dreamjax import theta
 from dreamjax.convert import pretrained
@@ -17,19 +19,21 @@ from dreamjax.data.tokenizer import Tokenizer
 from dreamjax.diffusion.schedules import Cosine, Schedule, Table
 from dreamjax.generators.cascade import Cascade, Sampling, Stage
 from dreamjax.generators.generator import TEXT
+from dreamjax.generators.masked import Decoding, Masked, TokenStage
+from dreamjax.models.muse import Muse
 from dreamjax.models.t5 import T5Encoder
 from dreamjax.models.unet import UNet
+from dreamjax.models.vqgan import VQGAN
 from dreamjax.theta import Personalisation
 
 INDEX = "model_index.json"
-_CLASS = "DreamjaxCascade"
 _SCHEDULES = {"cosine": Cosine, "table": Table}
 
 #: Generators that come with dreamjax: the package that each lies in, and the folder there.
 SHIPPED = {"toybox-cascade": ("dreamjax.toybox", "weights/cascade")}
 
 
-def load(name: str | os.PathLike[str]) -> tuple[Cascade, dict[str, Any]]:
+def load(name: str | os.PathLike[str]) -> tuple[Cascade | Masked, dict[str, Any]]:
   """A generator and its parameters.
 
   Args:
@@ -47,45 +51,57 @@ def load(name: str | os.PathLike[str]) -> tuple[Cascade, dict[str, Any]]:
   index = _read_index(folder / INDEX)
   text_folder = folder / index["text_encoder"]
   encoder, encoder_params = _network(text_folder, T5Encoder)
+  family = _FAMILIES[index["_class_name"]]
   params, stages = {TEXT: encoder_params}, []
   for entry in index["stages"]:
-    unet, params[entry["name"]] = _network(folder / entry["name"], UNet)
-    stages.append(_stage(folder / INDEX, entry, unet))
+    found = {part: _network(folder / entry["name"] / part.folder, part.kind) for part in family.parts}
+    networks = {part.field: module for part, (module, _) in found.items()}
+    weights = {part.folder: tree for part, (_, tree) in found.items()}
+    params[entry["name"]] = weights.get("", weights)
+    stages.append(_stage(folder / INDEX, family, entry, networks))
   tokenizer = Tokenizer.load(text_folder, index["length"])
-  return Cascade(index["name"], encoder, tokenizer, tuple(stages)), params
+  return family.generator(index["name"], encoder, tokenizer, tuple(stages)), params
 
 
-def load_theta(path: pathlib.Path | str, generator: Cascade, params: Any) -> Personalisation:
+def load_theta(path: pathlib.Path | str, generator: Cascade | Masked, params: Any) -> Personalisation:
   """Reads a personalisation of a generator; ValueError if it was trained beside another one. See `theta.load`."""
   return theta.load(pathlib.Path(path), generator.base(params))
 
 
 def save(
-  folder: pathlib.Path, cascade: Cascade, params: dict[str, Any], *, text_encoder: str | None = None, dtype: Any = None
+  folder: pathlib.Path,
+  generator: Cascade | Masked,
+  params: dict[str, Any],
+  *,
+  text_encoder: str | None = None,
+  dtype: Any = None,
 ) -> None:
   """Writes what `load` reads.
 
   Args:
     folder: made where missing.
-    cascade: the description.
+    generator: the description.
     params: the parameters; those of a part that is missing are not written.
     text_encoder: where the text encoder lies, as seen from the folder, so that it is not written once more.
     dtype: in which weights are stored, by default float16.
   """
   folder.mkdir(parents=True, exist_ok=True)
   options = {} if dtype is None else {"dtype": dtype}
+  name, family = next((name, family) for name, family in _FAMILIES.items() if type(generator) is family.generator)
   if text_encoder is None:
-    pretrained.save(folder / "text_encoder", cascade.text_encoder, params[TEXT], **options)
-    cascade.tokenizer.inner.save_pretrained(folder / "text_encoder")
-  for stage in cascade.stages:
+    pretrained.save(folder / "text_encoder", generator.text_encoder, params[TEXT], **options)
+    generator.tokenizer.inner.save_pretrained(folder / "text_encoder")
+  for stage in generator.stages:
     if stage.name in params:
-      pretrained.save(folder / stage.name, stage.unet, params[stage.name], **options)
+      for part in family.parts:
+        weights = params[stage.name][part.folder] if part.folder else params[stage.name]
+        pretrained.save(folder / stage.name / part.folder, getattr(stage, part.field), weights, **options)
   index = {
-    "_class_name": _CLASS,
-    "name": cascade.name,
+    "_class_name": name,
+    "name": generator.name,
     "text_encoder": text_encoder or "text_encoder",
-    "length": cascade.tokenizer.length,
-    "stages": [_entry(stage) for stage in cascade.stages],
+    "length": generator.tokenizer.length,
+    "stages": [{"name": stage.name, **family.write(stage)} for stage in generator.stages],
   }
   (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
@@ -108,8 +124,8 @@ def _read_index(path: pathlib.Path) -> dict[str, Any]:
     found = index["_class_name"], index["name"], index["text_encoder"], index["length"], index["stages"]
   except (ValueError, KeyError, TypeError) as error:
     raise ValueError(f"{path} is no index of a generator: {error}") from error
-  if found[0] != _CLASS:
-    raise ValueError(f"{path} describes a {found[0]}; what is known here is {_CLASS}")
+  if found[0] not in _FAMILIES:
+    raise ValueError(f"{path} describes a {found[0]}; what is known here is {', '.join(_FAMILIES)}")
   return index
 
 
@@ -122,35 +138,74 @@ def _network(folder: pathlib.Path, kind: type) -> tuple[Any, dict[str, Any]]:
   return module, params
 
 
-def _stage(path: pathlib.Path, entry: dict[str, Any], unet: UNet) -> Stage:
+class _Part(NamedTuple):
+  """A network of a stage: the folder in the stage's and the key in its parameters, its field, and what it is.
+
+  The only network of a stage has no folder of its own; its parameters are all of the stage's.
+  """
+
+  folder: str
+  field: str
+  kind: type
+
+
+class _Family(NamedTuple):
+  """A sort of generators: its parts of a stage, and how the rest of a stage is read and written."""
+
+  generator: type
+  parts: tuple[_Part, ...]
+  read: Callable[..., Any]
+  write: Callable[[Any], dict[str, Any]]
+
+
+def _stage(path: pathlib.Path, family: _Family, entry: dict[str, Any], networks: dict[str, Any]) -> Any:
   try:
-    fields = {key: value for key, value in entry.items() if key not in ("schedule", "augmentation", "sampling")}
-    augmentation = entry.get("augmentation")
-    return Stage(
-      unet=unet,
-      schedule=_schedule(entry["schedule"]),
-      augmentation=None if augmentation is None else _schedule(augmentation),
-      sampling=Sampling(**entry.get("sampling", {})),
-      **fields,
-    )
+    return family.read(**entry, **networks)
   except (KeyError, TypeError, ValueError) as error:
     raise ValueError(f"{path}: the stage {entry.get('name')!r} is not described as it should be: {error}") from error
 
 
-def _schedule(entry: dict[str, Any]) -> Schedule:
-  fields = dict(entry)
-  return _SCHEDULES[fields.pop("kind")](**fields)
+def _read_diffusion(*, schedule: Any, augmentation: Any = None, sampling: Any = None, **fields: Any) -> Stage:
+  return Stage(
+    schedule=_schedule(schedule),
+    augmentation=None if augmentation is None else _schedule(augmentation),
+    sampling=Sampling(**(sampling or {})),
+    **fields,
+  )
 
 
-def _entry(stage: Stage) -> dict[str, Any]:
+def _write_diffusion(stage: Stage) -> dict[str, Any]:
   return {
-    "name": stage.name,
     "predicts": stage.predicts,
     "masks_text": stage.masks_text,
     "schedule": _describe(stage.schedule),
     "augmentation": None if stage.augmentation is None else _describe(stage.augmentation),
     "sampling": dataclasses.asdict(stage.sampling),
   }
+
+
+def _read_tokens(*, decoding: Any = None, **fields: Any) -> TokenStage:
+  return TokenStage(decoding=Decoding(**(decoding or {})), **fields)
+
+
+def _write_tokens(stage: TokenStage) -> dict[str, Any]:
+  return {"decoding": dataclasses.asdict(stage.decoding)}
+
+
+_FAMILIES = {
+  "DreamjaxCascade": _Family(Cascade, (_Part("", "unet", UNet),), _read_diffusion, _write_diffusion),
+  "DreamjaxMasked": _Family(
+    Masked,
+    (_Part("transformer", "transformer", Muse), _Part("vqgan", "vqgan", VQGAN)),
+    _read_tokens,
+    _write_tokens,
+  ),
+}
+
+
+def _schedule(entry: dict[str, Any]) -> Schedule:
+  fields = dict(entry)
+  return _SCHEDULES[fields.pop("kind")](**fields)
 
 
 def _describe(schedule: Schedule) -> dict[str, Any]:

@@ -98,3 +98,22 @@ def keys_of(seed: int, numbers: Sequence[int] | np.ndarray) -> Key[Array, " b"]:
   """The keys of the pictures with these numbers."""
   root = jax.random.key(seed)
   return jax.vmap(lambda number: jax.random.fold_in(root, number))(jnp.asarray(numbers, jnp.uint32))
+
+
+def spread(rows: Any, mesh: jax.sharding.Mesh | None, axis: int = 0) -> Any:
+  """Rows, spread over the devices of a mesh, if there is one.
+
+  Args:
+    rows: arrays, or trees of them.
+    mesh: see `train.sharding`.
+    axis: that of the rows.
+
+  Raises:
+    ValueError: if they cannot be divided.
+  """
+  if mesh is None:
+    return rows
+  devices = mesh.shape["data"] * mesh.shape["fsdp"]
+  if (count := jax.tree.leaves(rows)[0].shape[axis]) % devices:
+    raise ValueError(f"batches of {count} pictures cannot be divided over {devices} devices")
+  return jax.device_put(rows, jax.NamedSharding(mesh, jax.P(*[None] * axis, ("data", "fsdp"))))

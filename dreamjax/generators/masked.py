@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, Key
 import numpy as np
 
 from dreamjax.diffusion.process import fold
-from dreamjax.generators.generator import Generator, Text, keys_of
+from dreamjax.generators.generator import Generator, Text, keys_of, spread
 from dreamjax.masked import guidance
 from dreamjax.masked.decoding import decode
 from dreamjax.models.muse import Muse
@@ -114,7 +114,7 @@ def draw_tokens(
   params: Any,
   branches: Branches,
   texts: Text,
-  weights: Float[Array, " k"],
+  weights: Float[Array, "2 k"],
   keys: Key[Array, " b"],
   low: Int[Array, "b l"] | None = None,
 ) -> Int[Array, "b n"]:
@@ -126,7 +126,7 @@ def draw_tokens(
     params: the stage's.
     branches: k thetas side by side.
     texts: of each branch, [k, b, n, d].
-    weights: of the branches; their sum is 1.
+    weights: of the branches, in the first step and in the last; their sums are 1.
     keys: one a picture, on which alone its noise depends.
     low: tokens of the stage before.
   """
@@ -135,7 +135,7 @@ def draw_tokens(
   def predict(tokens: Array, progress: Array) -> Array:
     one = lambda branch, text: stage.predict(params, branch, tokens, text, low)  # noqa: E731
     logits = jax.vmap(one)(branches, texts)
-    return guidance.mix(logits, guidance.rising(weights, progress) if decoding.rises else weights)
+    return guidance.mix(logits, guidance.rising(*weights, progress))
 
   nothing = jnp.zeros((count, length), jnp.int32)
   unknown = jnp.ones((count, length), bool)
@@ -148,8 +148,8 @@ def draw(
   decodings: tuple[Decoding, ...],
   params: Any,
   branches: Mapping[str, Branches],
-  texts: Text,
-  weights: tuple[Float[Array, " k"], ...],
+  texts: tuple[Text, ...],
+  weights: tuple[Float[Array, "2 _"], ...],
   keys: Key[Array, " b"],
 ) -> tuple[Float[Array, "b _ _ 3"], ...]:
   """Decodes stage after stage, and their pictures, in one program. Jittable, with the first two arguments static.
@@ -158,19 +158,19 @@ def draw(
     stages: the base stage first.
     decodings: one for each.
     params: by the names of stages.
-    branches: by the names of stages, k thetas side by side.
-    texts: of each branch.
-    weights: of the branches, for each stage.
+    branches: by the names of stages, thetas side by side.
+    texts: of each branch, for each stage.
+    weights: of the branches, in the first step and in the last, for each stage.
     keys: one a picture.
 
   Returns:
     The pictures of each stage, in [-1, 1].
   """
   drawn, low = [], None
-  for number, (stage, decoding, own) in enumerate(zip(stages, decodings, weights, strict=True)):
+  for number, (stage, decoding, text, own) in enumerate(zip(stages, decodings, texts, weights, strict=True)):
     folded = fold(keys, number)
     mine = params[stage.name]
-    low = draw_tokens(stage, decoding, mine, branches[stage.name], texts, own, folded, low)
+    low = draw_tokens(stage, decoding, mine, branches[stage.name], text, own, folded, low)
     pictures = stage.vqgan.apply({"params": mine["vqgan"]}, low, method="decode")
     drawn.append(jnp.clip(pictures, -1, 1))
   return tuple(drawn)
@@ -212,15 +212,20 @@ def mixed(
   return Wish(prompts, (None, style, None, subject), gamma)
 
 
-def branch_weights(wish: Wish, decoding: Decoding) -> Float[np.ndarray, " k"]:
-  """The weights of a wish's branches, the negative one's first."""
-  match len(wish.prompts):
-    case 1:
-      return guidance.plain(decoding.lambda_b)
-    case 2:
-      return guidance.adapted(decoding.lambda_a, decoding.lambda_b)
-    case _:
-      return guidance.two_thetas(wish.gamma, decoding.lambda_a, decoding.lambda_b)
+def branch_weights(wish: Wish, decoding: Decoding) -> Float[np.ndarray, "2 k"]:
+  """The weights of a wish's branches, the negative one's first, in the first step and in the last."""
+
+  def weights(lambda_a: float, lambda_b: float) -> np.ndarray:
+    match len(wish.prompts):
+      case 1:
+        return guidance.plain(lambda_b)
+      case 2:
+        return guidance.adapted(lambda_a, lambda_b)
+      case _:
+        return guidance.two_thetas(wish.gamma, lambda_a, lambda_b)
+
+  last = weights(decoding.lambda_a, decoding.lambda_b)
+  return np.stack([weights(0.0, 0.0) if decoding.rises else last, last])
 
 
 def batches(
@@ -233,6 +238,7 @@ def batches(
   seed: int = 0,
   first: int = 0,
   size: int = 8,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> Iterator[tuple[Float[np.ndarray, "b _ _ 3"], ...]]:
   """Pictures of all stages, `size` at a time, as they are drawn.
 
@@ -245,22 +251,23 @@ def batches(
     seed: of all noise.
     first: the number of the first picture: picture i of a seed is the same whatever is drawn beside it.
     size: how many are drawn at once.
+    mesh: of devices, over which the pictures of a batch are spread; None for one device.
 
   Raises:
-    ValueError: if the wishes differ in their thetas.
+    ValueError: if the wishes differ in their thetas, or `size` cannot be divided over the devices.
   """
   decodings = tuple(decodings or (stage.decoding for stage in generator.stages))
   stages = generator.stages[: len(decodings)]
   thetas = wishes[0].thetas
   if any(wish.thetas is not thetas and wish.thetas != thetas or wish.gamma != wishes[0].gamma for wish in wishes):
     raise ValueError("pictures that are drawn together have the same thetas")
-  branches = {
-    stage.name: Branches.of(
-      params[stage.name]["transformer"], [None, *(None if x is None else x.get(stage.name) for x in thetas)]
-    )
-    for stage in stages
-  }
-  weights = tuple(jnp.asarray(branch_weights(wishes[0], decoding)) for decoding in decodings)
+  weights = [branch_weights(wishes[0], decoding) for decoding in decodings]
+  asked = [np.flatnonzero(own.any(axis=0)) for own in weights]  # no network is asked what does not count
+  weights = tuple(jnp.asarray(own[:, some]) for own, some in zip(weights, asked, strict=True))
+  branches = {}
+  for stage, some in zip(stages, asked, strict=True):
+    own = [None, *(None if x is None else x.get(stage.name) for x in thetas)]
+    branches[stage.name] = Branches.of(params[stage.name]["transformer"], [own[i] for i in some])
   distinct = list(dict.fromkeys(prompt for wish in wishes for prompt in wish.prompts))
   read = generator.encode(params, [negative, *distinct])
   rows = np.array([[0, *(1 + distinct.index(prompt) for prompt in wish.prompts)] for wish in wishes])
@@ -268,7 +275,7 @@ def batches(
   for start in range(0, len(wishes), size):
     count = min(size, len(wishes) - start)
     places = start + np.minimum(np.arange(size), count - 1)  # the last batch is filled up, so that one program does all
-    texts = jax.tree.map(lambda x, places=places: x[rows[places].T], read)
-    keys = keys_of(seed, first + places)
+    texts = tuple(jax.tree.map(lambda x, own=rows[places][:, some].T: x[own], read) for some in asked)
+    texts, keys = spread(texts, mesh, axis=1), spread(keys_of(seed, first + places), mesh)
     drawn = _draw(stages, decodings, used, branches, texts, weights, keys)
     yield tuple(picture[:count] for picture in jax.device_get(drawn))

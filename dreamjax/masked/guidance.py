@@ -39,10 +39,15 @@ def two_thetas(gamma: float, lambda_a: float, lambda_b: float) -> Float[np.ndarr
   return np.array([negative, style * own, style * tuned, subject * own, subject * tuned], np.float32)
 
 
-def rising(weights: Float[Array | np.ndarray, " k"], progress: Float[Array, ""]) -> Float[Array, " k"]:
-  """Weights that begin as the last branch alone, and reach `weights` linearly as the progress goes from 0 to 1."""
-  alone = jnp.zeros(len(weights)).at[-1].set(1.0)
-  return alone + progress * (jnp.asarray(weights) - alone)
+def rising(
+  first: Float[Array | np.ndarray, " k"], last: Float[Array | np.ndarray, " k"], progress: Float[Array, ""]
+) -> Float[Array, " k"]:
+  """Weights that go linearly from those of the first step to those of the last, as the progress does from 0 to 1.
+
+  The first are of no guidance: those that the functions above return where both lambdas are 0.
+  """
+  start = jnp.asarray(first)
+  return start + progress * (jnp.asarray(last) - start)
 
 
 def mix(logits: Float[Array, "k b n v"], weights: Float[Array | np.ndarray, " k"]) -> Float[Array, "b n v"]:

@@ -55,13 +55,16 @@ def test_a_stage_is_the_sampler_of_its_guided_predictions(tiny_cascade, drawn):
   (stage, _), once = generator.stages, Sampling(steps=1, guidance=3.0, ratio=0.0)
   text, null = (generator.encode(params, texts) for texts in (PROMPTS[:1], [""]))
   keys = cascades.keys_of(5, [0])
-  found = jax.jit(cascades.draw_stage, static_argnums=(0, 1))(stage, once, params["base"], None, text, null, keys)
+  draw = jax.jit(cascades.draw_stage, static_argnums=(0, 1))
+  found = draw(stage, once, params["base"], None, text, null, keys)
   noise = jax.random.normal(keys[0], (1, 8, 8, 3))[0][None]
   say = jax.jit(lambda text: stage.predict(params["base"], None, noise, jnp.ones(1), text))
   c, u = say(text), say(null)
   alpha, sigma = float(stage.schedule.alpha(jnp.ones(()))), float(stage.schedule.sigma(jnp.ones(())))
   x0 = alpha * noise - sigma * (u + 3.0 * (c - u))
   np.testing.assert_allclose(found, np.clip(x0, -1, 1), atol=1e-3)
+  later = draw(stage, dataclasses.replace(once, interval=[0, 0.5]), params["base"], None, text, null, keys)
+  np.testing.assert_allclose(later, np.clip(alpha * noise - sigma * c, -1, 1), atol=1e-3)  # at time 1 no guidance
 
 
 def test_the_second_stage_sees_the_first_ones_picture(tiny_cascade, drawn):
@@ -106,6 +109,8 @@ def test_what_cannot_be_sampled_is_refused(tiny_cascade):
     Sampling(steps=0)
   with pytest.raises(ValueError, match="from 0 to 1"):
     Sampling(level=1.5)
+  with pytest.raises(ValueError, match=r"an interval of times within 0 and 1, not \(0.8, 0.2\)"):
+    Sampling(interval=(0.8, 0.2))
   with pytest.raises(ValueError, match="no prompt"):
     generators.sample(generator, params, [])
   with pytest.raises(ValueError, match="no stage 'huge'; there are: base, sr"):

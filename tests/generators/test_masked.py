@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dreamjax import generators
 from dreamjax import theta as thetas
 from dreamjax.data import tokenizer as tokenizers
 from dreamjax.generators import masked
@@ -14,6 +15,7 @@ from dreamjax.models.muse import Muse
 from dreamjax.models.t5 import T5Encoder
 from dreamjax.models.vqgan import VQGAN
 from dreamjax.theta import Adapters
+from dreamjax.train.sharding import make_mesh
 
 PROMPTS = ["a dog on the beach", "a red cat in the snow", "a dog in the snow"]
 
@@ -122,6 +124,28 @@ def test_pictures_depend_on_their_seed_and_prompt_and_not_on_what_is_drawn_besid
     np.testing.assert_allclose(a[2:], b, atol=1 / 255)
   other = drawn(tiny, wishes, seed=2)
   assert all(np.abs(a - b).max(axis=(1, 2, 3)).max() > 0.01 for a, b in zip(whole, other, strict=True))
+
+
+def test_pictures_spread_over_devices_are_the_same(tiny, adapted):
+  wishes = [masked.styled(prompt, adapted[0]) for prompt in PROMPTS]
+  whole, over = drawn(tiny, wishes, size=8), drawn(tiny, wishes, size=8, mesh=make_mesh())
+  for a, b in zip(whole, over, strict=True):
+    np.testing.assert_allclose(a, b, atol=1 / 255)
+  with pytest.raises(ValueError, match="batches of 3 pictures cannot be divided over 8 devices"):
+    drawn(tiny, wishes, size=3, mesh=make_mesh())
+
+
+def test_a_folder_holds_all_of_a_generator(tiny, tmp_path):
+  generator, params = tiny
+  generators.save(tmp_path, generator, params, dtype=np.float32)
+  found, loaded = generators.load(tmp_path)
+  assert found.stages == generator.stages and found.text_encoder == generator.text_encoder
+  jax.tree.map(np.testing.assert_array_equal, loaded, jax.device_get(params))
+  assert found.base(loaded) == generator.base(params)
+  index = tmp_path / "model_index.json"
+  index.write_text(index.read_text().replace('"temperature": 1.0', '"temperature": -1'))
+  with pytest.raises(ValueError, match="the stage 'base' is not described as it should be: the temperature"):
+    generators.load(tmp_path)
 
 
 def test_a_theta_that_changes_nothing_draws_what_the_generator_does(tiny):

@@ -34,10 +34,11 @@ def test_two_thetas(gamma):
 
 
 def test_guidance_rises_from_none():
-  weights = guidance.plain(4.0)
-  close(guidance.rising(weights, jnp.float32(0)), [0, 1])
-  close(guidance.rising(weights, jnp.float32(0.5)), guidance.plain(2.0))
-  close(guidance.rising(weights, jnp.float32(1)), weights)
+  none, whole = guidance.two_thetas(0.3, 0.0, 0.0), guidance.two_thetas(0.3, 2.0, 4.0)
+  rising = lambda progress: guidance.rising(none, whole, jnp.float32(progress))  # noqa: E731
+  close(guidance.mix(jnp.asarray(BRANCHES), rising(0)), 0.7 * STYLED + 0.3 * SUBJECT)
+  close(rising(0.5), guidance.two_thetas(0.3, 1.0, 2.0))
+  close(rising(1), whole)
 
 
 def test_a_mixture_beyond_its_ends_is_refused():

@@ -1,0 +1,52 @@
+"""Muse's transformers, in a layout of dreamjax's own: the paper's weights were never published."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dreamjax.convert.table import Row, Table
+from dreamjax.models.muse import Muse
+
+_LAYERS = ("layer_{}", "low_layer_{}")
+_ATTENTIONS = tuple(f"{layer}/{part}_attention" for layer in _LAYERS for part in ("self", "cross"))
+_PATHS = (
+  *(f"{x}/{name}/kernel" for x in _ATTENTIONS for name in ("query", "key", "value", "out")),
+  *(f"{layer}/mlp/{name}/{kind}" for layer in _LAYERS for name in ("hidden", "out") for kind in ("kernel", "bias")),
+  *(f"{x}/norm/{kind}" for x in (*_ATTENTIONS, *(f"{y}/mlp" for y in _LAYERS)) for kind in ("scale", "bias")),
+  *(f"{name}/{kind}" for name in ("norm", "text_norm", "low_norm") for kind in ("scale", "bias")),
+  *(f"{low}{name}" for low in ("", "low_") for name in ("row_positions", "column_positions", "tokens/embedding")),
+  "text/kernel", "logits/kernel", "logits/bias",
+)  # fmt: skip
+
+TABLE = Table(rows=tuple(Row(path.replace("/", "."), path) for path in _PATHS))
+
+_FIELDS = tuple(
+  field.name for field in dataclasses.fields(Muse) if field.name not in ("parent", "name", "dtype", "remat")
+)
+
+
+def read(config: dict[str, Any]) -> Muse:
+  """The transformer that a `config.json` describes.
+
+  Raises:
+    ValueError: if it lacks a setting.
+  """
+  if missing := [name for name in _FIELDS if name not in config]:
+    raise ValueError(f"config.json says nothing of {', '.join(missing)}")
+  return Muse(**{name: config[name] for name in _FIELDS})
+
+
+def write(module: Muse) -> dict[str, Any]:
+  """The `config.json` of a transformer."""
+  return {"model_type": "dreamjax_muse", **{name: getattr(module, name) for name in _FIELDS}}
+
+
+def inputs(module: Muse) -> tuple[jax.ShapeDtypeStruct, ...]:
+  """What the module can be initialised with."""
+  tokens = jax.ShapeDtypeStruct((1, module.side**2), jnp.int32)
+  text = jax.ShapeDtypeStruct((1, 1, module.text_width), jnp.float32), jax.ShapeDtypeStruct((1, 1), jnp.bool)
+  if not module.low_side:
+    return tokens, *text
+  return tokens, *text, jax.ShapeDtypeStruct((1, module.low_side**2), jnp.int32)

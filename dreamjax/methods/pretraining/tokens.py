@@ -1,0 +1,148 @@
+"""A stage of masked tokens, trained on captioned pictures behind a text encoder and VQGANs that were trained before.
+
+Muse (Chang et al., 2301.00704): a transformer learns to name the masked tokens of a picture from the others and from
+the text, a tenth of the texts dropped; the one of super-resolution sees the tokens of the smaller picture as well.
+Pictures are turned into tokens once, before the first update.
+"""
+
+from collections.abc import Sequence
+import os
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+import ml_collections
+import numpy as np
+
+from dreamjax.convert import pretrained
+from dreamjax.data.examples import Examples, epochs
+from dreamjax.data.tokenizer import Tokenizer
+from dreamjax.diffusion.resolution import shrink
+from dreamjax.generators import files, masked
+from dreamjax.generators.generator import TEXT, Text, keys_of
+from dreamjax.masked import guidance
+from dreamjax.methods.masking import Recipe, TokenRows, stage_loss
+from dreamjax.methods.pretraining.generator import Judge
+from dreamjax.methods.pretraining.task import Task, in_pieces, signed, warm
+from dreamjax.models.muse import Muse
+from dreamjax.models.vqgan import VQGAN
+from dreamjax.theta import Branches, Full
+from dreamjax.train.logs import Sheet
+
+_SHOWN = 32  # pictures on a sheet of samples
+_PIECE = 64  # pictures turned into tokens at once
+
+
+def tokens_of(vqgan: VQGAN, params: Any, examples: Examples, side: int, count: int) -> Int[np.ndarray, "n t"]:
+  """The tokens of the first `count` pictures, made smaller to `side` first."""
+
+  @jax.jit
+  def encode(images: Array) -> Array:
+    return vqgan.apply({"params": params}, shrink(signed(images), side), method="tokens")
+
+  starts = range(0, count, 2048)  # so many are in memory at once
+  parts = (examples.pictures(np.arange(start, min(start + 2048, count))) for start in starts)
+  return np.concatenate([in_pieces(encode, part, _PIECE) for part in parts])
+
+
+def task(config: ml_collections.ConfigDict, examples: Examples, held_out: Examples, judge: Judge | None = None) -> Task:
+  """A stage that draws what captions say.
+
+  Args:
+    config: see `configs/pretrain_muse.py`.
+    examples: pictures at least as large as the stage's.
+    held_out: others, whose captions are drawn to measure the stage; by super-resolution, from their own tokens.
+    judge: measures what was drawn.
+
+  Raises:
+    ValueError: if a folder holds another network than is wanted there, or the sides of pictures and tokens differ.
+  """
+  encoder, text_params = pretrained.load(config.text_encoder)
+  tokenizer = Tokenizer.load(config.text_encoder, config.length)
+  vqgan, vqgan_params = _vqgan(config.vqgan)
+  low_vqgan, low_params = _vqgan(config.low_vqgan) if config.low_vqgan else (None, None)
+  transformer = Muse(
+    side=config.image // vqgan.factor,
+    codebook=vqgan.codebook,
+    text_width=encoder.width,
+    low_side=config.low_image // low_vqgan.factor if low_vqgan else 0,
+    low_codebook=low_vqgan.codebook if low_vqgan else 0,
+    **config.model,
+  )
+  stage = masked.TokenStage(config.stage, transformer, vqgan, masked.Decoding(**config.decoding))
+  drawn = masked.Masked(config.name, encoder, tokenizer, (stage,))
+  weights = jax.jit(transformer.init)(jax.random.key(config.seed), *_inputs(transformer, tokenizer.length))["params"]
+  if config.start:
+    weights = warm(weights, pretrained.load(config.start)[1])
+
+  def read(some: Examples, count: int) -> tuple[np.ndarray, np.ndarray | None]:
+    low = None if low_vqgan is None else tokens_of(low_vqgan, low_params, some, config.low_image, count)
+    return tokens_of(vqgan, vqgan_params, some, config.image, count), low
+
+  tokens, low = read(examples, len(examples))
+  order = epochs(len(examples), config.batch, config.seed)
+  null = tuple(jnp.asarray(x) for x in tokenizer([""]))
+  frozen = {TEXT: text_params, stage.name: {"transformer": jax.device_get(weights)}, "null": null}
+
+  def batches(i: int) -> TokenRows:
+    indices = order(i)
+    smaller = None if low is None else low[indices]
+    return TokenRows(
+      tokens[indices], tuple(tokenizer(examples.captions(indices))), np.ones(len(indices), np.float32), smaller
+    )
+
+  count = min(max(config.judged, _SHOWN), len(held_out))
+  prompts = held_out.captions(np.arange(count))
+  _, held_low = read(held_out, count) if low_vqgan else (None, None)
+
+  def whole(theta: Any) -> dict[str, Any]:
+    return {TEXT: text_params, stage.name: {"transformer": theta[stage.name].weights, "vqgan": vqgan_params}}
+
+  def draw(theta: Any, count: int) -> np.ndarray:
+    params = whole(theta)
+    if held_low is None:
+      wishes = [masked.plain(prompt) for prompt in prompts[:count]]
+      parts = masked.batches(drawn, params, wishes, seed=config.seed, size=32)
+      return np.concatenate([pictures for (pictures,) in parts])
+    texts = [drawn.encode(params, some) for some in ([""] * count, prompts[:count])]
+    inputs = *texts, keys_of(config.seed, np.arange(count)), held_low[:count]
+    return np.asarray(in_pieces(lambda x: enlarge(params[stage.name], *x), inputs, 8))
+
+  @jax.jit
+  def enlarge(params: Any, null: Text, text: Text, keys: Any, low: Any) -> Array:
+    """Super-resolution by itself."""
+    both = jax.tree.map(lambda x, y: jnp.stack([x, y]), null, text)
+    branches = Branches.of(params["transformer"], [None, None])
+    last = jnp.asarray(guidance.plain(stage.decoding.lambda_b))
+    pictures = masked.draw_tokens(stage, stage.decoding, params, branches, both, jnp.stack([last, last]), keys, low)
+    return jnp.clip(vqgan.apply({"params": params["vqgan"]}, pictures, method="decode"), -1, 1)
+
+  def measure(theta: Any) -> dict[str, float]:
+    return {} if judge is None else judge(list(draw(theta, count)), prompts)
+
+  def show(theta: Any) -> Sheet:
+    return Sheet(draw(theta, _SHOWN), prompts[:_SHOWN])
+
+  def save(theta: Any, folder: pathlib.Path) -> None:
+    beside = os.path.relpath(config.text_encoder, folder)
+    files.save(folder, drawn, {stage.name: whole(theta)[stage.name]}, text_encoder=beside)
+
+  recipe = Recipe(config.least, config.smoothing, config.drop)
+  loss = stage_loss(stage, recipe, encoder)
+  return Task({stage.name: Full(weights)}, loss, batches, measure, save, frozen, show)
+
+
+def _vqgan(folder: str) -> tuple[VQGAN, Any]:
+  module, params = pretrained.load(folder)
+  if not isinstance(module, VQGAN):
+    raise ValueError(f"{folder} holds a {type(module).__name__}, but a VQGAN is wanted there")
+  return module, params
+
+
+def _inputs(transformer: Muse, length: int) -> Sequence[Array]:
+  """Inputs of the right shapes."""
+  tokens, low = (jnp.zeros((1, side**2), jnp.int32) for side in (transformer.side, transformer.low_side))
+  text = jnp.zeros((1, length, transformer.text_width)), jnp.ones((1, length), bool)
+  return (tokens, *text, low) if transformer.low_side else (tokens, *text)
