@@ -12,7 +12,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-__all__ = ["dreambooth", "load", "load_theta", "sample"]
+__all__ = ["dreambooth", "load", "load_theta", "sample", "styledrop"]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,6 +22,8 @@ def __getattr__(name: str) -> Any:
       from dreamjax import generators as room
     case "dreambooth":
       from dreamjax.methods import dreambooth as room
+    case "styledrop":
+      from dreamjax.methods import styledrop as room
     case _:
       raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
   return getattr(room, name)

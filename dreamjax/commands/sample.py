@@ -1,6 +1,7 @@
 """`dreamjax sample`: draws pictures of prompts, and keeps the recipe by which they can be drawn again."""
 
 import argparse
+from collections.abc import Iterator, Sequence
 import dataclasses
 import json
 import pathlib
@@ -14,10 +15,14 @@ from dreamjax import generators
 from dreamjax.data import image_folder
 from dreamjax.data.contact_sheet import contact_sheet
 from dreamjax.generators import cascade as cascades
+from dreamjax.generators import masked
 from dreamjax.generators.cascade import SAMPLERS, Cascade, Sampling
+from dreamjax.generators.masked import Decoding, Masked
+from dreamjax.masked import guidance
 from dreamjax.theta import Personalisation
 
 RECIPE = "sample.json"
+GAMMA = 0.6
 
 
 def add(commands: Any) -> None:
@@ -26,23 +31,29 @@ def add(commands: Any) -> None:
   parser.add_argument("--model", default="toybox-cascade", metavar="NAME|DIR", help="the generator (%(default)s)")
   parser.add_argument("--prompt", action="append", default=[], help="may be given several times; [V]: the subject")
   parser.add_argument(
-    "--theta", type=pathlib.Path, metavar="FILE", help="the subject, as `dreamjax dreambooth` saved it"
+    "--theta",
+    type=pathlib.Path,
+    action="append",
+    default=[],
+    metavar="FILE",
+    help="the subject or style, as `dreamjax dreambooth` or `dreamjax styledrop` saved it; masked tokens take two",
   )
+  parser.add_argument("--gamma", type=float, help=f"of two thetas, the share of the second, 0 to 1 ({GAMMA})")
   parser.add_argument("--n", type=int, default=4, help="pictures of each prompt (%(default)s)")
   parser.add_argument("--seed", type=int, default=0, help="other seeds draw other pictures (%(default)s)")
   parser.add_argument("--negative", default="", help="what guidance leads away from (default: nothing)")
-  base = parser.add_argument_group("the base stage (default: as the model says)")
-  base.add_argument("--guidance", type=float, help="weight w of u + w (c - u); 1 is no guidance")
-  base.add_argument(
-    "--interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="guide only at these times, of 0 to 1"
-  )
-  base.add_argument("--sampler", choices=SAMPLERS)
-  base.add_argument("--steps", type=int)
-  sr = parser.add_argument_group("stages of super-resolution (default: as the model says)")
-  sr.add_argument("--sr-guidance", type=float)
-  sr.add_argument("--sr-sampler", choices=SAMPLERS)
-  sr.add_argument("--sr-steps", type=int)
-  sr.add_argument("--level", type=float, help="noise on the small picture, 0 to 1")
+  for prefix, title in (("", "the base stage"), ("sr-", "stages of super-resolution")):
+    group = parser.add_argument_group(f"{title} (default: as the model says)")
+    group.add_argument(f"--{prefix}steps", type=int)
+    group.add_argument(f"--{prefix}sampler", choices=SAMPLERS, help="of a cascade")
+    group.add_argument(f"--{prefix}guidance", type=float, help="of a cascade: weight w of u + w (c - u); 1 is none")
+    group.add_argument(
+      f"--{prefix}interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of a cascade: when to guide, of 0 to 1"
+    )
+    group.add_argument(f"--{prefix}temperature", type=float, help="of masked tokens: of the choice of those to keep")
+    group.add_argument(f"--{prefix}lambda-a", type=float, help="of masked tokens: guidance to the theta")
+    group.add_argument(f"--{prefix}lambda-b", type=float, help="of masked tokens: guidance to the prompt")
+  group.add_argument("--level", type=float, dest="sr_level", help="of a cascade: noise on the small picture, 0 to 1")
   parser.add_argument("--batch", type=int, default=8, help="pictures drawn at once (%(default)s)")
   parser.add_argument("--recipe", type=pathlib.Path, metavar="FILE", help=f"draw what a {RECIPE} says once more")
   parser.add_argument("--out", type=pathlib.Path, required=True, help=f"for PNGs, grid.png and {RECIPE}")
@@ -55,31 +66,19 @@ def run(args: argparse.Namespace) -> None:
   recipe = _read(args.recipe) if args.recipe else _recipe(args)
   generator, params = generators.load(recipe["model"])
   params = jax.device_put(params)
-  theta = generators.load_theta(recipe["theta"], generator, params) if recipe["theta"] else None
-  if "samplings" in recipe:
-    samplings = [Sampling(**entry) for entry in recipe["samplings"]]
-  else:
-    samplings = _samplings(args, generator, theta)
-  recipe["samplings"] = [dataclasses.asdict(sampling) for sampling in samplings]
+  thetas = [generators.load_theta(path, generator, params) for path in recipe["thetas"]]
+  family: _Cascade | _Masked = (_Masked if isinstance(generator, Masked) else _Cascade)(generator, params, thetas)
+  if "samplings" not in recipe:
+    recipe["samplings"] = family.samplings(args)
   prompts = [prompt for prompt in recipe["prompts"] for _ in range(recipe["n"])]
-  texts = cascades.filled(prompts, theta)
+  batches = family.batches(prompts, recipe, min(args.batch, len(prompts)))
   if args.out.exists() and (args.out / image_folder.METADATA).exists() and not args.overwrite:
     raise FileExistsError(f"{args.out} holds pictures already: choose another folder, or say --overwrite")
   drawn: list[np.ndarray] = []
 
   def pictures():
-    stages = cascades.batches(
-      generator,
-      params,
-      texts,
-      thetas=theta.thetas if theta else {},
-      samplings=samplings,
-      negative=recipe["negative"],
-      seed=recipe["seed"],
-      size=min(args.batch, len(texts)),
-    )
-    with tqdm.tqdm(total=len(texts), unit=" pictures", desc="drawing", disable=None) as bar:
-      for batch in stages:
+    with tqdm.tqdm(total=len(prompts), unit=" pictures", desc="drawing", disable=None) as bar:
+      for batch in batches:
         for picture in batch[-1]:
           drawn.append(picture / 2 + 0.5)
           bar.update()
@@ -98,7 +97,8 @@ def _recipe(args: argparse.Namespace) -> dict[str, Any]:
     raise ValueError(f"--n and --batch must be at least 1, not {args.n} and {args.batch}")
   return {
     "model": args.model,
-    "theta": str(args.theta) if args.theta else None,
+    "thetas": [str(path) for path in args.theta],
+    "gamma": GAMMA if args.gamma is None else args.gamma,
     "prompts": args.prompt,
     "n": args.n,
     "seed": args.seed,
@@ -110,17 +110,81 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
   """A recipe; ValueError if it is none."""
   try:
     recipe = json.loads(path.read_text())
-    if missing := {"model", "theta", "prompts", "n", "seed", "negative", "samplings"} - set(recipe):
+    if missing := {"model", "thetas", "gamma", "prompts", "n", "seed", "negative", "samplings"} - set(recipe):
       raise ValueError(f"it lacks {', '.join(sorted(missing))}")
   except (ValueError, TypeError) as error:
     raise ValueError(f"{path} is no recipe of `dreamjax sample`: {error}") from error
   return recipe
 
 
-def _samplings(args: argparse.Namespace, generator: Cascade, theta: Personalisation | None) -> list[Sampling]:
-  """Each stage's own sampling, changed where the command line says so."""
-  base = {"guidance": args.guidance, "interval": args.interval, "sampler": args.sampler, "steps": args.steps}
-  larger = {"guidance": args.sr_guidance, "sampler": args.sr_sampler, "steps": args.sr_steps, "level": args.level}
-  asked = [{key: value for key, value in fields.items() if value is not None} for fields in (base, larger)]
-  own = zip(generator.stages, cascades.own_samplings(generator, theta), strict=True)
-  return [dataclasses.replace(sampling, **asked[stage.unet.low_res]) for stage, sampling in own]
+class _Cascade:
+  """How a cascade is asked."""
+
+  fields = ("steps", "sampler", "guidance", "interval", "level")
+
+  def __init__(self, generator: Cascade, params: Any, thetas: list[Personalisation]) -> None:
+    if len(thetas) > 1:
+      raise ValueError("a cascade draws with one theta; two are for generators of masked tokens")
+    self._generator, self._params = generator, params
+    self._theta = thetas[0] if thetas else None
+
+  def samplings(self, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Each stage's own sampling, changed where the command line says so."""
+    own = cascades.own_samplings(self._generator, self._theta)
+    larger = [stage.unet.low_res for stage in self._generator.stages]
+    return _changed(args, own, larger, self.fields, _Masked.fields)
+
+  def batches(self, prompts: list[str], recipe: dict[str, Any], size: int) -> Iterator[Any]:
+    """The pictures; ValueError at once for what cannot be drawn."""
+    return cascades.batches(
+      self._generator,
+      self._params,
+      cascades.filled(prompts, self._theta),
+      thetas=self._theta.thetas if self._theta else {},
+      samplings=[Sampling(**entry) for entry in recipe["samplings"]],
+      negative=recipe["negative"],
+      seed=recipe["seed"],
+      size=size,
+    )
+
+
+class _Masked:
+  """How a generator of masked tokens is asked."""
+
+  fields = ("steps", "temperature", "lambda_a", "lambda_b")
+
+  def __init__(self, generator: Masked, params: Any, thetas: list[Personalisation]) -> None:
+    self._generator, self._params, self._thetas = generator, params, thetas
+
+  def samplings(self, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """As of a cascade."""
+    own = [stage.decoding for stage in self._generator.stages]
+    return _changed(args, own, [i > 0 for i in range(len(own))], self.fields, _Cascade.fields)
+
+  def batches(self, prompts: list[str], recipe: dict[str, Any], size: int) -> Iterator[Any]:
+    """As of a cascade."""
+    guidance.two_thetas(recipe["gamma"], 0.0, 0.0)  # refuses a gamma that cannot be
+    return masked.batches(
+      self._generator,
+      self._params,
+      [masked.wish(prompt, self._thetas, recipe["gamma"]) for prompt in prompts],
+      decodings=[Decoding(**entry) for entry in recipe["samplings"]],
+      negative=recipe["negative"],
+      seed=recipe["seed"],
+      size=size,
+    )
+
+
+def _changed(
+  args: argparse.Namespace, own: Sequence[Any], larger: Sequence[bool], fields: Sequence[str], others: Sequence[str]
+) -> list[dict[str, Any]]:
+  """Samplings, changed where the command line says so, which may not speak of the other family's fields."""
+  prefixes = ["sr_" if is_larger else "" for is_larger in larger]
+  for name in set(others) - set(fields):
+    for prefix in ("", "sr_"):
+      if getattr(args, prefix + name, None) is not None:
+        flag = "level" if name == "level" else (prefix + name).replace("_", "-")
+        raise ValueError(f"--{flag} has no meaning for this model: it has {', '.join(fields)}")
+  asked = [{name: getattr(args, prefix + name, None) for name in fields} for prefix in prefixes]
+  changes = [{name: value for name, value in some.items() if value is not None} for some in asked]
+  return [dataclasses.asdict(dataclasses.replace(x, **some)) for x, some in zip(own, changes, strict=True)]

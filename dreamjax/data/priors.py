@@ -43,22 +43,30 @@ def read_or_draw(
   Raises:
     ValueError: if count is below 1, or a picture in the cache cannot be read; the message names it.
   """
-  if count < 1:
-    raise ValueError(f"a prior set has one picture or more, not {count}")
   folder = cache / name(recipe)
   folder.mkdir(parents=True, exist_ok=True)
   (folder / _RECIPE).write_text(json.dumps(recipe, indent=2, sort_keys=True) + "\n")
+  return complete(folder, count, draw, progress)
+
+
+def complete(
+  folder: pathlib.Path, count: int, draw: Draw, progress: Callable[[int], None] | None = None
+) -> UInt8[np.ndarray, "n h w 3"]:
+  """The first pictures of a folder, 00000.png and so on; those that it lacks are drawn. See `read_or_draw`."""
+  if count < 1:
+    raise ValueError(f"a set of drawn pictures has one or more, not {count}")
+  folder.mkdir(parents=True, exist_ok=True)
   there = 0
-  while there < count and _file(folder, there).is_file():
+  while there < count and file(folder, there).is_file():
     there += 1
   if progress is not None:
     progress(there)
   if there < count:
     for number, picture in enumerate(draw(there, count - there), start=there):
-      _write(_file(folder, number), picture)
+      _write(file(folder, number), picture)
       if progress is not None:
         progress(number + 1)
-  return np.stack([_read(_file(folder, number)) for number in range(count)])
+  return np.stack([_read(file(folder, number)) for number in range(count)])
 
 
 def name(recipe: Mapping[str, Any]) -> str:
@@ -66,7 +74,8 @@ def name(recipe: Mapping[str, Any]) -> str:
   return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _file(folder: pathlib.Path, number: int) -> pathlib.Path:
+def file(folder: pathlib.Path, number: int) -> pathlib.Path:
+  """Where a picture of a set lies."""
   return folder / f"{number:05d}.png"
 
 

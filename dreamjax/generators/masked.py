@@ -16,13 +16,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 import numpy as np
 
+from dreamjax.data.identifiers import PLACEHOLDER, fill
 from dreamjax.diffusion.process import fold
 from dreamjax.generators.generator import Generator, Text, keys_of, spread
 from dreamjax.masked import guidance
 from dreamjax.masked.decoding import decode
 from dreamjax.models.muse import Muse
 from dreamjax.models.vqgan import VQGAN
-from dreamjax.theta import Branches, Theta
+from dreamjax.theta import Branches, Personalisation, Theta
 from dreamjax.theta import apply as apply_theta
 
 
@@ -212,6 +213,42 @@ def mixed(
   return Wish(prompts, (None, style, None, subject), gamma)
 
 
+def wish(prompt: str, thetas: Sequence[Personalisation] = (), gamma: float = 0.0) -> Wish:
+  """What a prompt asks of some personalisations: of none, of one, or of two, mixed by gamma.
+
+  Each is asked in its own words. That of a style is told the prompt with the style behind it, unless it is there
+  already, and without [V]; that of a subject has its word in the place of [V], and is not told the other's style.
+
+  Raises:
+    ValueError: if there are more than two, or there is [V] in the prompt and no subject that it stands for.
+  """
+  if len(thetas) > 2:
+    raise ValueError(f"one personalisation or two can be drawn with, not {len(thetas)}")
+  if PLACEHOLDER in prompt.upper() and not any(theta.card.identifier for theta in thetas):
+    raise ValueError(f"{PLACEHOLDER} stands for a subject, and there is no theta of one: {prompt!r}")
+  styles = [style_of(theta) for theta in thetas]
+  content = prompt
+  for style in filter(None, styles):
+    content = content.replace(style, "")
+  told = []
+  for theta, style in zip(thetas, styles, strict=True):
+    words = fill(content, theta.card.identifier or "")
+    told.append(" ".join(f"{words} {style}".split()))
+  match thetas:
+    case []:
+      return plain(prompt)
+    case [one]:
+      return styled(told[0], one.thetas)
+    case [one, other]:
+      return mixed(told[0], one.thetas, told[1], other.thetas, gamma)
+  raise AssertionError
+
+
+def style_of(theta: Personalisation) -> str:
+  """How prompts say the style that a theta has learned; "" for a theta of a subject."""
+  return theta.card.recipe.get("style", "")
+
+
 def branch_weights(wish: Wish, decoding: Decoding) -> Float[np.ndarray, "2 k"]:
   """The weights of a wish's branches, the negative one's first, in the first step and in the last."""
 
@@ -279,3 +316,46 @@ def batches(
     texts, keys = spread(texts, mesh, axis=1), spread(keys_of(seed, first + places), mesh)
     drawn = _draw(stages, decodings, used, branches, texts, weights, keys)
     yield tuple(picture[:count] for picture in jax.device_get(drawn))
+
+
+def sample(
+  generator: Masked,
+  params: Any,
+  prompts: Sequence[str],
+  *,
+  theta: Personalisation | Sequence[Personalisation] | None = None,
+  gamma: float = 0.6,
+  n: int = 1,
+  decodings: Sequence[Decoding] | None = None,
+  negative: str = "",
+  seed: int = 0,
+  size: int = 8,
+  mesh: jax.sharding.Mesh | None = None,
+) -> Float[np.ndarray, "n s s 3"]:
+  """Draws pictures of prompts.
+
+  Args:
+    generator: which.
+    params: its parameters.
+    prompts: see `wish` for how they are said to each theta.
+    theta: a style, a subject, or a style and a subject.
+    gamma: where there are two, how much of the second there is, from 0 to 1; the paper's are 0.5 to 0.7.
+    n: how many pictures of each prompt; they stand together.
+    decodings: one for each stage; by default each stage's own.
+    negative: what guidance leads away from.
+    seed: of all noise. Picture i of a seed does not depend on what is drawn beside it, nor on `size`.
+    size: how many are drawn at once.
+    mesh: of devices, over which the pictures of a batch are spread; None for one device.
+
+  Returns:
+    The last stage's pictures, in [-1, 1].
+
+  Raises:
+    ValueError: if there are no prompts, gamma is not from 0 to 1, or a prompt is none that the thetas can be asked.
+  """
+  thetas = [] if theta is None else [theta] if isinstance(theta, Personalisation) else list(theta)
+  wishes = [wish(prompt, thetas, gamma) for prompt in prompts for _ in range(n)]
+  if not wishes:
+    raise ValueError("there is no prompt to draw")
+  options = {"decodings": decodings, "negative": negative, "seed": seed, "size": size, "mesh": mesh}
+  return np.concatenate([pictures[-1] for pictures in batches(generator, params, wishes, **options)])

@@ -14,8 +14,6 @@ than in the training before, so that fine detail is not blurred: levels of 1e-5 
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-import hashlib
-import json
 import pathlib
 from typing import Any
 
@@ -33,6 +31,7 @@ from dreamjax.generators import cascade as cascades
 from dreamjax.generators.cascade import Cascade, Sampling, Stage
 from dreamjax.generators.generator import TEXT
 from dreamjax.methods.denoising import Recipe, stage_loss
+from dreamjax.methods.workdirs import bind
 from dreamjax.theta import Base, Card, Full, LoRA, Personalisation, Theta
 from dreamjax.train.logs import Sheet
 from dreamjax.train.loop import fit
@@ -122,7 +121,7 @@ def dreambooth(
     )[0]
   )
   base = generator.base(params)
-  _bind(workdir, base, photos, class_noun, config)
+  bind(workdir, base, photos, config.to_dict(), _FREE, class_noun=class_noun)
   params = jax.device_put(params)
   drawn = None
   if config.prior.kind == "images" and any(stage.prior_rows for stage in config.stages.values()):
@@ -348,37 +347,6 @@ def _prior_set(
 
 # What may change between two calls for one workdir: how long it goes on, and what is looked at.
 _FREE = ("steps", "log_every", "save_every", "patience", "show")
-
-
-def _bind(
-  workdir: pathlib.Path, base: Base, photos: Photos, class_noun: str, config: ml_collections.ConfigDict
-) -> None:
-  """Writes down what a workdir's training depends on; ValueError if something else is written there."""
-
-  def bound(fields: Any) -> Any:
-    if not isinstance(fields, dict):
-      return fields
-    return {key: bound(value) for key, value in fields.items() if key not in _FREE}
-
-  digest = hashlib.sha256()
-  for picture in photos.pictures:
-    digest.update(f"{picture.shape}\n".encode())
-    digest.update(np.ascontiguousarray(picture))
-  run = {
-    "base_model": base.hash,
-    "photos": digest.hexdigest(),
-    "prompts": photos.prompts,
-    "class_noun": class_noun,
-    "config": bound(config.to_dict()),
-  }
-  run = json.loads(json.dumps(run))
-  path = workdir / "run.json"
-  if path.exists():
-    found = json.loads(path.read_text())
-    if other := [name for name in run if found.get(name) != run[name]]:
-      raise ValueError(f"{workdir} holds a training with another {' and '.join(other)}: choose another workdir")
-  workdir.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(run, indent=2) + "\n")
 
 
 def _check(generator: Cascade, config: ml_collections.ConfigDict) -> None:

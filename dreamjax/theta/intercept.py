@@ -5,10 +5,12 @@ Modules know nothing of this. Only where one uses `nn.scan` do its `variable_axe
 """
 
 from collections.abc import Callable
+import inspect
 from typing import Any
 
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
+import jax.numpy as jnp
 from jaxtyping import Float
 
 from dreamjax.theta.kinds import AnyArray, Branches, Path, Theta
@@ -42,11 +44,14 @@ def _interceptor(called: set[Path], changed: set[Path]) -> Callable[..., Any]:
   """What `nn.intercept_methods` wants; it adds to `called` and `changed` the paths of layers as they come up."""
 
   def intercept(next_function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
-    y = next_function(*args, **kwargs)
     module = context.module
     if context.method_name != "__call__":
-      return y
+      return next_function(*args, **kwargs)
     called.add(module.path)
+    if module.has_variable("theta", "soft_tokens"):
+      changed.add(module.path)
+      args, kwargs = _with_soft_tokens(module, args, kwargs)
+    y = next_function(*args, **kwargs)
     if module.has_variable("theta", "lora_down"):
       changed.add(module.path)
       down, up = (module.get_variable("theta", name) for name in ("lora_down", "lora_up"))
@@ -58,6 +63,25 @@ def _interceptor(called: set[Path], changed: set[Path]) -> Callable[..., Any]:
     return y
 
   return intercept
+
+
+def _with_soft_tokens(
+  module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+  """The arguments, with more tokens behind those of the text, and more places in its mask."""
+  told = inspect.signature(type(module).__call__).bind(module, *args, **kwargs)
+  if "text" not in told.arguments or "mask" not in told.arguments:
+    raise ValueError(f"a soft prompt is for modules that are told a text and its mask, not for {type(module).__name__}")
+  text, mask = told.arguments["text"], told.arguments["mask"]
+  tokens, used = (module.get_variable("theta", name) for name in ("soft_tokens", "soft_mask"))
+  if tokens.shape[-1] != text.shape[-1]:
+    raise ValueError(f"the soft prompt has {tokens.shape[-1]} channels, but the text has {text.shape[-1]}")
+  more = jnp.broadcast_to(tokens.astype(text.dtype), (len(text), *tokens.shape))
+  told.arguments["text"] = jnp.concatenate([text, more], axis=1)
+  if mask is not None:
+    places = jnp.broadcast_to(used > 0, (len(mask), len(used)))
+    told.arguments["mask"] = jnp.concatenate([mask, places], axis=1)
+  return told.args[1:], told.kwargs
 
 
 def _low_rank(

@@ -9,6 +9,10 @@ and with y what leaves a module, beside which W stays as it is
 
   adapters       y' = y + gelu(y A) B                    ("StyleDrop", Sohn et al., 2306.00983, appendix B.1)
 
+and with c the tokens of a text, which a module is told
+
+  soft prompt    c' = [c, P]                             ("Prompt Tuning", Lester et al., 2104.08691, section 2)
+
 For a convolution A has W's window and B is 1x1, so that A B has W's shape. An odd number of a kernel's axes says that
 `nn.scan` put one in front, over its layers: 2 or 3 axes are those of a Dense, 4 or 5 those of a two-dimensional Conv.
 """
@@ -227,7 +231,40 @@ class Adapters(struct.PyTreeNode):
     return {"params": params, "theta": unflatten_dict(collection)}
 
 
-Theta = Full | LoRA | Adapters
+class SoftPrompt(struct.PyTreeNode):
+  """Tokens of no word, behind those of the text.
+
+  Attributes:
+    weights: "tokens", P: [k, d], in the space of what the text encoder says.
+  """
+
+  weights: dict[str, Any]
+
+  stored = np.float16  # in files, by default
+
+  @classmethod
+  def init(cls, key: jax.Array, text: Float[AnyArray, "n d"], count: int) -> "SoftPrompt":
+    """Tokens drawn from some of a text's, which so are where the module knows its way.
+
+    Args:
+      key: of the randomness.
+      text: what the text encoder says of any text, padding left out.
+      count: k.
+
+    Raises:
+      ValueError: if there is to be no token.
+    """
+    if count < 1:
+      raise ValueError(f"a soft prompt has one token or more, not {count}")
+    return cls({"tokens": jnp.asarray(text, jnp.float32)[jax.random.randint(key, (count,), 0, len(text))]})
+
+  def expand(self, params: dict[str, Any]) -> dict[str, Any]:
+    """The variables that the module is applied with."""
+    tokens = self.weights["tokens"]
+    return {"params": params, "theta": {"soft_tokens": tokens, "soft_mask": jnp.ones(len(tokens))}}
+
+
+Theta = Full | LoRA | Adapters | SoftPrompt
 
 
 class Branches(struct.PyTreeNode):

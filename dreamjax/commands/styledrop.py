@@ -1,0 +1,59 @@
+"""`dreamjax styledrop`: teaches a masked-token generator a style from one picture."""
+
+import argparse
+import pathlib
+from typing import Any
+
+from dreamjax import generators
+from dreamjax.commands import configs, truth
+from dreamjax.eval import encoders
+from dreamjax.methods import styledrop
+
+
+def add(commands: Any) -> None:
+  """Adds the command to an argparse parser's."""
+  parser = commands.add_parser("styledrop", help="teach a generator of masked tokens a style from one picture")
+  parser.add_argument(
+    "--images", type=pathlib.Path, required=True, metavar="DIR",
+    help="the picture, with its caption in metadata.jsonl or a .txt file beside it",
+  )  # fmt: skip
+  parser.add_argument(
+    "--style", default="", help='the half of the caption that says the style (default: its end, "in ... style")'
+  )
+  parser.add_argument("--model", default="toybox-muse", metavar="NAME|DIR", help="the generator (%(default)s)")
+  parser.add_argument("--workdir", type=pathlib.Path, required=True, help="for logs, the pool and theta.safetensors")
+  parser.add_argument(
+    "--feedback", choices=styledrop.FEEDBACK, default="clip", help="who chooses for round 2 (%(default)s)"
+  )
+  parser.add_argument(
+    "--config", default="configs/styledrop.py:toybox", metavar="FILE[:VARIANT]",
+    help="the recipe (%(default)s); --config.KEY=VALUE changes it",
+  )  # fmt: skip
+  parser.add_argument(
+    "--encoders", type=pathlib.Path, metavar="DIR", help="with the CLIP that scores the pool (default: the toybox's)"
+  )
+  parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+  """Runs the command, or goes on with it where it was cut off."""
+  config = configs.load(args.config, args.overrides)
+  generator, params = generators.load(args.model)
+  load = truth.toybox_encoders if args.encoders is None else lambda: encoders.load(args.encoders)
+  try:
+    made = styledrop.styledrop(
+      generator,
+      params,
+      args.images,
+      workdir=args.workdir,
+      style=args.style,
+      feedback=args.feedback,
+      config=config,
+      encoders=load,
+    )
+  except styledrop.Undecided as waiting:
+    print(f"{args.workdir / 'round_1' / 'theta.safetensors'} holds the first round. {waiting}")
+    return
+  theta = args.workdir / "theta.safetensors"
+  print(f"{theta} draws {made.card.recipe['style']!r}. Try:")
+  print(f'dreamjax sample --model {args.model} --theta {theta} --prompt "a boat on the beach" --out out')

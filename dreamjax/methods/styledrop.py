@@ -1,0 +1,413 @@
+"""StyleDrop: a masked-token generator learns a style from one picture, and gets better by feedback on its own ones.
+
+Sohn et al., "StyleDrop" (2306.00983). A caption has two halves, what the picture shows and its style: "a cat", "in
+watercolor painting style". Adapters theta are trained on the picture's tokens z and its caption t, stage by stage,
+
+    loss = E_m sum_(n in m) CE( network_theta(z masked by m, t)_n, z_n )                                           (1)
+
+(eq. 3 of the paper). As there is only one picture, the theta also learns what it shows. Hence the second round: the
+generator with the first theta draws a pool, 30 prompts in the style with 64 pictures each; a few of them are chosen, by
+CLIP the one of each prompt that shows best what it asks for, by a person up to ten, or at random one of each; and
+another theta is trained on these. The same with photos of a subject and "a [V] [class]" is DreamBooth on the same
+generator, whose theta is mixed with that of a style at sampling (eqs. 5 and 6, `generators.masked`).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import json
+import pathlib
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import tqdm
+
+from dreamjax.data import identifiers, priors
+from dreamjax.data.image_folder import METADATA
+from dreamjax.data.photos import read as read_photos
+from dreamjax.diffusion.resolution import shrink
+from dreamjax.eval import metrics, protocols
+from dreamjax.eval.encoders import Encoders
+from dreamjax.generators import masked
+from dreamjax.generators.masked import Masked, TokenStage
+from dreamjax.methods.masking import Recipe, TokenRows, stage_loss
+from dreamjax.methods.workdirs import bind
+from dreamjax.theta import Adapters, Card, LoRA, Personalisation, SoftPrompt, Theta
+from dreamjax.train.loop import fit
+from dreamjax.train.optimizer import averaged, make_optimizer
+from dreamjax.train.optimizer import default_config as default_optimizer
+from dreamjax.train.state import TrainState
+from dreamjax.train.step import make_step
+
+FEEDBACK = ("none", "clip", "human", "random")
+KINDS = ("adapters", "lora", "prompt")
+POOL, SELECTION = "pool", "selection.json"
+
+#: Of a caption, what comes before the style, and the style.
+_HALVES = re.compile(
+  r"(?P<content>.*\S)\s+(?P<style>in (?:the style of .+|(?:(?!in\b)\S+ )*(?:style|design)))\W*$", re.I
+)
+# What may change between two calls for one workdir: how long it goes on.
+_FREE = ("steps", "log_every", "save_every", "batch")
+
+
+class Undecided(Exception):
+  """There is a pool, and nobody has chosen from it yet."""
+
+
+def default_stage(channels: int, shared: bool, learning_rate: float) -> ml_collections.ConfigDict:
+  """How one stage is tuned.
+
+  steps: updates; rows: pictures in each; kind: one of `KINDS`; channels and shared: of the adapters, see
+  `theta.Adapters`; rank, alpha and pattern: of low-rank updates; tokens: of a soft prompt; least and smoothing: see
+  `methods.masking`; optimizer: see `train.optimizer`.
+  """
+  optimizer = default_optimizer()
+  optimizer.update({"learning_rate": learning_rate, "warmup": 0, "decay": "constant", "ema": 0.0})
+  return ml_collections.ConfigDict({
+    "steps": 1000, "rows": 8, "kind": "adapters", "channels": channels, "shared": shared, "rank": 4, "alpha": 4.0,
+    "pattern": "", "tokens": 4, "least": 0.0, "smoothing": 0.0, "log_every": 25, "save_every": 250,
+    "optimizer": optimizer,
+  })  # fmt: skip
+
+
+def default_config(stages: Sequence[str] = ("base", "sr")) -> ml_collections.ConfigDict:
+  """The paper's recipe (table S3).
+
+  seed: of all randomness; first, second: of the rounds, each stage's settings by name, as `default_stage` has them;
+  pool: the prompts without their style, "each" how many pictures of one, "batch" how many at once, "most" how many
+  pictures a person may choose; identifier, rare: see `dreambooth.default_config`, for subjects.
+  """
+  base, *larger = stages
+
+  def settings(channels: int, shared: bool) -> dict[str, Any]:
+    return {
+      base: default_stage(channels, shared, 3e-5),
+      **{name: default_stage(32, False, 1e-4) for name in larger},
+    }
+
+  published = protocols.published("styledrop").prompts["style"]
+  prompts = tuple(" ".join(prompt.text.format(identifier="").split()) for prompt in published)
+  return ml_collections.ConfigDict({
+    "seed": 0, "identifier": "", "rare": identifiers.RARE,
+    "first": settings(4, True), "second": settings(32, False),
+    "pool": {"prompts": prompts, "each": 64, "batch": 8, "most": 10},
+  })  # fmt: skip
+
+
+def halves(caption: str, style: str = "") -> tuple[str, str]:
+  """What a caption says of the content, and of the style.
+
+  Args:
+    caption: such as "a cat in watercolor painting style".
+    style: the second half, if it is known; else it is found by its last word, "style" or "design", or by its first
+      ones, "in the style of".
+
+  Raises:
+    ValueError: if the caption has no such half, or nothing before it.
+  """
+  if style:
+    content, found, rest = caption.rpartition(style)
+    if found and content.strip() and not rest.strip(" ."):
+      return content.strip(), style
+    raise ValueError(f"the caption {caption!r} does not end in {style!r}, with something before it")
+  if match := _HALVES.fullmatch(caption.strip()):
+    return match["content"], match["style"]
+  raise ValueError(
+    f'the caption {caption!r} has no half for the style: it is to end like "in watercolor painting style"'
+  )
+
+
+def styledrop(
+  generator: Masked,
+  params: Any,
+  images: pathlib.Path | str,
+  *,
+  workdir: pathlib.Path | str,
+  style: str = "",
+  feedback: str = "none",
+  config: ml_collections.ConfigDict | None = None,
+  encoders: Callable[[], Encoders] | None = None,
+  mesh: jax.sharding.Mesh | None = None,
+) -> Personalisation:
+  """Learns a style, or goes on where an earlier call was cut off.
+
+  Args:
+    generator: of masked tokens.
+    params: its parameters.
+    images: a folder of one picture, or a few in one style, with captions: see `data.photos.read`.
+    workdir: for `round_1`, the pool, `round_2`, and `theta.safetensors` in the end.
+    style: the half of the captions that says it; by default found there, see `halves`.
+    feedback: by whom the second round's pictures are chosen, of `FEEDBACK`; "none" for one round only.
+    config: see `default_config`; by default that.
+    encoders: loads the CLIP that scores the pool; for "clip" only, and to show a person the scores.
+    mesh: of devices, see `train.sharding`; by default the first device alone.
+
+  Raises:
+    OSError, ValueError: if pictures, captions, a selection or the config are not what they should be, or the workdir
+      holds a training on other pictures or by another recipe; it stays as it was.
+    Undecided: if a person is to choose, and has not. What was made is kept: choose, and call again.
+  """
+  workdir = pathlib.Path(workdir)
+  config = config or default_config([stage.name for stage in generator.stages])
+  if feedback not in FEEDBACK:
+    raise ValueError(f"feedback is one of {', '.join(FEEDBACK)}, not {feedback!r}")
+  if feedback == "clip" and encoders is None:
+    raise ValueError("feedback by CLIP takes encoders")
+  _check(generator, config)
+  photos = read_photos(pathlib.Path(images), generator.resolution, "", with_captions=True)
+  said = [halves(prompt, style) for prompt in photos.prompts]
+  if len(styles := {own for _, own in said}) > 1:
+    raise ValueError(f"all pictures are to have one style, not {' and '.join(map(repr, sorted(styles)))}")
+  (style,) = styles
+  base = generator.base(params)
+  bind(workdir, base, photos, config.to_dict(), _FREE, style=style)
+  params = jax.device_put(params)
+
+  def card(round_: int, prompts: Sequence[str]) -> Card:
+    recipe = {"method": "styledrop", "style": style, "round": round_, "feedback": feedback if round_ > 1 else "none"}
+    return Card(base, "", "", {**recipe, "prompts": list(prompts), "config": config.to_dict()})
+
+  def learn(round_: int, pictures: np.ndarray, prompts: Sequence[str], settings: Any) -> Personalisation:
+    folder = workdir / f"round_{round_}"
+    made = Personalisation(
+      _tune(generator, params, pictures, prompts, settings, config.seed, folder, mesh), card(round_, prompts)
+    )
+    made.save(folder / "theta.safetensors")
+    made.save(workdir / "theta.safetensors")
+    return made
+
+  made = learn(1, photos.images(), photos.prompts, config.first)
+  if feedback == "none":
+    return made
+  pool = draw_pool(generator, params, made, style, config, workdir / POOL, encoders, mesh)
+  chosen = choose(pool, workdir / POOL, feedback, config)
+  pictures = pool.pictures[chosen].astype(np.float32) / np.float32(127.5) - np.float32(1)
+  (workdir / "chosen.json").write_text(json.dumps([priors.file(pathlib.Path(), i).name for i in chosen]) + "\n")
+  return learn(2, pictures, [pool.prompts[i] for i in chosen], config.second)
+
+
+def subject(
+  generator: Masked,
+  params: Any,
+  images: pathlib.Path | str,
+  class_noun: str,
+  *,
+  workdir: pathlib.Path | str,
+  config: ml_collections.ConfigDict | None = None,
+  mesh: jax.sharding.Mesh | None = None,
+) -> Personalisation:
+  """Learns a subject from a few photos: DreamBooth on a masked-token generator, as the paper's section 3.4 has it.
+
+  Args:
+    generator: of masked tokens.
+    params: its parameters.
+    images: a folder of photos.
+    class_noun: what the subject is, such as "dog".
+    workdir: for logs, checkpoints and `theta.safetensors`.
+    config: see `default_config`, whose first round is what is trained.
+    mesh: of devices, see `train.sharding`; by default the first device alone.
+
+  Raises:
+    OSError, ValueError: as `styledrop`.
+  """
+  workdir = pathlib.Path(workdir)
+  config = config or default_config([stage.name for stage in generator.stages])
+  _check(generator, config)
+  photos = read_photos(pathlib.Path(images), generator.resolution, class_noun)
+  common = [f"a {class_noun}", *photos.prompts]
+  identifier = (
+    config.identifier or identifiers.choose(generator.tokenizer, config.seed, rare=tuple(config.rare), common=common)[0]
+  )
+  base = generator.base(params)
+  bind(workdir, base, photos, config.to_dict(), _FREE, class_noun=class_noun)
+  params = jax.device_put(params)
+  prompts = [identifiers.fill(prompt, identifier) for prompt in photos.prompts]
+  thetas = _tune(generator, params, photos.images(), prompts, config.first, config.seed, workdir, mesh)
+  recipe = {"method": "dreambooth on masked tokens", "prompt": photos.prompts[0], "config": config.to_dict()}
+  made = Personalisation(thetas, Card(base, identifier, class_noun, recipe))
+  made.save(workdir / "theta.safetensors")
+  return made
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+  """Pictures that the first round's theta drew.
+
+  Attributes:
+    pictures: [n, h, w, 3] bytes.
+    prompts: what each was drawn from.
+    scores: of picture and prompt by CLIP, [n], or None.
+  """
+
+  pictures: np.ndarray
+  prompts: tuple[str, ...]
+  scores: np.ndarray | None
+
+
+def draw_pool(
+  generator: Masked,
+  params: Any,
+  theta: Personalisation,
+  style: str,
+  config: ml_collections.ConfigDict,
+  folder: pathlib.Path,
+  encoders: Callable[[], Encoders] | None = None,
+  mesh: jax.sharding.Mesh | None = None,
+) -> Pool:
+  """Draws the pool, or goes on with it, and writes down what each picture shows and how well."""
+  each = config.pool.each
+  prompts = tuple(f"{prompt} {style}" for prompt in config.pool.prompts for _ in range(each))
+
+  def draw(first: int, count: int) -> Any:
+    wishes = [masked.styled(prompt, theta.thetas) for prompt in prompts[first : first + count]]
+    options = {"seed": config.seed, "first": first, "size": config.pool.batch, "mesh": mesh}
+    for pictures in masked.batches(generator, params, wishes, **options):
+      yield from pictures[-1]
+
+  with tqdm.tqdm(total=len(prompts), unit=" pictures", desc="pool", disable=None) as bar:
+    pictures = priors.complete(folder, len(prompts), draw, lambda there: bar.update(there - bar.n))
+  scores = None if encoders is None else text_scores(encoders(), pictures, prompts)
+  with (folder / METADATA).open("w") as out:
+    for i, prompt in enumerate(prompts):
+      line = {"file_name": priors.file(folder, i).name, "text": prompt}
+      out.write(json.dumps(line if scores is None else {**line, "score": round(float(scores[i]), 4)}) + "\n")
+  return Pool(pictures, prompts, scores)
+
+
+def text_scores(encoders: Encoders, pictures: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+  """The cosine of each picture's embedding and of its prompt's, by CLIP."""
+  distinct = list(dict.fromkeys(prompts))
+  texts = np.asarray(encoders.clip_text(distinct))[[distinct.index(prompt) for prompt in prompts]]
+  return np.asarray(metrics.text_similarity(jnp.asarray(encoders.clip_image(list(pictures))), jnp.asarray(texts)))
+
+
+def choose(pool: Pool, folder: pathlib.Path, feedback: str, config: ml_collections.ConfigDict) -> list[int]:
+  """The numbers of the pictures for the second round; see `styledrop`."""
+  if feedback == "human":
+    return read_selection(folder, config.pool.most)
+  each = config.pool.each
+  starts = range(0, len(pool.prompts), each)
+  if feedback == "clip":
+    return [start + int(np.argmax(pool.scores[start : start + each])) for start in starts]
+  draw = np.random.default_rng((config.seed, 3))
+  return [start + int(draw.integers(each)) for start in starts]
+
+
+def read_selection(folder: pathlib.Path, most: int) -> list[int]:
+  """What a person chose, with `dreamjax feedback`.
+
+  Raises:
+    Undecided: if nobody has chosen yet.
+    ValueError: if it is no selection, names pictures that the pool lacks or one twice, or has none or too many.
+  """
+  path = folder / SELECTION
+  if not path.is_file():
+    raise Undecided(f"choose up to {most} pictures: dreamjax feedback --pool {folder}; then run this again")
+  try:
+    names = json.loads(path.read_text())["chosen"]
+    numbers = [int(pathlib.PurePath(name).stem) for name in names]
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(f"{path} is no selection of `dreamjax feedback`: {error}") from error
+  known = [priors.file(folder, i) for i in numbers]
+  if missing := [n for n, there in zip(names, known, strict=True) if there != folder / n or not there.is_file()]:
+    raise ValueError(f"{path} names {', '.join(missing)}, which the pool lacks")
+  if len(set(numbers)) < len(numbers) or not 1 <= len(numbers) <= most:
+    raise ValueError(f"{path} is to name from 1 to {most} pictures, each once, not {len(numbers)}")
+  return numbers
+
+
+def _tune(
+  generator: Masked,
+  params: Any,
+  pictures: np.ndarray,
+  prompts: Sequence[str],
+  rounds: Mapping[str, ml_collections.ConfigDict],
+  seed: int,
+  workdir: pathlib.Path,
+  mesh: jax.sharding.Mesh | None,
+) -> dict[str, Theta]:
+  """Trains the theta of every stage that has steps, on pictures in [-1, 1] and their prompts."""
+  tokens = {stage.name: _tokens(stage, params[stage.name], pictures) for stage in generator.stages}
+  text = jax.device_get(generator.encode(params, list(prompts)))
+  thetas, before = {}, None
+  for stage in generator.stages:
+    low = None if before is None else tokens[before.name]
+    before = stage
+    settings = rounds.get(stage.name)
+    if settings is None or not settings.steps:
+      continue
+    own = params[stage.name]
+    frozen = {stage.name: {"transformer": own["transformer"]}}
+    theta = {stage.name: _start(stage, own["transformer"], text, settings, seed)}
+    tx = make_optimizer(settings.optimizer, theta, settings.steps)
+    rows = _Rows(tokens[stage.name], low, text, settings.rows, seed)
+    state = fit(
+      make_step(stage_loss(stage, Recipe(settings.least, settings.smoothing)), tx, seed),
+      TrainState.create(theta, tx, frozen),
+      rows,
+      steps=settings.steps,
+      workdir=workdir / stage.name,
+      log_every=settings.log_every,
+      save_every=settings.save_every,
+      mesh=mesh,
+    )
+    thetas |= jax.device_get(averaged(state))
+  return thetas
+
+
+def _tokens(stage: TokenStage, params: Any, pictures: np.ndarray) -> np.ndarray:
+  """The tokens of pictures, [n, t]."""
+
+  @jax.jit
+  def encode(pictures: Any) -> Any:
+    return stage.vqgan.apply({"params": params["vqgan"]}, shrink(pictures, stage.image), method="tokens")
+
+  return np.concatenate([np.asarray(encode(jnp.asarray(picture)[None])) for picture in pictures])
+
+
+class _Rows:
+  """batch(i) of a stage's training: pictures in rounds, so that all are seen equally often."""
+
+  def __init__(self, tokens: np.ndarray, low: np.ndarray | None, text: Any, count: int, seed: int) -> None:
+    self._tokens, self._low, self._text, self._count, self._seed = tokens, low, text, count, seed
+
+  def __call__(self, i: int) -> TokenRows:
+    """The rows of update i."""
+    total = len(self._tokens)
+    rounds, places = np.divmod(np.arange(i * self._count, (i + 1) * self._count), total)
+    order = {n: np.random.default_rng((self._seed, 0, n)).permutation(total) for n in set(rounds.tolist())}
+    which = np.array([order[n][place] for n, place in zip(rounds.tolist(), places, strict=True)])
+    low = None if self._low is None else self._low[which]
+    prompt = jax.tree.map(lambda x: x[which], self._text)
+    return TokenRows(self._tokens[which], prompt, np.ones(self._count, np.float32), low)
+
+
+def _start(stage: TokenStage, params: Any, text: Any, settings: ml_collections.ConfigDict, seed: int) -> Theta:
+  """A theta that is yet to learn."""
+  key = jax.random.key(seed)
+  match settings.kind:
+    case "adapters":
+      return Adapters.init(key, params, settings.channels, stage.transformer.adapted, shared=settings.shared)
+    case "lora":
+      return LoRA.init(key, params, settings.rank, alpha=settings.alpha, pattern=settings.pattern)
+    case _:
+      return SoftPrompt.init(key, text.tokens[0][text.mask[0]], settings.tokens)
+
+
+def _check(generator: Masked, config: ml_collections.ConfigDict) -> None:
+  """Raises ValueError for what a config cannot ask for."""
+  if not isinstance(generator, Masked):
+    raise ValueError(f"StyleDrop is for generators of masked tokens, and {generator.name} is none")
+  if config.pool.each < 1 or config.pool.batch < 1 or not config.pool.prompts:
+    raise ValueError("the pool has one prompt or more, and one picture of each or more")
+  for round_ in ("first", "second"):
+    for name, settings in config[round_].items():
+      generator.stage(name)
+      if settings.kind not in KINDS:
+        raise ValueError(f"{round_}.{name}.kind is one of {', '.join(KINDS)}, not {settings.kind!r}")
+      if settings.rows < 1 or settings.steps < 0:
+        raise ValueError(f"{round_}.{name}: rows is at least 1, steps at least 0")
