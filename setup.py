@@ -19,6 +19,7 @@ setuptools.setup(
   packages=[*setuptools.find_packages(include=["dreamjax", "dreamjax.*"]), "dreamjax.configs"],
   package_dir={"dreamjax.configs": "configs"},
   package_data={
+    "dreamjax.commands": ["*.html"],
     "dreamjax.eval": ["*.html", "published/*.json"],
     "dreamjax.toybox": ["protocols/*.json", "weights/**/*.json", "weights/**/*.safetensors"],
   },
@@ -51,10 +52,15 @@ setuptools.setup(
     "plan": ["libtpu"],
     # TensorBoard's event files beside the plain JSON lines.
     "tensorboard": ["tensorboard", "tensorflow"],
+    # The page of `dreamjax feedback`.
+    "feedback": ["flask>=3.1"],
     # Photos as iPhones take them.
     "heic": ["pillow-heif>=1.0"],
     # What launch/test.sh runs, and the originals that the models are compared with.
-    "test": ["beartype>=0.20", "hypothesis>=6.100", "pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.15"],
+    "test": [
+      *("beartype>=0.20", "flask>=3.1", "hypothesis>=6.100", "pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.15"),
+      "selenium>=4.30",
+    ],
     "parity": ["diffusers>=0.35", "torch>=2.6"],
   },
 )

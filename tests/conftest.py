@@ -106,3 +106,42 @@ def tiny_cascade():
     )
 
   return cascade, jax.device_get(jax.jit(weights)(jax.random.key(0)))
+
+
+@pytest.fixture(scope="session")
+def tiny_masked():
+  """Two stages, of 2x2 and of 4x4 tokens, with random weights: (generator, params)."""
+  import jax.numpy as jnp
+  import numpy as np
+
+  from dreamjax.data import tokenizer
+  from dreamjax.generators import masked
+  from dreamjax.models.muse import Muse
+  from dreamjax.models.t5 import T5Encoder
+  from dreamjax.models.vqgan import VQGAN
+
+  words = tokenizer.Tokenizer(tokenizer.train(["a dog on the beach", "a red cat in the snow", "qx zv wug"] * 3, 330), 8)
+  encoder = T5Encoder(vocab=len(words.inner), width=16, head_width=8, heads=2, mlp=16, depth=1)
+  vqgan = VQGAN(widths=(8, 8), blocks=1, latent=4, embedding=4, codebook=12, groups=4)
+  base = Muse(side=2, codebook=12, width=16, heads=2, mlp=24, depth=1, text_width=16)
+  larger = base.clone(side=4, low_side=2, low_depth=1, low_codebook=12)
+  decodings = masked.Decoding(3, 1.0, 2.0, 1.5), masked.Decoding(2, 1.0, 1.0, 0.5)
+  stages = tuple(
+    masked.TokenStage(name, net, vqgan, decoding)
+    for name, net, decoding in zip(("base", "sr"), (base, larger), decodings, strict=True)
+  )
+  rng = np.random.default_rng(0)
+
+  def weights(module, *inputs):
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+    return jax.tree.map(lambda leaf: 0.5 * rng.standard_normal(leaf.shape, np.float32), shapes)
+
+  few, many = jnp.zeros((1, 4), jnp.int32), jnp.zeros((1, 16), jnp.int32)
+  text, mask = jnp.zeros((1, 8, 16)), jnp.ones((1, 8), bool)
+  code = weights(vqgan, jnp.zeros((1, 8, 8, 3)))
+  params = {
+    "text": weights(encoder, jnp.zeros((1, 8), jnp.int32), mask),
+    "base": {"transformer": weights(base, few, text, mask), "vqgan": code},
+    "sr": {"transformer": weights(larger, many, text, mask, few), "vqgan": code},
+  }
+  return masked.Masked("tiny", encoder, words, stages), jax.device_put(params)

@@ -94,7 +94,7 @@ def read(encoder: T5Encoder, params: Any, theta: Theta | None, ids: Array, mask:
   return Text(apply_theta(encoder, params, theta, ids, mask)[0], mask)
 
 
-def keys_of(seed: int, numbers: Sequence[int] | np.ndarray) -> Key[Array, " b"]:
+def keys_of(seed: int, numbers: Sequence[int] | np.ndarray | Array) -> Key[Array, " b"]:
   """The keys of the pictures with these numbers."""
   root = jax.random.key(seed)
   return jax.vmap(lambda number: jax.random.fold_in(root, number))(jnp.asarray(numbers, jnp.uint32))

@@ -12,7 +12,7 @@ another theta is trained on these. The same with photos of a subject and "a [V] 
 generator, whose theta is mixed with that of a style at sampling (eqs. 5 and 6, `generators.masked`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import json
 import pathlib
@@ -25,7 +25,7 @@ import ml_collections
 import numpy as np
 import tqdm
 
-from dreamjax.data import identifiers, priors
+from dreamjax.data import identifiers, image_folder, priors
 from dreamjax.data.image_folder import METADATA
 from dreamjax.data.photos import read as read_photos
 from dreamjax.diffusion.resolution import shrink
@@ -139,7 +139,7 @@ def styledrop(
     generator: of masked tokens.
     params: its parameters.
     images: a folder of one picture, or a few in one style, with captions: see `data.photos.read`.
-    workdir: for `round_1`, the pool, `round_2`, and `theta.safetensors` in the end.
+    workdir: for `reference`, `round_1`, the pool, `round_2`, and `theta.safetensors` in the end.
     style: the half of the captions that says it; by default found there, see `halves`.
     feedback: by whom the second round's pictures are chosen, of `FEEDBACK`; "none" for one round only.
     config: see `default_config`; by default that.
@@ -180,6 +180,8 @@ def styledrop(
     made.save(workdir / "theta.safetensors")
     return made
 
+  reference = zip(photos.images() / 2 + 0.5, ({"text": prompt} for prompt in photos.prompts), strict=True)
+  image_folder.write(workdir / "reference", reference, overwrite=True)
   made = learn(1, photos.images(), photos.prompts, config.first)
   if feedback == "none":
     return made
@@ -325,7 +327,7 @@ def _tune(
   params: Any,
   pictures: np.ndarray,
   prompts: Sequence[str],
-  rounds: Mapping[str, ml_collections.ConfigDict],
+  rounds: ml_collections.ConfigDict,
   seed: int,
   workdir: pathlib.Path,
   mesh: jax.sharding.Mesh | None,

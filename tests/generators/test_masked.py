@@ -7,13 +7,9 @@ import pytest
 
 from dreamjax import generators
 from dreamjax import theta as thetas
-from dreamjax.data import tokenizer as tokenizers
 from dreamjax.generators import masked
 from dreamjax.generators.generator import keys_of
 from dreamjax.masked.decoding import decode
-from dreamjax.models.muse import Muse
-from dreamjax.models.t5 import T5Encoder
-from dreamjax.models.vqgan import VQGAN
 from dreamjax.theta import Adapters
 from dreamjax.train.sharding import make_mesh
 
@@ -21,39 +17,9 @@ PROMPTS = ["a dog on the beach", "a red cat in the snow", "a dog in the snow"]
 
 
 @pytest.fixture(scope="module")
-def tiny():
-  """Two stages, of 2x2 and of 4x4 tokens, with random weights: (generator, params)."""
-  words = tokenizers.Tokenizer(tokenizers.train([*PROMPTS, "qx zv wug"] * 3, 330), 8)
-  encoder = T5Encoder(vocab=len(words.inner), width=16, head_width=8, heads=2, mlp=16, depth=1)
-  vqgan = VQGAN(widths=(8, 8), blocks=1, latent=4, embedding=4, codebook=12, groups=4)
-  base = Muse(side=2, codebook=12, width=16, heads=2, mlp=24, depth=1, text_width=16)
-  larger = base.clone(side=4, low_side=2, low_depth=1, low_codebook=12)
-  decodings = masked.Decoding(3, 1.0, 2.0, 1.5), masked.Decoding(2, 1.0, 1.0, 0.5)
-  stages = tuple(
-    masked.TokenStage(name, net, vqgan, decoding)
-    for name, net, decoding in zip(("base", "sr"), (base, larger), decodings, strict=True)
-  )
-  rng = np.random.default_rng(0)
-
-  def weights(module, *inputs):
-    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
-    return jax.tree.map(lambda leaf: 0.5 * rng.standard_normal(leaf.shape, np.float32), shapes)
-
-  few, many = jnp.zeros((1, 4), jnp.int32), jnp.zeros((1, 16), jnp.int32)
-  text, mask = jnp.zeros((1, 8, 16)), jnp.ones((1, 8), bool)
-  code = weights(vqgan, jnp.zeros((1, 8, 8, 3)))
-  params = {
-    "text": weights(encoder, jnp.zeros((1, 8), jnp.int32), mask),
-    "base": {"transformer": weights(base, few, text, mask), "vqgan": code},
-    "sr": {"transformer": weights(larger, many, text, mask, few), "vqgan": code},
-  }
-  return masked.Masked("tiny", encoder, words, stages), jax.device_put(params)
-
-
-@pytest.fixture(scope="module")
-def adapted(tiny):
+def adapted(tiny_masked):
   """Two thetas of both stages, of different ranks."""
-  generator, params = tiny
+  generator, params = tiny_masked
 
   def make(seed, channels):
     rng = np.random.default_rng(seed)
@@ -66,15 +32,15 @@ def adapted(tiny):
   return make(1, 3), make(2, 5)
 
 
-def drawn(tiny, wishes, **options):
-  generator, params = tiny
+def drawn(tiny_masked, wishes, **options):
+  generator, params = tiny_masked
   stages = zip(*masked.batches(generator, params, wishes, **{"size": 2, **options}), strict=True)
   return [np.concatenate(stage) for stage in stages]
 
 
-def one_by_one(tiny, stage, text, theta, keys, low=None):
+def one_by_one(tiny_masked, stage, text, theta, keys, low=None):
   """Equation (4) of StyleDrop, each network asked by itself."""
-  generator, params = tiny
+  generator, params = tiny_masked
   mine, how = params[stage.name], stage.decoding
   prompt, negative = (generator.encode(params, [words] * len(keys)) for words in (text, ""))
 
@@ -92,51 +58,51 @@ def one_by_one(tiny, stage, text, theta, keys, low=None):
   )
 
 
-def test_both_stages_are_the_equation_one_by_one(tiny, adapted):
-  generator, params = tiny
+def test_both_stages_are_the_equation_one_by_one(tiny_masked, adapted):
+  generator, params = tiny_masked
   style, _ = adapted
-  found = drawn(tiny, [masked.styled(PROMPTS[0], style)] * 2, seed=3)
+  found = drawn(tiny_masked, [masked.styled(PROMPTS[0], style)] * 2, seed=3)
   keys, low = keys_of(3, np.arange(2)), None
   for number, stage in enumerate(generator.stages):
     folded = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
-    low = one_by_one(tiny, stage, PROMPTS[0], style[stage.name], folded, low)
+    low = one_by_one(tiny_masked, stage, PROMPTS[0], style[stage.name], folded, low)
     wanted = stage.vqgan.apply({"params": params[stage.name]["vqgan"]}, low, method="decode")
     np.testing.assert_allclose(found[number], jnp.clip(wanted, -1, 1), atol=1e-4)
   assert found[0].shape == (2, 4, 4, 3) and found[1].shape == (2, 8, 8, 3)
 
 
-def test_the_ends_of_a_mixture_are_one_theta_each(tiny, adapted):
+def test_the_ends_of_a_mixture_are_one_theta_each(tiny_masked, adapted):
   style, subject = adapted
   both = PROMPTS[0], style, PROMPTS[1], subject
   for gamma, wanted in ((0.0, masked.styled(PROMPTS[0], style)), (1.0, masked.styled(PROMPTS[1], subject))):
-    found = drawn(tiny, [masked.mixed(*both, gamma)] * 2, seed=5)
-    for a, b in zip(found, drawn(tiny, [wanted] * 2, seed=5), strict=True):
+    found = drawn(tiny_masked, [masked.mixed(*both, gamma)] * 2, seed=5)
+    for a, b in zip(found, drawn(tiny_masked, [wanted] * 2, seed=5), strict=True):
       np.testing.assert_allclose(a, b, atol=1e-4)
-  middle = drawn(tiny, [masked.mixed(*both, 0.5)] * 2, seed=5)
+  middle = drawn(tiny_masked, [masked.mixed(*both, 0.5)] * 2, seed=5)
   assert np.abs(middle[0] - found[0]).max() > 0.01
 
 
-def test_pictures_depend_on_their_seed_and_prompt_and_not_on_what_is_drawn_beside_them(tiny):
+def test_pictures_depend_on_their_seed_and_prompt_and_not_on_what_is_drawn_beside_them(tiny_masked):
   wishes = [masked.plain(prompt) for prompt in PROMPTS]
-  whole = drawn(tiny, wishes, seed=1)
-  alone = drawn(tiny, wishes[2:], seed=1, first=2, size=1)
+  whole = drawn(tiny_masked, wishes, seed=1)
+  alone = drawn(tiny_masked, wishes[2:], seed=1, first=2, size=1)
   for a, b in zip(whole, alone, strict=True):
     np.testing.assert_allclose(a[2:], b, atol=1 / 255)
-  other = drawn(tiny, wishes, seed=2)
+  other = drawn(tiny_masked, wishes, seed=2)
   assert all(np.abs(a - b).max(axis=(1, 2, 3)).max() > 0.01 for a, b in zip(whole, other, strict=True))
 
 
-def test_pictures_spread_over_devices_are_the_same(tiny, adapted):
+def test_pictures_spread_over_devices_are_the_same(tiny_masked, adapted):
   wishes = [masked.styled(prompt, adapted[0]) for prompt in PROMPTS]
-  whole, over = drawn(tiny, wishes, size=8), drawn(tiny, wishes, size=8, mesh=make_mesh())
+  whole, over = drawn(tiny_masked, wishes, size=8), drawn(tiny_masked, wishes, size=8, mesh=make_mesh())
   for a, b in zip(whole, over, strict=True):
     np.testing.assert_allclose(a, b, atol=1 / 255)
   with pytest.raises(ValueError, match="batches of 3 pictures cannot be divided over 8 devices"):
-    drawn(tiny, wishes, size=3, mesh=make_mesh())
+    drawn(tiny_masked, wishes, size=3, mesh=make_mesh())
 
 
-def test_a_folder_holds_all_of_a_generator(tiny, tmp_path):
-  generator, params = tiny
+def test_a_folder_holds_all_of_a_generator(tiny_masked, tmp_path):
+  generator, params = tiny_masked
   generators.save(tmp_path, generator, params, dtype=np.float32)
   found, loaded = generators.load(tmp_path)
   assert found.stages == generator.stages and found.text_encoder == generator.text_encoder
@@ -148,34 +114,36 @@ def test_a_folder_holds_all_of_a_generator(tiny, tmp_path):
     generators.load(tmp_path)
 
 
-def test_a_theta_that_changes_nothing_draws_what_the_generator_does(tiny):
-  generator, params = tiny
+def test_a_theta_that_changes_nothing_draws_what_the_generator_does(tiny_masked):
+  generator, params = tiny_masked
   idle = {
     stage.name: Adapters.init(jax.random.key(0), params[stage.name]["transformer"], 2, stage.transformer.adapted)
     for stage in generator.stages
   }
   wishes = [masked.styled(PROMPTS[0], idle)] * 2, [masked.plain(PROMPTS[0])] * 2
-  for a, b in zip(*(drawn(tiny, some) for some in wishes), strict=True):
+  for a, b in zip(*(drawn(tiny_masked, some) for some in wishes), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-4)
 
 
-def test_guidance_that_rises_begins_with_none(tiny):
-  generator, _ = tiny
+def test_guidance_that_rises_begins_with_none(tiny_masked):
+  generator, _ = tiny_masked
   once = [masked.Decoding(steps=1, lambda_b=4.0, rises=True)]
   none = [masked.Decoding(steps=1, lambda_b=0.0)]
   wishes = [masked.plain(prompt) for prompt in PROMPTS[:2]]
-  np.testing.assert_allclose(drawn(tiny, wishes, decodings=once)[0], drawn(tiny, wishes, decodings=none)[0], atol=1e-5)
+  np.testing.assert_allclose(
+    drawn(tiny_masked, wishes, decodings=once)[0], drawn(tiny_masked, wishes, decodings=none)[0], atol=1e-5
+  )
 
 
-def test_what_does_not_go_together_is_refused(tiny, adapted):
-  generator, params = tiny
+def test_what_does_not_go_together_is_refused(tiny_masked, adapted):
+  generator, params = tiny_masked
   base, larger = generator.stages
   with pytest.raises(ValueError, match="stage base: the transformer knows 12 tokens, its VQGAN 16"):
     masked.TokenStage("base", base.transformer, base.vqgan.clone(codebook=16))
   with pytest.raises(ValueError, match=r"stage base sees \(0, 0\) tokens and words, but sr draws \(4, 12\)"):
     masked.Masked("tiny", generator.text_encoder, generator.tokenizer, (larger, base))
   with pytest.raises(ValueError, match="have the same thetas"):
-    drawn(tiny, [masked.plain(PROMPTS[0]), masked.styled(PROMPTS[0], adapted[0])])
+    drawn(tiny_masked, [masked.plain(PROMPTS[0]), masked.styled(PROMPTS[0], adapted[0])])
   with pytest.raises(ValueError, match="one step or more, not 0"):
     masked.Decoding(steps=0)
   with pytest.raises(ValueError, match="has no stage 'x'; there are: base, sr"):

@@ -10,7 +10,7 @@ import pytest
 
 from dreamjax import theta as thetas
 from dreamjax.models import muse
-from dreamjax.theta import Adapters, Base, Branches, Card, Full, LoRA
+from dreamjax.theta import Adapters, Base, Branches, Card, Full, LoRA, SoftPrompt
 
 MODULE = muse.Muse(
   side=4, codebook=12, width=16, heads=2, mlp=24, depth=2, text_width=6, low_side=2, low_depth=1, low_codebook=10
@@ -121,3 +121,34 @@ def test_adapters_for_another_module_are_refused(params):
     Adapters.init(jax.random.key(0), wide, 3, MODULE.adapted)
   with pytest.raises(ValueError, match="layer_0/mlp of width 16, but here it is 8"):
     begin(params, True).expand(wide)
+
+
+def test_a_soft_prompt_is_more_tokens_of_text(tmp_path, params):
+  tokens, text, mask, low = INPUTS
+  theta = SoftPrompt.init(jax.random.key(0), text[0], 3)
+  assert all(np.any(np.all(own[None] == text[0], axis=1)) for own in theta.weights["tokens"])
+  found = thetas.apply(MODULE, params, theta, *INPUTS)
+  more = jnp.concatenate([text, jnp.tile(theta.weights["tokens"], (2, 1, 1))], axis=1)
+  wanted = MODULE.apply({"params": params}, tokens, more, jnp.ones((2, 8), bool), low)
+  np.testing.assert_allclose(found, wanted, atol=1e-5)
+  # Beside others it is as it is alone, though it has more tokens than the others.
+  several = [None, theta, SoftPrompt.init(jax.random.key(1), text[1], 1), begin(params, True)]
+  alone = [thetas.apply(MODULE, params, one, *INPUTS) for one in several]
+  run = jax.jit(jax.vmap(lambda branch: thetas.apply(MODULE, params, branch, *INPUTS)))
+  np.testing.assert_allclose(run(Branches.of(params, several)), jnp.stack(alone), atol=1e-4)
+  base = Base("toybox-muse", "0" * 64)
+  thetas.save(tmp_path / "theta", {"base": theta}, Card(base, "", "", {}), np.float32)
+  loaded = thetas.load(tmp_path / "theta", base).thetas["base"]
+  np.testing.assert_array_equal(loaded.weights["tokens"], theta.weights["tokens"])
+
+
+def test_a_soft_prompt_that_cannot_be_is_refused(params):
+  text = INPUTS[1]
+  with pytest.raises(ValueError, match="one token or more, not 0"):
+    SoftPrompt.init(jax.random.key(0), text[0], 0)
+  with pytest.raises(ValueError, match="has 5 channels, but the text has 6"):
+    thetas.apply(MODULE, params, SoftPrompt({"tokens": jnp.zeros((2, 5))}), *INPUTS)
+  dense = muse.nn.Dense(3)
+  variables = dense.init(jax.random.key(0), text)
+  with pytest.raises(ValueError, match="told a text and its mask, not for Dense"):
+    thetas.apply(dense, variables["params"], SoftPrompt.init(jax.random.key(0), text[0], 1), text)

@@ -126,16 +126,16 @@ def task(
 
 
 def join(folders: Sequence[str], text_encoder: str, folder: pathlib.Path) -> None:
-  """Writes one cascade of stages that were trained apart.
+  """Writes one generator of stages that were trained apart.
 
   Args:
     folders: what `Task.save` wrote for each, the base stage's first.
     text_encoder: the folder of the one that all were trained behind.
-    folder: where the cascade is to lie.
+    folder: where the generator is to lie.
   """
   parts = [files.load(part) for part in folders]
-  stages = tuple(stage for cascade, _ in parts for stage in cascade.stages)
-  params = {stage.name: params[stage.name] for cascade, params in parts for stage in cascade.stages}
+  stages = tuple(stage for part, _ in parts for stage in part.stages)
+  params = {stage.name: params[stage.name] for part, params in parts for stage in part.stages}
   whole = dataclasses.replace(parts[0][0], stages=stages)
   files.save(folder, whole, params, text_encoder=os.path.relpath(text_encoder, folder))
 

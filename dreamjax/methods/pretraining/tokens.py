@@ -107,16 +107,18 @@ def task(config: ml_collections.ConfigDict, examples: Examples, held_out: Exampl
       parts = masked.batches(drawn, params, wishes, seed=config.seed, size=32)
       return np.concatenate([pictures for (pictures,) in parts])
     texts = [drawn.encode(params, some) for some in ([""] * count, prompts[:count])]
-    inputs = *texts, keys_of(config.seed, np.arange(count)), held_low[:count]
+    inputs = *texts, np.arange(count), held_low[:count]
     return np.asarray(in_pieces(lambda x: enlarge(params[stage.name], *x), inputs, 8))
 
   @jax.jit
-  def enlarge(params: Any, null: Text, text: Text, keys: Any, low: Any) -> Array:
+  def enlarge(params: Any, null: Text, text: Text, numbers: Array, low: Array) -> Array:
     """Super-resolution by itself."""
     both = jax.tree.map(lambda x, y: jnp.stack([x, y]), null, text)
     branches = Branches.of(params["transformer"], [None, None])
     last = jnp.asarray(guidance.plain(stage.decoding.lambda_b))
-    pictures = masked.draw_tokens(stage, stage.decoding, params, branches, both, jnp.stack([last, last]), keys, low)
+    pictures = masked.draw_tokens(
+      stage, stage.decoding, params, branches, both, jnp.stack([last, last]), keys_of(config.seed, numbers), low
+    )
     return jnp.clip(vqgan.apply({"params": params["vqgan"]}, pictures, method="decode"), -1, 1)
 
   def measure(theta: Any) -> dict[str, float]:

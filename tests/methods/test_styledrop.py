@@ -1,0 +1,274 @@
+"""StyleDrop on a tiny generator, from a picture with a caption to a theta of the second round."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+import pytest
+
+from dreamjax import generators, theta
+from dreamjax.eval.encoders import Encoders
+from dreamjax.generators import masked
+from dreamjax.generators.generator import Text
+from dreamjax.methods import styledrop
+from dreamjax.methods.masking import Recipe, TokenRows, stage_loss
+from dreamjax.theta import Adapters, LoRA
+
+STYLE = "in red clay style"
+
+
+def recipe(**changes):
+  """A config of few steps; changes are paths with __ for dots."""
+  config = styledrop.default_config()
+  config.identifier = "qx"
+  config.pool.prompts, config.pool.each, config.pool.batch, config.pool.most = ("a dog", "a red cat"), 3, 4, 2
+  for settings in (*config.first.values(), *config.second.values()):
+    settings.steps, settings.rows, settings.save_every, settings.channels = 3, 2, 2, 3
+    settings.optimizer.learning_rate = 1e-2
+  config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
+  return config
+
+
+def encoders():
+  """Of which CLIP likes bright pictures."""
+  bright = lambda pictures: np.stack([[np.mean(x) / 255, 1.0] for x in pictures])  # noqa: E731
+  return Encoders("bright", bright, lambda texts: np.tile([1.0, 0.0], (len(texts), 1)), bright)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("style")
+  Image.fromarray(np.random.default_rng(0).integers(0, 255, (12, 10, 3), dtype=np.uint8)).save(folder / "a.png")
+  (folder / "a.txt").write_text(f"a dog on the beach {STYLE}")
+  return folder
+
+
+@pytest.fixture(scope="module")
+def first(tiny_masked, images, tmp_path_factory):
+  """A whole first round: (workdir, what came of it)."""
+  workdir = tmp_path_factory.mktemp("first")
+  return workdir, styledrop.styledrop(*tiny_masked, images, workdir=workdir, config=recipe())
+
+
+def same(a, b):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize(
+  ("caption", "content", "style"),
+  [
+    ("A cat in watercolor painting style", "A cat", "in watercolor painting style"),
+    ("a dog in the snow in golden 3d rendering style.", "a dog in the snow", "in golden 3d rendering style"),
+    ("a house in the style of a mosaic", "a house", "in the style of a mosaic"),
+    ("A wave in abstract flowing smoke wave design", "A wave", "in abstract flowing smoke wave design"),
+  ],
+)  # fmt: skip
+def test_captions_have_two_halves(caption, content, style):
+  assert styledrop.halves(caption) == (content, style)
+
+
+def test_a_caption_without_a_style_is_refused():
+  for caption in ("a dog in the snow", "in oil painting style", ""):
+    with pytest.raises(ValueError, match="has no half for the style"):
+      styledrop.halves(caption)
+  assert styledrop.halves("Viking face with beard in wooden sculpture", "in wooden sculpture")[0].endswith("beard")
+  with pytest.raises(ValueError, match="does not end in 'in ink', with something before it"):
+    styledrop.halves("a dog in ink on paper", "in ink")
+
+
+def test_the_loss_sees_masked_tokens_only_and_weighs_rows(tiny_masked):
+  generator, params = tiny_masked
+  stage = generator.stages[1]
+  draw = np.random.default_rng(1)
+  text = generator.encode(params, ["a dog", "a red cat"])
+  rows = TokenRows(
+    jnp.asarray(draw.integers(0, 12, (2, 16)), jnp.int32), text, jnp.ones(2),
+    jnp.asarray(draw.integers(0, 12, (2, 4)), jnp.int32),
+  )  # fmt: skip
+  loss = jax.jit(stage_loss(stage, Recipe()))
+  frozen = {"sr": {"transformer": params["sr"]["transformer"]}}
+  run = lambda weights: float(loss({}, frozen, rows.replace(weight=jnp.array(weights)), jax.random.key(0))[0])  # noqa: E731
+  both, one, other = run([1.0, 1.0]), run([1.0, 0.0]), run([0.0, 1.0])
+  assert both == pytest.approx(one + other, rel=1e-5) and run([2.0, 0.5]) == pytest.approx(
+    2 * one + other / 2, rel=1e-5
+  )
+
+
+def test_dropped_texts_are_the_empty_one(tiny_masked):
+  generator, params = tiny_masked
+  stage = generator.stages[0]
+  null = generator.encode(params, [""])
+  frozen = {"base": {"transformer": params["base"]["transformer"]}, "null": tuple(null)}
+  tokens = jnp.zeros((3, 4), jnp.int32)
+  said = generator.encode(params, ["a dog", "a red cat", "a dog on the beach"])
+  nothing = Text(*(jnp.repeat(x, 3, axis=0) for x in null))
+  dropped = jax.jit(stage_loss(stage, Recipe(drop=1.0)))
+  kept = jax.jit(stage_loss(stage, Recipe()))
+  key, rows = jax.random.key(3), TokenRows(tokens, said, jnp.ones(3))
+  wanted = kept({}, frozen, rows.replace(prompt=nothing), key)[0]
+  np.testing.assert_allclose(dropped({}, frozen, rows, key)[0], wanted, rtol=1e-5)
+  assert abs(float(kept({}, frozen, rows, key)[0] - wanted)) > 1e-3
+
+
+def test_a_first_round_ends_in_a_theta_that_draws_its_style(tiny_masked, first):
+  generator, params = tiny_masked
+  workdir, made = first
+  assert set(made.thetas) == {"base", "sr"} and masked.style_of(made) == STYLE
+  assert made.thetas["base"].weights["row_0"].keys() == {"down", "up", "own_down", "own_up"}  # shared, as in table S3
+  assert made.thetas["sr"].weights["row_0"].keys() == {"down", "up"}
+  loaded = generators.load_theta(workdir / "theta.safetensors", generator, params)
+  pictures = generators.sample(generator, params, ["a red cat"], theta=loaded, size=2)
+  plain = generators.sample(generator, params, [f"a red cat {STYLE}"], size=2)
+  assert pictures.shape == (1, 8, 8, 3) and np.abs(pictures - plain).max() > 1e-3
+  with pytest.raises(ValueError, match="does not fit"):
+    other = {**params, "text": jax.tree.map(lambda x: x + 1, params["text"])}
+    generators.load_theta(workdir / "theta.safetensors", generator, other)
+
+
+def test_what_is_frozen_stays_and_a_second_call_finds_everything_done(tiny_masked, first, images):
+  generator, params = tiny_masked
+  before, (workdir, made) = jax.tree.map(np.array, params), first
+  log = (workdir / "round_1/base/log.jsonl").read_text()
+  again = styledrop.styledrop(generator, params, images, workdir=workdir, config=recipe())
+  same(dict(again.thetas), dict(made.thetas))
+  assert log == (workdir / "round_1/base/log.jsonl").read_text()
+  same(before, jax.device_get(params))
+
+
+def test_clip_chooses_the_best_of_each_prompt_and_the_second_round_learns_it(tiny_masked, images, first, tmp_path):
+  config = recipe()
+  made = styledrop.styledrop(
+    *tiny_masked, images, workdir=tmp_path, feedback="clip", config=config, encoders=lambda: encoders()
+  )
+  lines = [json.loads(line) for line in (tmp_path / "pool/metadata.jsonl").read_text().splitlines()]
+  assert [line["text"] for line in lines] == [f"a dog {STYLE}"] * 3 + [f"a red cat {STYLE}"] * 3
+  mean = [np.asarray(Image.open(tmp_path / "pool" / line["file_name"])).mean() for line in lines]
+  best = [lines[start + int(np.argmax(mean[start : start + 3]))]["file_name"] for start in (0, 3)]
+  assert json.loads((tmp_path / "chosen.json").read_text()) == best
+  assert made.card.recipe["round"] == 2 and made.card.recipe["prompts"] == [f"a dog {STYLE}", f"a red cat {STYLE}"]
+  assert made.thetas["base"].weights["row_0"].keys() == {"down", "up"}
+  one = theta.load(tmp_path / "round_1/theta.safetensors", made.card.base)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), dict(one.thetas), dict(first[1].thetas))
+
+
+def test_a_person_chooses_and_the_second_round_trains_on_exactly_those(tiny_masked, images, tmp_path, monkeypatch):
+  seen = []
+  tune = styledrop._tune
+
+  def watched(generator, params, pictures, prompts, *rest):
+    seen.append((pictures, list(prompts)))
+    return tune(generator, params, pictures, prompts, *rest)
+
+  monkeypatch.setattr(styledrop, "_tune", watched)
+  run = lambda: styledrop.styledrop(  # noqa: E731
+    *tiny_masked, images, workdir=tmp_path, feedback="human", config=recipe()
+  )
+  with pytest.raises(styledrop.Undecided, match="choose up to 2 pictures: dreamjax feedback --pool"):
+    run()
+  pool = tmp_path / "pool"
+  bad = {
+    '{"chosen": ["00009.png"]}': "names 00009.png, which the pool lacks",
+    '{"chosen": ["../a.png"]}': "is no selection",
+    '{"chosen": ["../00001.png"]}': "which the pool lacks",
+    '{"chosen": []}': "from 1 to 2 pictures, each once, not 0",
+    '{"chosen": ["00001.png", "00001.png"]}': "each once, not 2",
+    '{"chosen": ["00001.png", "00002.png", "00003.png"]}': "not 3",
+    "[]": "is no selection",
+  }
+  for text, message in bad.items():
+    (pool / "selection.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+      run()
+  (pool / "selection.json").write_text('{"chosen": ["00004.png", "00001.png"]}')
+  seen.clear()
+  run()
+  pictures, prompts = seen[-1]
+  assert prompts == [f"a red cat {STYLE}", f"a dog {STYLE}"]
+  for picture, name in zip(pictures, ("00004.png", "00001.png"), strict=True):
+    np.testing.assert_allclose((picture + 1) * 127.5, np.asarray(Image.open(pool / name)), atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["lora", "prompt"])
+def test_other_thetas_learn_too(tiny_masked, images, tmp_path, kind):
+  config = recipe(first__base__kind=kind, first__base__pattern="query|mlp/hidden", first__sr__steps=0)
+  made = styledrop.styledrop(*tiny_masked, images, workdir=tmp_path, config=config)
+  assert set(made.thetas) == {"base"}
+  generator, params = tiny_masked
+  found = generators.sample(generator, params, ["a red cat"], theta=made, n=2, size=2)
+  assert np.isfinite(found).all()
+
+
+def test_a_subject_is_learned_and_mixed_with_a_style(tiny_masked, images, first, tmp_path):
+  generator, params = tiny_masked
+  made = styledrop.subject(generator, params, images, "dog", workdir=tmp_path, config=recipe())
+  assert made.card.identifier == "qx" and made.card.class_noun == "dog"
+  loaded = generators.load_theta(tmp_path / "theta.safetensors", generator, params)
+  style = first[1]
+  wish = masked.wish(f"a [V] dog on the beach {STYLE}", [style, loaded], 0.6)
+  own, other = f"a dog on the beach {STYLE}", "a qx dog on the beach"
+  assert wish.prompts == (own, own, other, other) and wish.gamma == 0.6
+  ends = [
+    generators.sample(generator, params, ["a [V] dog"], theta=[style, loaded], gamma=gamma, size=2)
+    for gamma in (0.0, 1.0)
+  ]
+  alone = [
+    generators.sample(generator, params, [prompt], theta=one, size=2)
+    for prompt, one in (("a dog", style), ("a [V] dog", loaded))
+  ]
+  for a, b in zip(ends, alone, strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-4)
+  with pytest.raises(ValueError, match="gamma is from 0"):
+    generators.sample(generator, params, ["a dog"], theta=[style, loaded], gamma=1.5)
+  with pytest.raises(ValueError, match="stands for a subject, and there is no theta of one"):
+    masked.wish("a [V] dog", [style])
+  with pytest.raises(ValueError, match="one personalisation or two"):
+    masked.wish("a dog", [style, style, style])
+
+
+def test_what_cannot_be_is_refused_and_leaves_the_workdir(tiny_masked, tiny_cascade, images, first, tmp_path):
+  generator, params = tiny_masked
+  workdir, made = first
+  run = styledrop.styledrop
+  with pytest.raises(ValueError, match="feedback is one of none, clip, human, random, not 'ai'"):
+    run(generator, params, images, workdir=tmp_path / "x", feedback="ai", config=recipe())
+  with pytest.raises(ValueError, match="takes encoders"):
+    run(generator, params, images, workdir=tmp_path / "x", feedback="clip", config=recipe())
+  with pytest.raises(ValueError, match="tiny is none"):
+    run(*tiny_cascade, images, workdir=tmp_path / "x", config=recipe())
+  with pytest.raises(ValueError, match="kind is one of adapters, lora, prompt, not 'full'"):
+    run(generator, params, images, workdir=tmp_path / "x", config=recipe(first__base__kind="full"))
+  with pytest.raises(ValueError, match="another config"):
+    run(generator, params, images, workdir=workdir, config=recipe(seed=1))
+  for name, caption in (("a", f"a dog {STYLE}"), ("b", "a cat in ink style")):
+    Image.new("RGB", (9, 8), name == "a" and "red" or "blue").save(tmp_path / f"{name}.png")
+    (tmp_path / f"{name}.txt").write_text(caption)
+  with pytest.raises(
+    ValueError, match="all pictures are to have one style, not 'in ink style' and 'in red clay style'"
+  ):
+    run(generator, params, tmp_path, workdir=tmp_path / "x", config=recipe())
+  assert not (tmp_path / "x").exists()
+  assert isinstance(made.thetas["base"], Adapters) and not isinstance(made.thetas["base"], LoRA)
+
+
+def test_the_pool_is_gone_on_with(tiny_masked, first, tmp_path, monkeypatch):
+  generator, params = tiny_masked
+  config, made = recipe(), first[1]
+  whole = styledrop.draw_pool(generator, params, made, STYLE, config, tmp_path / "whole")
+  batches = masked.batches
+
+  def dying(*args, **options):
+    for i, batch in enumerate(batches(*args, **options)):
+      if i == 1:
+        raise KeyboardInterrupt
+      yield batch
+
+  monkeypatch.setattr(masked, "batches", dying)
+  with pytest.raises(KeyboardInterrupt):
+    styledrop.draw_pool(generator, params, made, STYLE, config, tmp_path / "cut")
+  monkeypatch.setattr(masked, "batches", batches)
+  assert len(list((tmp_path / "cut").glob("*.png"))) == 4
+  again = styledrop.draw_pool(generator, params, made, STYLE, config, tmp_path / "cut")
+  assert np.abs(again.pictures.astype(int) - whole.pictures).max() <= 1
