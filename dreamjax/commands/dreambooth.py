@@ -6,7 +6,9 @@ from typing import Any
 
 from dreamjax import generators
 from dreamjax.commands import configs
-from dreamjax.methods import dreambooth
+from dreamjax.methods import dreambooth, styledrop
+
+CASCADE, MASKED = "configs/dreambooth.py:toybox", "configs/styledrop.py:toybox"
 
 
 def add(commands: Any) -> None:
@@ -18,27 +20,26 @@ def add(commands: Any) -> None:
   parser.add_argument("--workdir", type=pathlib.Path, required=True, help="for logs, checkpoints and theta.safetensors")
   parser.add_argument(
     "--config",
-    default="configs/dreambooth.py:toybox",
     metavar="FILE[:VARIANT]",
-    help="the recipe (%(default)s); --config.KEY=VALUE changes it",
+    help=f"the recipe (default: {CASCADE}, or {MASKED} for masked tokens); --config.KEY=VALUE changes it",
   )
-  parser.add_argument("--cache", type=pathlib.Path, metavar="DIR", help="of prior sets (default: in the workdir)")
+  parser.add_argument(
+    "--cache", type=pathlib.Path, metavar="DIR", help="of a cascade's prior sets (default: in the workdir)"
+  )
   parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
   """Runs the command, or goes on with it where it was cut off."""
-  config = configs.load(args.config, args.overrides)
   generator, params = generators.load(args.model)
-  made = dreambooth.dreambooth(
-    generator,
-    params,
-    args.images,
-    args.class_noun,
-    workdir=args.workdir,
-    config=config,
-    cache=args.cache,
-  )
+  if isinstance(generator, generators.Masked):
+    config = configs.load(args.config or MASKED, args.overrides)
+    made = styledrop.subject(generator, params, args.images, args.class_noun, workdir=args.workdir, config=config)
+  else:
+    config = configs.load(args.config or CASCADE, args.overrides)
+    made = dreambooth.dreambooth(
+      generator, params, args.images, args.class_noun, workdir=args.workdir, config=config, cache=args.cache
+    )
   theta, card = args.workdir / "theta.safetensors", made.card
   print(f"[V] is {card.identifier!r}; {theta} holds {', '.join(made.thetas)}. Try:")
   print(

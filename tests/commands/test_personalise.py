@@ -84,6 +84,11 @@ def test_what_cannot_be_sampled_is_one_line(model, tuned, tmp_path, capsys):
     (("--model", tmp_path / "none", "--prompt", "a dog"), "there are: toybox-cascade"),
     (("--model", model, "--prompt", "a dog", "--n", 0), "--n and --batch must be at least 1"),
     (("--model", model, "--prompt", "a dog", "--theta", tmp_path / "no.safetensors"), "no.safetensors"),
+    (("--model", model, "--prompt", "a dog", "--temperature", 2), "--temperature has no meaning for this model"),
+    (
+      ("--model", model, "--prompt", "a dog", *("--theta", tuned / "theta.safetensors") * 2),
+      "a cascade draws with one theta",
+    ),
     (("--recipe", tmp_path / "broken.json"), "no recipe of `dreamjax sample`: it lacks"),
   ):
     status, said = run(capsys, "sample", *arguments, "--out", tmp_path / "out")
