@@ -32,6 +32,7 @@ from dreamjax.diffusion.resolution import shrink
 from dreamjax.eval import metrics, protocols
 from dreamjax.eval.encoders import Encoders
 from dreamjax.generators import masked
+from dreamjax.generators.generator import Generator
 from dreamjax.generators.masked import Masked, TokenStage
 from dreamjax.methods.masking import Recipe, TokenRows, stage_loss
 from dreamjax.methods.workdirs import bind
@@ -122,7 +123,7 @@ def halves(caption: str, style: str = "") -> tuple[str, str]:
 
 
 def styledrop(
-  generator: Masked,
+  generator: Generator,
   params: Any,
   images: pathlib.Path | str,
   *,
@@ -193,7 +194,7 @@ def styledrop(
 
 
 def subject(
-  generator: Masked,
+  generator: Generator,
   params: Any,
   images: pathlib.Path | str,
   class_noun: str,
@@ -400,7 +401,7 @@ def _start(stage: TokenStage, params: Any, text: Any, settings: ml_collections.C
       return SoftPrompt.init(key, text.tokens[0][text.mask[0]], settings.tokens)
 
 
-def _check(generator: Masked, config: ml_collections.ConfigDict) -> None:
+def _check(generator: Generator, config: ml_collections.ConfigDict) -> None:
   """Raises ValueError for what a config cannot ask for."""
   if not isinstance(generator, Masked):
     raise ValueError(f"StyleDrop is for generators of masked tokens, and {generator.name} is none")

@@ -82,7 +82,7 @@ def test_both_stages_learn_and_are_joined(folders, data, tmp_path):
     assert task.measure(theta) == {"class": 1.0} and len(judged[-1]) == 32  # as many as are shown
     assert task.show(theta).pictures.shape == (32, side, side, 3)
     task.save(theta, tmp_path / which)
-  joining.join([tmp_path / "base", tmp_path / "sr"], str(folders / "t5"), tmp_path / "whole")
+  joining.join([str(tmp_path / "base"), str(tmp_path / "sr")], str(folders / "t5"), tmp_path / "whole")
   whole, params = generators.load(tmp_path / "whole")
   assert [stage.image for stage in whole.stages] == [4, 8]
   drawn = generators.sample(whole, params, list(CAPTIONS), n=2, size=4)

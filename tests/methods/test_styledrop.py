@@ -101,7 +101,7 @@ def test_dropped_texts_are_the_empty_one(tiny_masked):
   generator, params = tiny_masked
   stage = generator.stages[0]
   null = generator.encode(params, [""])
-  frozen = {"base": {"transformer": params["base"]["transformer"]}, "null": tuple(null)}
+  frozen = {"base": {"transformer": params["base"]["transformer"]}, "null": null}
   tokens = jnp.zeros((3, 4), jnp.int32)
   said = generator.encode(params, ["a dog", "a red cat", "a dog on the beach"])
   nothing = Text(*(jnp.repeat(x, 3, axis=0) for x in null))
