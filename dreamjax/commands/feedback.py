@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import dataclasses
 import io
 import json
+import logging
 import os
 import pathlib
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace) -> None:
   """Runs the command, until it is interrupted."""
   import werkzeug.serving
 
+  logging.getLogger("werkzeug").setLevel(logging.WARNING)  # not a line for each request
   app = make_app(args.pool, args.reference or args.pool.parent / "reference", args.most)
   server = werkzeug.serving.make_server(HOST, args.port, app, threaded=True)
   print(f"choose up to {args.most} pictures at http://{HOST}:{server.server_port}/ and save; Ctrl-C ends", flush=True)
@@ -100,7 +102,7 @@ def make_app(pool: pathlib.Path, reference: pathlib.Path, most: int) -> "flask.F
   @app.after_request
   def protect(response: Any) -> Any:
     response.headers["Content-Security-Policy"] = (
-      "default-src 'none'; img-src 'self'; connect-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+      "default-src 'none'; img-src 'self' data:; connect-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
       "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
     )
     response.headers["X-Content-Type-Options"] = "nosniff"

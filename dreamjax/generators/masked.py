@@ -234,14 +234,14 @@ def wish(prompt: str, thetas: Sequence[Personalisation] = (), gamma: float = 0.0
   for theta, style in zip(thetas, styles, strict=True):
     words = fill(content, theta.card.identifier or "")
     told.append(" ".join(f"{words} {style}".split()))
-  match thetas:
-    case []:
+  own = [theta.thetas for theta in thetas]
+  match len(thetas):
+    case 0:
       return plain(prompt)
-    case [one]:
-      return styled(told[0], one.thetas)
-    case [one, other]:
-      return mixed(told[0], one.thetas, told[1], other.thetas, gamma)
-  raise AssertionError
+    case 1:
+      return styled(told[0], own[0])
+    case _:
+      return mixed(told[0], own[0], told[1], own[1], gamma)
 
 
 def style_of(theta: Personalisation) -> str:
