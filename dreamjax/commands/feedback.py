@@ -102,8 +102,8 @@ def make_app(pool: pathlib.Path, reference: pathlib.Path, most: int) -> "flask.F
   @app.after_request
   def protect(response: Any) -> Any:
     response.headers["Content-Security-Policy"] = (
-      "default-src 'none'; img-src 'self' data:; connect-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-      "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+      "default-src 'none'; img-src 'self' data:; connect-src 'self'; style-src 'unsafe-inline'; "
+      "script-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
     )
     response.headers["X-Content-Type-Options"] = "nosniff"
     return response
