@@ -9,10 +9,10 @@ gradients a CPU's caches are large enough. The first run draws the album of pict
 
 The weights of toybox-cascade were trained so, on one core each of an AMD EPYC. The base stage saw pictures of 16x16
 pixels (--config.model.image=16 --config.model.patch=1) for 3,000 steps, 3,000 of 32x32 from there, 7,500 after the toys
-were repainted, 1,500 with pictures that go around the network, and 1,900 at 8e-4 in the calmer world of
-`config.view`, 0.6 to 1.1 a second; the loss fell from 0.129 to 0.120 where pictures go around. Of 256 captions that it
-drew in the end, at 32x32, class was found in 0.917, context in 0.900, colour in 0.783 and style in 0.992; before the
-last two trainings, with the same guidance, in 0.843, 0.908, 0.761 and 0.957.
+were repainted, 1,500 with pictures that go around the network, and in the calmer world of `config.view` 1,900 at 8e-4
+and 3,000 at 1e-3, 0.5 to 1.1 a second; the loss fell from 0.129 to 0.117 where pictures go around. Of 500 captions that
+the whole cascade drew (tests/benchmarks/cascade.py captions), class was found in 0.913, context in 0.907, colour in
+0.825 and style in 0.994; before the last training, in 0.896, 0.907, 0.797 and 0.992.
 
 The stage of super-resolution was trained for 8,000 steps to predict v, which left it grainy, then 2,900 to predict x0
 with both pictures going around it, 0.4 to 1.0 a second.
