@@ -140,7 +140,7 @@ def styledrop(
     generator: of masked tokens.
     params: its parameters.
     images: a folder of one picture, or a few in one style, with captions: see `data.photos.read`.
-    workdir: for `reference`, `round_1`, the pool, `round_2`, and `theta.safetensors` in the end.
+    workdir: for `reference`, `round_1`, the pool, `round_2_clip` or whoever chose, and `theta.safetensors` in the end.
     style: the half of the captions that says it; by default found there, see `halves`.
     feedback: by whom the second round's pictures are chosen, of `FEEDBACK`; "none" for one round only.
     config: see `default_config`; by default that.
@@ -172,25 +172,34 @@ def styledrop(
     recipe = {"method": "styledrop", "style": style, "round": round_, "feedback": feedback if round_ > 1 else "none"}
     return Card(base, "", "", {**recipe, "prompts": list(prompts), "config": config.to_dict()})
 
-  def learn(round_: int, pictures: np.ndarray, prompts: Sequence[str], settings: Any) -> Personalisation:
-    folder = workdir / f"round_{round_}"
-    made = Personalisation(
-      _tune(generator, params, pictures, prompts, settings, config.seed, folder, mesh), card(round_, prompts)
-    )
+  def learn(round_: int, folder: pathlib.Path, pictures: np.ndarray, prompts: Sequence[str]) -> Personalisation:
+    settings = config.first if round_ == 1 else config.second
+    thetas = _tune(generator, params, pictures, prompts, settings, config.seed, folder, mesh)
+    made = Personalisation(thetas, card(round_, prompts))
     made.save(folder / "theta.safetensors")
     made.save(workdir / "theta.safetensors")
     return made
 
   reference = zip(photos.images() / 2 + 0.5, ({"text": prompt} for prompt in photos.prompts), strict=True)
   image_folder.write(workdir / "reference", reference, overwrite=True)
-  made = learn(1, photos.images(), photos.prompts, config.first)
+  made = learn(1, workdir / "round_1", photos.images(), photos.prompts)
   if feedback == "none":
     return made
   pool = draw_pool(generator, params, made, style, config, workdir / POOL, encoders, mesh)
   chosen = choose(pool, workdir / POOL, feedback, config)
+  folder = workdir / f"round_2_{feedback}"
+  _bind_choice(folder, [priors.file(pathlib.Path(), i).name for i in chosen])
   pictures = pool.pictures[chosen].astype(np.float32) / np.float32(127.5) - np.float32(1)
-  (workdir / "chosen.json").write_text(json.dumps([priors.file(pathlib.Path(), i).name for i in chosen]) + "\n")
-  return learn(2, pictures, [pool.prompts[i] for i in chosen], config.second)
+  return learn(2, folder, pictures, [pool.prompts[i] for i in chosen])
+
+
+def _bind_choice(folder: pathlib.Path, names: list[str]) -> None:
+  """Writes down what a second round learns from; ValueError if it has learned from something else."""
+  path = folder / "chosen.json"
+  if path.is_file() and json.loads(path.read_text()) != names:
+    raise ValueError(f"{folder} has learned from other pictures than are chosen now: delete it to begin anew")
+  folder.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(names) + "\n")
 
 
 def subject(

@@ -55,7 +55,7 @@ def test_a_style_and_a_subject_are_learned_and_drawn_together(model, images, tmp
   (style / "pool/selection.json").write_text('{"chosen": ["00003.png"]}')
   status, said = run(capsys, *learn)
   assert status == 0 and "draws 'in red clay style'" in said.out
-  assert json.loads((style / "chosen.json").read_text()) == ["00003.png"]
+  assert json.loads((style / "round_2_human/chosen.json").read_text()) == ["00003.png"]
   learn = ("dreambooth", "--images", images, "--class-noun", "dog", "--model", model, "--workdir", subject)
   assert run(capsys, *learn, "--config.identifier=qx", *FEW)[0] == 0
 

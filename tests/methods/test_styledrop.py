@@ -147,7 +147,7 @@ def test_clip_chooses_the_best_of_each_prompt_and_the_second_round_learns_it(tin
   assert [line["text"] for line in lines] == [f"a dog {STYLE}"] * 3 + [f"a red cat {STYLE}"] * 3
   mean = [np.asarray(Image.open(tmp_path / "pool" / line["file_name"])).mean() for line in lines]
   best = [lines[start + int(np.argmax(mean[start : start + 3]))]["file_name"] for start in (0, 3)]
-  assert json.loads((tmp_path / "chosen.json").read_text()) == best
+  assert json.loads((tmp_path / "round_2_clip/chosen.json").read_text()) == best
   assert made.card.recipe["round"] == 2 and made.card.recipe["prompts"] == [f"a dog {STYLE}", f"a red cat {STYLE}"]
   assert made.thetas["base"].weights["row_0"].keys() == {"down", "up"}
   one = theta.load(tmp_path / "round_1/theta.safetensors", made.card.base)
@@ -189,6 +189,9 @@ def test_a_person_chooses_and_the_second_round_trains_on_exactly_those(tiny_mask
   assert prompts == [f"a red cat {STYLE}", f"a dog {STYLE}"]
   for picture, name in zip(pictures, ("00004.png", "00001.png"), strict=True):
     np.testing.assert_allclose((picture + 1) * 127.5, np.asarray(Image.open(pool / name)), atol=1e-3)
+  (pool / "selection.json").write_text('{"chosen": ["00002.png"]}')
+  with pytest.raises(ValueError, match="round_2_human has learned from other pictures than are chosen now"):
+    run()
 
 
 @pytest.mark.parametrize("kind", ["lora", "prompt"])
