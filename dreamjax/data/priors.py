@@ -54,7 +54,7 @@ def complete(
 ) -> UInt8[np.ndarray, "n h w 3"]:
   """The first pictures of a folder, 00000.png and so on; those that it lacks are drawn. See `read_or_draw`."""
   if count < 1:
-    raise ValueError(f"a set of drawn pictures has one or more, not {count}")
+    raise ValueError(f"a set of drawn pictures has one picture or more, not {count}")
   folder.mkdir(parents=True, exist_ok=True)
   there = 0
   while there < count and file(folder, there).is_file():
