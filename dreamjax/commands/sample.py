@@ -17,12 +17,11 @@ from dreamjax.data.contact_sheet import contact_sheet
 from dreamjax.generators import cascade as cascades
 from dreamjax.generators import masked
 from dreamjax.generators.cascade import SAMPLERS, Cascade, Sampling
-from dreamjax.generators.masked import Decoding, Masked
+from dreamjax.generators.masked import GAMMA, Decoding, Masked
 from dreamjax.masked import guidance
 from dreamjax.theta import Personalisation
 
 RECIPE = "sample.json"
-GAMMA = 0.6
 
 
 def add(commands: Any) -> None:

@@ -96,9 +96,7 @@ class Photos:
     Returns:
       The indices of the photos, and the pictures, in [-1, 1].
     """
-    rounds, places = np.divmod(np.arange(step * size, (step + 1) * size), len(self))
-    order = {i: np.random.default_rng((seed, 0, i)).permutation(len(self)) for i in set(rounds.tolist())}
-    indices = np.array([order[i][place] for i, place in zip(rounds.tolist(), places, strict=True)])
+    indices = in_rounds(step, size, len(self), seed)
     offsets = np.full((size, 2), 0.5)
     if crop == "random":
       offsets = np.random.default_rng((seed, 1, step)).random((size, 2))
@@ -112,6 +110,13 @@ class Photos:
       top, left = (int(share * (have - side + 1)) for share, have in zip(offset, picture.shape, strict=False))
       squares.append(picture[top : top + side, left : left + side])
     return np.stack(squares).astype(np.float32) / np.float32(127.5) - np.float32(1)
+
+
+def in_rounds(step: int, size: int, total: int, seed: int) -> Int[np.ndarray, " b"]:
+  """Which of `total` things update `step` sees, in rounds that are shuffled anew: all are seen equally often."""
+  rounds, places = np.divmod(np.arange(step * size, (step + 1) * size), total)
+  order = {i: np.random.default_rng((seed, 0, i)).permutation(total) for i in set(rounds.tolist())}
+  return np.array([order[i][place] for i, place in zip(rounds.tolist(), places, strict=True)])
 
 
 def read(folder: pathlib.Path, resolution: int, class_noun: str, *, with_captions: bool = False) -> Photos:

@@ -94,6 +94,13 @@ def read(encoder: T5Encoder, params: Any, theta: Theta | None, ids: Array, mask:
   return Text(apply_theta(encoder, params, theta, ids, mask)[0], mask)
 
 
+def drop_texts(key: Key[Array, ""], texts: Any, null: Any, share: float) -> Any:
+  """Rows of texts, or of token ids and masks, a share of which is replaced by the one row of `null`."""
+  dropped = jax.random.bernoulli(key, share, (len(jax.tree.leaves(texts)[0]),))
+  pick = lambda x, other: jnp.where(dropped.reshape(-1, *[1] * (x.ndim - 1)), other, x)  # noqa: E731
+  return jax.tree.map(pick, texts, null)
+
+
 def keys_of(seed: int, numbers: Sequence[int] | np.ndarray | Array) -> Key[Array, " b"]:
   """The keys of the pictures with these numbers."""
   root = jax.random.key(seed)

@@ -26,6 +26,8 @@ from dreamjax.models.vqgan import VQGAN
 from dreamjax.theta import Branches, Personalisation, Theta
 from dreamjax.theta import apply as apply_theta
 
+GAMMA = 0.6  # how much of the second of two thetas there is; the paper's are 0.5 to 0.7
+
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
@@ -324,7 +326,7 @@ def sample(
   prompts: Sequence[str],
   *,
   theta: Personalisation | Sequence[Personalisation] | None = None,
-  gamma: float = 0.6,
+  gamma: float = GAMMA,
   n: int = 1,
   decodings: Sequence[Decoding] | None = None,
   negative: str = "",

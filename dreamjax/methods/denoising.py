@@ -19,7 +19,7 @@ from dreamjax.data.photos import Rows
 from dreamjax.diffusion import losses, process
 from dreamjax.diffusion.resolution import enlarge, shrink
 from dreamjax.generators.cascade import Stage
-from dreamjax.generators.generator import TEXT, Text, read
+from dreamjax.generators.generator import TEXT, Text, drop_texts, read
 from dreamjax.models.t5 import T5Encoder
 from dreamjax.train.step import Loss
 
@@ -70,9 +70,7 @@ def stage_loss(stage: Stage, recipe: Recipe, encoder: T5Encoder | None = None) -
       seen = process.augment(enlarged, level, keys, stage.augmentation), level
     prompt = rows.prompt
     if recipe.drop:
-      dropped = jax.random.bernoulli(drop_key, recipe.drop, (count,))
-      pick = lambda x, null: jnp.where(dropped.reshape(-1, *[1] * (x.ndim - 1)), null, x)  # noqa: E731
-      prompt = jax.tree.map(pick, prompt, frozen["null"])
+      prompt = drop_texts(drop_key, prompt, frozen["null"], recipe.drop)
 
     def predict(theta: Any) -> Float[Array, "b h w 3"]:
       text = prompt if encoder is None else read(encoder, frozen[TEXT], theta.get(TEXT), *prompt)

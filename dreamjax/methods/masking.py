@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from dreamjax.generators.generator import TEXT, Text, read
+from dreamjax.generators.generator import TEXT, Text, drop_texts, read
 from dreamjax.generators.masked import TokenStage
 from dreamjax.masked.losses import masked_token_loss
 from dreamjax.masked.schedules import draw_mask, draw_ratios
@@ -74,9 +74,7 @@ def stage_loss(stage: TokenStage, recipe: Recipe, encoder: T5Encoder | None = No
     mask = draw_mask(jax.random.split(mask_key, count), draw_ratios(ratio_key, count, recipe.least), length)
     prompt = rows.prompt
     if recipe.drop:
-      dropped = jax.random.bernoulli(drop_key, recipe.drop, (count,))
-      pick = lambda x, null: jnp.where(dropped.reshape(-1, *[1] * (x.ndim - 1)), null, x)  # noqa: E731
-      prompt = jax.tree.map(pick, prompt, frozen["null"])
+      prompt = drop_texts(drop_key, prompt, frozen["null"], recipe.drop)
     text = Text(*prompt) if encoder is None else read(encoder, frozen[TEXT], None, *prompt)
     hidden = jnp.where(mask, stage.transformer.mask_id, rows.tokens)
     logits = stage.predict(frozen[stage.name], theta.get(stage.name), hidden, text, rows.low)

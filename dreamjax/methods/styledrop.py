@@ -27,6 +27,7 @@ import tqdm
 
 from dreamjax.data import identifiers, image_folder, priors
 from dreamjax.data.image_folder import METADATA
+from dreamjax.data.photos import in_rounds
 from dreamjax.data.photos import read as read_photos
 from dreamjax.diffusion.resolution import shrink
 from dreamjax.eval import metrics, protocols
@@ -389,10 +390,7 @@ class _Rows:
 
   def __call__(self, i: int) -> TokenRows:
     """The rows of update i."""
-    total = len(self._tokens)
-    rounds, places = np.divmod(np.arange(i * self._count, (i + 1) * self._count), total)
-    order = {n: np.random.default_rng((self._seed, 0, n)).permutation(total) for n in set(rounds.tolist())}
-    which = np.array([order[n][place] for n, place in zip(rounds.tolist(), places, strict=True)])
+    which = in_rounds(i, self._count, len(self._tokens), self._seed)
     low = None if self._low is None else self._low[which]
     prompt = jax.tree.map(lambda x: x[which], self._text)
     return TokenRows(self._tokens[which], prompt, np.ones(self._count, np.float32), low)

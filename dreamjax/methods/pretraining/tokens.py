@@ -22,7 +22,6 @@ from dreamjax.data.tokenizer import Tokenizer
 from dreamjax.diffusion.resolution import shrink
 from dreamjax.generators import files, masked
 from dreamjax.generators.generator import TEXT, Text, keys_of
-from dreamjax.masked import guidance
 from dreamjax.methods.masking import Recipe, TokenRows, stage_loss
 from dreamjax.methods.pretraining.generator import Judge
 from dreamjax.methods.pretraining.task import Task, in_pieces, signed, warm
@@ -77,11 +76,8 @@ def task(config: ml_collections.ConfigDict, examples: Examples, held_out: Exampl
   if config.start:
     weights = warm(weights, pretrained.load(config.start)[1])
 
-  def read(some: Examples, count: int) -> tuple[np.ndarray, np.ndarray | None]:
-    low = None if low_vqgan is None else tokens_of(low_vqgan, low_params, some, config.low_image, count)
-    return tokens_of(vqgan, vqgan_params, some, config.image, count), low
-
-  tokens, low = read(examples, len(examples))
+  tokens = tokens_of(vqgan, vqgan_params, examples, config.image, len(examples))
+  low = tokens_of(low_vqgan, low_params, examples, config.low_image, len(examples)) if low_vqgan else None
   order = epochs(len(examples), config.batch, config.seed)
   null = tuple(jnp.asarray(x) for x in tokenizer([""]))
   frozen = {TEXT: text_params, stage.name: {"transformer": jax.device_get(weights)}, "null": null}
@@ -95,7 +91,7 @@ def task(config: ml_collections.ConfigDict, examples: Examples, held_out: Exampl
 
   count = min(max(config.judged, _SHOWN), len(held_out))
   prompts = held_out.captions(np.arange(count))
-  _, held_low = read(held_out, count) if low_vqgan else (None, None)
+  held_low = tokens_of(low_vqgan, low_params, held_out, config.low_image, count) if low_vqgan else None
 
   def whole(theta: Any) -> dict[str, Any]:
     return {TEXT: text_params, stage.name: {"transformer": theta[stage.name].weights, "vqgan": vqgan_params}}
@@ -115,11 +111,10 @@ def task(config: ml_collections.ConfigDict, examples: Examples, held_out: Exampl
     """Super-resolution by itself."""
     both = jax.tree.map(lambda x, y: jnp.stack([x, y]), null, text)
     branches = Branches.of(params["transformer"], [None, None])
-    last = jnp.asarray(guidance.plain(stage.decoding.lambda_b))
-    pictures = masked.draw_tokens(
-      stage, stage.decoding, params, branches, both, jnp.stack([last, last]), keys_of(config.seed, numbers), low
-    )
-    return jnp.clip(vqgan.apply({"params": params["vqgan"]}, pictures, method="decode"), -1, 1)
+    weights = jnp.asarray(masked.branch_weights(masked.plain(""), stage.decoding))
+    keys = keys_of(config.seed, numbers)
+    made = masked.draw_tokens(stage, stage.decoding, params, branches, both, weights, keys, low)
+    return jnp.clip(vqgan.apply({"params": params["vqgan"]}, made, method="decode"), -1, 1)
 
   def measure(theta: Any) -> dict[str, float]:
     return {} if judge is None else judge(list(draw(theta, count)), prompts)
