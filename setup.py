@@ -39,6 +39,7 @@ setuptools.setup(
     "pillow>=11",
     "rich>=13.9",
     "safetensors>=0.5",
+    "scipy>=1.15",
     "tensorflow-datasets>=4.9.10",  # brings array_record, so data sets are read without TensorFlow
     "tqdm>=4.66",
     "transformers>=5",  # tokenizers and config files only
@@ -56,6 +57,8 @@ setuptools.setup(
     "feedback": ["flask>=3.1"],
     # Photos as iPhones take them.
     "heic": ["pillow-heif>=1.0"],
+    # The plots of tests/benchmarks.
+    "plots": ["matplotlib>=3.9"],
     # What launch/test.sh runs, and the originals that the models are compared with.
     "test": [
       *("beartype>=0.20", "flask>=3.1", "hypothesis>=6.100", "pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.15"),

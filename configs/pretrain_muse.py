@@ -65,6 +65,7 @@ def _vqgan(config: ml_collections.ConfigDict, small: bool) -> ml_collections.Con
   config.perceptual = "dreamjax/toybox/weights/dino"
   config.likeness, config.adversarial, config.adversarial_from = 0.05, 0.1, 3000
   config.commitment, config.entropy, config.temperature = 0.25, 0.02, 0.1
+  config.quantised, config.clustered = True, 256
   config.batch, config.pieces, config.steps = 16, 2, 6000
   if small:
     config.albums, config.resolution = "runs/albums_calm", 64

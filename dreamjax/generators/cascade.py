@@ -91,6 +91,11 @@ class Stage:
     if self.unet.low_res != (self.augmentation is not None):
       raise ValueError(f"stage {self.name}: a network sees a low-resolution picture if and only if that is augmented")
 
+  @property
+  def image(self) -> int:
+    """Side of the stage's pictures."""
+    return self.unet.image
+
   def predict(
     self,
     params: Any,
@@ -129,7 +134,7 @@ class Cascade(Generator[Stage]):
   @property
   def resolution(self) -> int:
     """Side of the finished pictures."""
-    return self.stages[-1].unet.image
+    return self.stages[-1].image
 
 
 def draw_stage(
@@ -157,7 +162,7 @@ def draw_stage(
   Returns:
     Pictures in [-1, 1].
   """
-  count, side = keys.shape[0], stage.unet.image
+  count, side = keys.shape[0], stage.image
   guided = sampling.guidance != 1
   if guided:
     negative = jax.tree.map(lambda x, y: jnp.broadcast_to(x, (count, *y.shape[1:])), null, text)

@@ -182,7 +182,7 @@ def tune_stage(
     theta[TEXT] = _start(params[TEXT], settings, config.seed)
   small = 0
   if stage.unet.low_res:
-    small = generator.stages[generator.stages.index(stage) - 1].unet.image
+    small = generator.stages[generator.stages.index(stage) - 1].image
   recipe = Recipe(levels=tuple(settings.levels), small=small, min_snr=settings.min_snr)
   prompts = [identifiers.fill(prompt, subject.identifier) for prompt in subject.photos.prompts]
   texts = [*prompts, subject.class_prompt]
@@ -191,7 +191,7 @@ def tune_stage(
   else:
     read = jax.device_get(generator.encode(params, texts))
   held_out = 1 if config.patience and len(subject.photos) > 1 else 0
-  rows = RowSource(subject, stage.unet.image, read, config, settings, held_out)
+  rows = RowSource(subject, stage.image, read, config, settings, held_out)
   frozen = {stage.name: params[stage.name], TEXT: params[TEXT]} if tunes_text else {stage.name: params[stage.name]}
   optimizer = ml_collections.ConfigDict(settings.optimizer)
   if tunes_text:

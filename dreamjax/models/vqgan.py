@@ -175,6 +175,10 @@ class VQGAN(nn.Module):
     nearest = self.vectors[tokens].reshape(z.shape)
     return self.decode_vectors(jax.lax.stop_gradient(nearest - z) + z), z, tokens
 
+  def around(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
+    """Reconstructions from z itself."""
+    return self.decode_vectors(self.encode(images))
+
   def encode(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 e"]:
     """z of pictures.
 

@@ -85,7 +85,7 @@ def captions(bench: Bench, count: int = 500) -> None:
   frame, labels = source.Stream(seed=1, split="subjects", resolution=bench.generator.resolution).draw(range(count))
   texts = album.Album(np.empty((count, 0)), jax.device_get(labels)).captions(range(count))
   drawn = generators.sample(bench.generator, bench.params, texts)
-  small = shrink(2 * jnp.asarray(frame.rgb) - 1, bench.generator.stages[0].unet.image)
+  small = shrink(2 * jnp.asarray(frame.rgb) - 1, bench.generator.stages[0].image)
   for name, pictures in (("drawn", drawn), ("real", 2 * np.asarray(frame.rgb) - 1), ("real, small", np.asarray(small))):
     found = truth.accuracy(list(pictures), texts, bench.judge.probe)
     print(f"{name}: " + ", ".join(f"{head} {value:.3f}" for head, value in found.items()), flush=True)
@@ -167,7 +167,7 @@ def noun(bench: Bench) -> None:
 def sr(bench: Bench) -> None:
   """Unseen photos of the subject, made small and large again by the stage of super-resolution."""
   stage = bench.generator.stages[-1]
-  small_side = bench.generator.stages[0].unet.image
+  small_side = bench.generator.stages[0].image
   usual = stage.sampling.level
   low = configs.load("configs/dreambooth.py:toybox").stages[stage.name].levels[1]
   scores: dict[str, list[np.ndarray]] = {}

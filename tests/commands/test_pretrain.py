@@ -108,5 +108,5 @@ def test_stages_are_trained_apart_and_joined(shared):
   arguments = ["--config", "pretrain.py:cascade", "--workdir", str(shared / "cascade"), text, stages]
   assert cli.main(["pretrain", *arguments]) == 0
   whole, params = generators.load(shared / "cascade/model")
-  assert [stage.unet.image for stage in whole.stages] == [8, 16]
+  assert [stage.image for stage in whole.stages] == [8, 16]
   assert generators.sample(whole, params, ["a dog"], size=1).shape == (1, 16, 16, 3)

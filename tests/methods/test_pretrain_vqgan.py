@@ -37,7 +37,8 @@ def config(judge, **fields):
     "seed": 0, "start": "", "resolution": 16, "perceptual": str(judge), "batch": 8, "judged": 16,
     "model": {"widths": (8, 8), "blocks": 1, "latent": 8, "embedding": 4, "codebook": 16, "patch": 2, "groups": 4},
     "discriminator": {"widths": (8, 8), "groups": 4}, "likeness": 0.05, "adversarial": 0.1, "adversarial_from": 1,
-    "commitment": 0.25, "entropy": 0.02, "temperature": 0.1, **fields,
+    "commitment": 0.25, "entropy": 0.02, "temperature": 0.1, "quantised": True, "clustered": 0,
+    **fields,
   })  # fmt: skip
 
 
@@ -54,6 +55,16 @@ def test_disuse_is_least_where_places_are_sure_and_all_vectors_are_used():
   assert float(vqgan.disuse(one, vectors, 0.01)) == pytest.approx(0, abs=1e-4)
   unsure = jnp.zeros((3, 2, 2, 4))
   assert float(vqgan.disuse(unsure, vectors, 0.01)) == pytest.approx(0, abs=1e-4)
+
+
+def test_clusters_are_around_what_there_is_and_none_is_far_from_all():
+  draw = np.random.default_rng(1)
+  groups = np.array([[0, 0], [10, 0], [0, 10]])
+  z = (groups[draw.integers(0, 3, 300)] + 0.1 * draw.standard_normal((300, 2))).astype(np.float32)
+  centres = vqgan.clusters(z, 8, 0)
+  assert np.square(centres[:, None] - groups[None]).sum(-1).min(1).max() < 1
+  with pytest.raises(ValueError, match="7 vectors do not make 8 clusters"):
+    vqgan.clusters(z[:7], 8, 0)
 
 
 def test_likeness_is_nought_for_a_picture_and_itself_and_sees_pictures_of_any_size(judge):
@@ -98,8 +109,20 @@ def test_a_short_training_gives_pictures_back_and_is_saved(judge, data, tmp_path
   task.save(theta, tmp_path / "model")
   again = vqgan.task(config(judge, start=str(tmp_path / "model")), data, data)
   assert again.measure(again.theta)["psnr"] == pytest.approx(after["psnr"], abs=0.1)
+  clustered = vqgan.task(config(judge, start=str(tmp_path / "model"), clustered=32), data, data)
+  found = clustered.measure(clustered.theta)
+  assert found["codebook_use"] >= after["codebook_use"] and found["psnr"] > after["psnr"] - 1
   sheet = task.show(theta)
   assert len(sheet.pictures) == len(sheet.captions) == 32
+
+
+def test_without_a_codebook_pictures_are_made_from_what_the_encoder_says(judge, data):
+  task = vqgan.task(config(judge, quantised=False), data, data)
+  gradient = jax.jit(jax.grad(lambda theta, batch: task.loss(theta, task.frozen, batch, jax.random.key(0))[0]))
+  moved = gradient(task.theta, task.batches(0))
+  assert not np.any(moved["vqgan"]["codebook"]) and np.any(moved["vqgan"]["before"]["kernel"])
+  other = {**task.theta, "vqgan": {**task.theta["vqgan"], "codebook": jnp.ones((16, 4))}}
+  assert task.measure(task.theta)["psnr"] == task.measure(other)["psnr"]
 
 
 def test_a_network_without_features_to_compare_is_refused(data, tmp_path):

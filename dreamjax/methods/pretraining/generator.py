@@ -68,7 +68,7 @@ def task(
   tokenizer = Tokenizer.load(config.text_encoder, config.length)
   drawn = describe(config, encoder, tokenizer)
   (stage,) = drawn.stages
-  side = stage.unet.image
+  side = stage.image
   small = config.small if stage.unet.low_res else 0
   loss = stage_loss(stage, Recipe(tuple(config.levels), small, config.drop, config.min_snr), encoder)
   key = jax.random.key(config.seed)

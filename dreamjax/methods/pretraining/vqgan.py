@@ -10,17 +10,22 @@ gradient, F_l the features of a network that was trained before, each of unit le
 all of them means. "Taming Transformers" (Esser et al., 2012.09841, eqs. 4 to 6) and, for the entropies, which keep the
 codebook in use, MaskGIT's published code (Chang et al., 2202.04200). Both networks are trained in one step: in (1) the
 discriminator is constant, in (2) the reconstruction.
+
+A codebook that is learned from nothing is hardly used. Therefore the networks are trained without one first, with the
+first line of (1) alone and x' of z; then the vectors are the centres of clusters of their z (k-means).
 """
 
 from collections.abc import Sequence
 import pathlib
 from typing import Any
+import warnings
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 import ml_collections
 import numpy as np
+from scipy.cluster import vq
 
 from dreamjax.convert import pretrained
 from dreamjax.data.examples import Examples, epochs
@@ -59,6 +64,19 @@ def likeness(network: ResNet, params: Any, x: Float[Array, "b h w 3"], y: Float[
   return total
 
 
+def clusters(z: Float[np.ndarray, "n e"], count: int, seed: int) -> Float[np.ndarray, "k e"]:
+  """The centres of `count` clusters of vectors, by k-means.
+
+  Raises:
+    ValueError: if there are fewer vectors than clusters.
+  """
+  if len(z) < count:
+    raise ValueError(f"{len(z)} vectors do not make {count} clusters: config.clustered is to be of more pictures")
+  with warnings.catch_warnings(action="ignore"):  # a cluster that ends empty stays where it was, at one of the vectors
+    centres, _ = vq.kmeans2(z, count, minit="points", rng=np.random.default_rng(seed))
+  return centres.astype(np.float32)
+
+
 def psnr(x: Float[Array, "b h w 3"], y: Float[Array, "b h w 3"]) -> Float[Array, " b"]:
   """Peak signal-to-noise ratio of pictures in [-1, 1], in decibels."""
   return 10 * jnp.log10(4 / jnp.mean(jnp.square(x - y), axis=(1, 2, 3)))
@@ -86,7 +104,19 @@ def task(config: ml_collections.ConfigDict, examples: Examples, held_out: Exampl
   }
   if config.start:
     theta["vqgan"] = warm(theta["vqgan"], pretrained.load(config.start)[1])
+  if config.clustered:
+    encode = jax.jit(lambda images: model.apply({"params": theta["vqgan"]}, signed(images), method="encode"))
+    pictures = examples.pictures(np.arange(min(len(examples), config.clustered)))
+    z = np.asarray(in_pieces(encode, pictures, 16))
+    theta["vqgan"]["codebook"] = jnp.asarray(clusters(z.reshape(-1, model.embedding), model.codebook, config.seed))
   order = epochs(len(examples), config.batch, config.seed)
+
+  def around(theta: Any, frozen: Any, batch: Any, key: jax.Array):
+    x = signed(batch["images"])
+    made = model.apply({"params": theta["vqgan"]}, x, method="around")
+    squared, looks = jnp.mean(jnp.square(x - made)), likeness(judge, frozen, x, made)
+    total = squared + jnp.mean(jnp.abs(x - made)) + config.likeness * looks
+    return total, {"squared": squared, "likeness": looks}
 
   def loss(theta: Any, frozen: Any, batch: Any, key: jax.Array):
     x = signed(batch["images"])
@@ -98,16 +128,17 @@ def task(config: ml_collections.ConfigDict, examples: Examples, held_out: Exampl
     codebook = jnp.mean(jnp.square(constant(z) - nearest)) + config.commitment * jnp.mean(
       jnp.square(z - constant(nearest))
     )
+    unused = disuse(z, vectors, config.temperature)
+    squared = jnp.mean(jnp.square(x - made))
+    total = squared + jnp.mean(jnp.abs(x - made)) + config.likeness * looks + codebook + config.entropy * unused
+    named = {"squared": squared, "likeness": looks, "codebook": codebook, "disuse": unused}
+    if not config.adversarial:
+      return total, named
     fooled = discriminator.apply({"params": constant(theta["discriminator"])}, made)
     said = discriminator.apply({"params": theta["discriminator"]}, jnp.concatenate([x, constant(made)]))
     real, false = jnp.split(said, 2)
     hinge = jnp.mean(jax.nn.relu(1 - real)) + jnp.mean(jax.nn.relu(1 + false))
-    unused = disuse(z, vectors, config.temperature)
-    squared = jnp.mean(jnp.square(x - made))
-    total = squared + jnp.mean(jnp.abs(x - made)) + config.likeness * looks + codebook + config.entropy * unused
-    total += jnp.mean(batch["adversarial"]) * (hinge - jnp.mean(fooled))
-    named = {"squared": squared, "likeness": looks, "codebook": codebook, "disuse": unused, "hinge": hinge}
-    return total, named
+    return total + jnp.mean(batch["adversarial"]) * (hinge - jnp.mean(fooled)), named | {"hinge": hinge}
 
   def batches(i: int) -> Any:
     weight = config.adversarial if i >= config.adversarial_from else 0.0
@@ -116,6 +147,8 @@ def task(config: ml_collections.ConfigDict, examples: Examples, held_out: Exampl
   @jax.jit
   def rebuild(params: Any, images: Any) -> Any:
     made, _, tokens = model.apply({"params": params}, signed(images))
+    if not config.quantised:
+      made = model.apply({"params": params}, signed(images), method="around")
     made = jnp.clip(made, -1, 1)
     return made, tokens, psnr(signed(images), made)
 
@@ -135,7 +168,7 @@ def task(config: ml_collections.ConfigDict, examples: Examples, held_out: Exampl
   def save(theta: Any, folder: pathlib.Path) -> None:
     pretrained.save(folder, model, theta["vqgan"])
 
-  return Task(theta, loss, batches, measure, save, judge_params, show)
+  return Task(theta, loss if config.quantised else around, batches, measure, save, judge_params, show)
 
 
 def _names(count: int) -> Sequence[str]:
