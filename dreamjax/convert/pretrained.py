@@ -62,12 +62,15 @@ KINDS = {
 }
 
 
-def load(name: str | os.PathLike[str], dtype: Any = np.float32) -> tuple[nn.Module, dict[str, Any]]:
+def load(
+  name: str | os.PathLike[str], dtype: Any = np.float32, *, kinds: tuple[type[nn.Module], ...] = (nn.Module,)
+) -> tuple[nn.Module, dict[str, Any]]:
   """A model with its weights.
 
   Args:
     name: a folder, or else the name of a model on the Hugging Face hub.
     dtype: of the weights.
+    kinds: what the model may be.
 
   Returns:
     The module and its tree of parameters, for `module.apply({"params": params}, ...)`. They are numpy arrays: where
@@ -75,7 +78,7 @@ def load(name: str | os.PathLike[str], dtype: Any = np.float32) -> tuple[nn.Modu
 
   Raises:
     FileNotFoundError: if there is no such model, or a file of it is missing.
-    ValueError: if the model is of a kind that is not known, or its weights do not fit it.
+    ValueError: if the model is of a kind that is not known or not wanted, or its weights do not fit it.
   """
   folder = _locate(name)
   config = json.loads(_existing(folder / CONFIG).read_text())
@@ -83,6 +86,9 @@ def load(name: str | os.PathLike[str], dtype: Any = np.float32) -> tuple[nn.Modu
     known = ", ".join(KINDS)
     raise ValueError(f"{folder / CONFIG} describes a model of type {model_type!r}; the known ones are {known}")
   kind = KINDS[model_type]
+  if not issubclass(kind.module, kinds):
+    wanted = " or ".join(kind.__name__ for kind in kinds)
+    raise ValueError(f"{folder} holds a {kind.module.__name__}, but a {wanted} is wanted there")
   files = _tensor_files(folder, kind.weights)
 
   def read(key: str) -> np.ndarray:

@@ -119,7 +119,9 @@ def in_rounds(step: int, size: int, total: int, seed: int) -> Int[np.ndarray, " 
   return np.array([order[i][place] for i, place in zip(rounds.tolist(), places, strict=True)])
 
 
-def read(folder: pathlib.Path, resolution: int, class_noun: str, *, with_captions: bool = False) -> Photos:
+def read(
+  folder: pathlib.Path, resolution: int, class_noun: str, *, with_captions: bool = False, one_size: bool = False
+) -> Photos:
   """Reads a folder of photos of one subject.
 
   It warns of what it skips, of pictures smaller than the resolution and of photos that are there twice.
@@ -130,19 +132,24 @@ def read(folder: pathlib.Path, resolution: int, class_noun: str, *, with_caption
     class_noun: what the subject is, such as "dog": the prompt of every photo is "a [V] dog".
     with_captions: whether the prompts are captions instead: the `text` of `metadata.jsonl` if there is one, or else
       the content of a .txt file beside each photo.
+    one_size: whether pictures of different sizes are refused.
 
   Raises:
     OSError: if there is no such folder, or a file in it cannot be opened.
-    ValueError: if it has no pictures, or one that cannot be read, or captions are wanted and not all there.
+    ValueError: if it has no pictures, or one that cannot be read, or captions are wanted and not all there, or one size
+      is and there are more.
   """
   if not folder.is_dir():
     raise FileNotFoundError(f"there is no folder {folder}")
   names = _pictures_in(folder)
   prompts = _captions(folder, names) if with_captions else [f"a {PLACEHOLDER} {class_noun}".strip()] * len(names)
-  pictures = [_scaled(folder / name, resolution) for name in names]
+  pictures, sizes = zip(*[_scaled(folder / name, resolution) for name in names], strict=True)
+  if one_size and len(set(sizes)) > 1:
+    found = ", ".join(f"{name} {width} x {height}" for name, (width, height) in zip(names, sizes, strict=True))
+    raise ValueError(f"the pictures in {folder} differ in size, and are to have one: {found}")
   for first, second in _twins(pictures):
     warnings.warn(f"{names[first]} and {names[second]} in {folder} are the same photo", stacklevel=2)
-  return Photos(tuple(names), tuple(prompts), tuple(pictures))
+  return Photos(tuple(names), tuple(prompts), pictures)
 
 
 def read_picture(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
@@ -190,15 +197,16 @@ def _pictures_in(folder: pathlib.Path) -> list[str]:
   return names
 
 
-def _scaled(path: pathlib.Path, resolution: int) -> UInt8[np.ndarray, "h w 3"]:
-  """A picture whose shorter side has the resolution."""
+def _scaled(path: pathlib.Path, resolution: int) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[int, int]]:
+  """A picture whose shorter side has the resolution, and its width and height before."""
   picture = read_picture(path)
   height, width = picture.shape[:2]
   short = min(height, width)
   if short < resolution:
     warnings.warn(f"{path} has only {width} x {height} pixels, and is enlarged to {resolution}", stacklevel=3)
   size = tuple(round(side * resolution / short) for side in (width, height))
-  return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0))
+  scaled = Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+  return np.asarray(scaled), (width, height)
 
 
 def _twins(pictures: Sequence[np.ndarray]) -> Iterator[tuple[int, int]]:

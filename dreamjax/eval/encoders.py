@@ -87,10 +87,7 @@ def load(folder: pathlib.Path, name: str | None = None) -> Encoders:
 
 def _model(folder: pathlib.Path, *kinds: type[nn.Module]) -> tuple[nn.Module, Any]:
   """A model of one of these kinds and its parameters, on the device."""
-  model, params = pretrained.load(folder)
-  if not isinstance(model, kinds):
-    wanted = " or ".join(kind.__name__ for kind in kinds)
-    raise ValueError(f"{folder} holds a {type(model).__name__}, but a {wanted} is wanted there")
+  model, params = pretrained.load(folder, kinds=kinds)
   return model, jax.device_put(params)
 
 

@@ -21,7 +21,7 @@ from dreamjax.data.identifiers import PLACEHOLDER, fill
 from dreamjax.diffusion import guidance, process, samplers
 from dreamjax.diffusion.resolution import enlarge
 from dreamjax.diffusion.schedules import Schedule, Table, spaced_times, uniform_times
-from dreamjax.generators.generator import TEXT, Generator, Text, keys_of, spread
+from dreamjax.generators.generator import TEXT, Generator, Text, in_batches, keys_of, spread
 from dreamjax.models.unet import UNet
 from dreamjax.theta import Personalisation, Theta
 from dreamjax.theta import apply as apply_theta
@@ -276,9 +276,7 @@ def batches(
   rows = np.array([1 + distinct.index(prompt) for prompt in prompts])
   used = {stage.name: params[stage.name] for stage in stages}
   tuned = {stage.name: thetas[stage.name] for stage in stages if stage.name in thetas}
-  for start in range(0, len(prompts), size):
-    count = min(size, len(prompts) - start)
-    places = start + np.minimum(np.arange(size), count - 1)  # the last batch is filled up, so that one program does all
+  for count, places in in_batches(len(prompts), size):
     text = jax.tree.map(lambda x, places=places: x[rows[places]], texts)
     text, keys = spread((text, keys_of(seed, first + places)), mesh)
     drawn = _draw_cascade(stages, samplings, used, tuned, text, null, keys)

@@ -132,10 +132,7 @@ def _read_index(path: pathlib.Path) -> dict[str, Any]:
 def _network(folder: pathlib.Path, kind: type) -> tuple[Any, dict[str, Any]]:
   if not folder.is_dir():
     raise FileNotFoundError(f"there is no folder {folder}, which the generator needs")
-  module, params = pretrained.load(folder)
-  if not isinstance(module, kind):
-    raise ValueError(f"{folder} holds a {type(module).__name__}, but a {kind.__name__} is wanted there")
-  return module, params
+  return pretrained.load(folder, kinds=(kind,))
 
 
 class _Part(NamedTuple):

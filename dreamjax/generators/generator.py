@@ -3,14 +3,14 @@
 The parameters are one tree: "text" for the text encoder, and one entry for each stage, by its name.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 import numpy as np
 
 from dreamjax.data.tokenizer import Tokenizer
@@ -105,6 +105,16 @@ def keys_of(seed: int, numbers: Sequence[int] | np.ndarray | Array) -> Key[Array
   """The keys of the pictures with these numbers."""
   root = jax.random.key(seed)
   return jax.vmap(lambda number: jax.random.fold_in(root, number))(jnp.asarray(numbers, jnp.uint32))
+
+
+def in_batches(total: int, size: int) -> Iterator[tuple[int, Int[np.ndarray, " b"]]]:
+  """Yields how many of `total` pictures are in a batch, and the places of `size`.
+
+  The last batch is filled up with its last picture, so that one program does all.
+  """
+  for start in range(0, total, size):
+    count = min(size, total - start)
+    yield count, start + np.minimum(np.arange(size), count - 1)
 
 
 def spread(rows: Any, mesh: jax.sharding.Mesh | None, axis: int = 0) -> Any:

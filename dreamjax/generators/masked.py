@@ -18,7 +18,7 @@ import numpy as np
 
 from dreamjax.data.identifiers import PLACEHOLDER, fill
 from dreamjax.diffusion.process import fold
-from dreamjax.generators.generator import Generator, Text, keys_of, spread
+from dreamjax.generators.generator import Generator, Text, in_batches, keys_of, spread
 from dreamjax.masked import guidance
 from dreamjax.masked.decoding import decode
 from dreamjax.models.muse import Muse
@@ -251,8 +251,8 @@ def style_of(theta: Personalisation) -> str:
   return theta.card.recipe.get("style", "")
 
 
-def branch_weights(wish: Wish, decoding: Decoding) -> Float[np.ndarray, "2 k"]:
-  """The weights of a wish's branches, the negative one's first, in the first step and in the last."""
+def branch_weights(wish: Wish, decoding: Decoding) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, "2 k"]]:
+  """Which of a wish's branches count, 0 being the negative one, and their weights in the first step and in the last."""
 
   def weights(lambda_a: float, lambda_b: float) -> np.ndarray:
     match len(wish.prompts):
@@ -264,7 +264,9 @@ def branch_weights(wish: Wish, decoding: Decoding) -> Float[np.ndarray, "2 k"]:
         return guidance.two_thetas(wish.gamma, lambda_a, lambda_b)
 
   last = weights(decoding.lambda_a, decoding.lambda_b)
-  return np.stack([weights(0.0, 0.0) if decoding.rises else last, last])
+  both = np.stack([weights(0.0, 0.0) if decoding.rises else last, last])
+  asked = np.flatnonzero(both.any(axis=0))  # no network is asked what does not count
+  return asked, both[:, asked]
 
 
 def batches(
@@ -300,9 +302,8 @@ def batches(
   thetas = wishes[0].thetas
   if any(wish.thetas is not thetas and wish.thetas != thetas or wish.gamma != wishes[0].gamma for wish in wishes):
     raise ValueError("pictures that are drawn together have the same thetas")
-  weights = [branch_weights(wishes[0], decoding) for decoding in decodings]
-  asked = [np.flatnonzero(own.any(axis=0)) for own in weights]  # no network is asked what does not count
-  weights = tuple(jnp.asarray(own[:, some]) for own, some in zip(weights, asked, strict=True))
+  asked, weights = zip(*(branch_weights(wishes[0], decoding) for decoding in decodings), strict=True)
+  weights = tuple(map(jnp.asarray, weights))
   branches = {}
   for stage, some in zip(stages, asked, strict=True):
     own = [None, *(None if x is None else x.get(stage.name) for x in thetas)]
@@ -311,9 +312,7 @@ def batches(
   read = generator.encode(params, [negative, *distinct])
   rows = np.array([[0, *(1 + distinct.index(prompt) for prompt in wish.prompts)] for wish in wishes])
   used = {stage.name: params[stage.name] for stage in stages}
-  for start in range(0, len(wishes), size):
-    count = min(size, len(wishes) - start)
-    places = start + np.minimum(np.arange(size), count - 1)  # the last batch is filled up, so that one program does all
+  for count, places in in_batches(len(wishes), size):
     texts = tuple(jax.tree.map(lambda x, own=rows[places][:, some].T: x[own], read) for some in asked)
     texts, keys = spread(texts, mesh, axis=1), spread(keys_of(seed, first + places), mesh)
     drawn = _draw(stages, decodings, used, branches, texts, weights, keys)

@@ -140,12 +140,12 @@ def styledrop(
   Args:
     generator: of masked tokens.
     params: its parameters.
-    images: a folder of one picture, or a few in one style, with captions: see `data.photos.read`.
+    images: a folder of one picture, or a few of one size and in one style, with captions: see `data.photos.read`.
     workdir: for `reference`, `round_1`, the pool, `round_2_clip` or whoever chose, and `theta.safetensors` in the end.
     style: the half of the captions that says it; by default found there, see `halves`.
     feedback: by whom the second round's pictures are chosen, of `FEEDBACK`; "none" for one round only.
     config: see `default_config`; by default that.
-    encoders: loads the CLIP that scores the pool; for "clip" only, and to show a person the scores.
+    encoders: loads the CLIP that scores the pool; for "clip", and to show a person the scores.
     mesh: of devices, see `train.sharding`; by default the first device alone.
 
   Raises:
@@ -160,7 +160,7 @@ def styledrop(
   if feedback == "clip" and encoders is None:
     raise ValueError("feedback by CLIP takes encoders")
   _check(generator, config)
-  photos = read_photos(pathlib.Path(images), generator.resolution, "", with_captions=True)
+  photos = read_photos(pathlib.Path(images), generator.resolution, "", with_captions=True, one_size=True)
   said = [halves(prompt, style) for prompt in photos.prompts]
   if len(styles := {own for _, own in said}) > 1:
     raise ValueError(f"all pictures are to have one style, not {' and '.join(map(repr, sorted(styles)))}")
@@ -186,7 +186,8 @@ def styledrop(
   made = learn(1, workdir / "round_1", photos.images(), photos.prompts)
   if feedback == "none":
     return made
-  pool = draw_pool(generator, params, made, style, config, workdir / POOL, encoders, mesh)
+  scorers = None if feedback == "random" else encoders
+  pool = draw_pool(generator, params, made, style, config, workdir / POOL, scorers, mesh)
   chosen = choose(pool, workdir / POOL, feedback, config)
   folder = workdir / f"round_2_{feedback}"
   _bind_choice(folder, [priors.file(pathlib.Path(), i).name for i in chosen])

@@ -21,27 +21,6 @@ def model(tiny_cascade, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-  folder, draw = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
-  for i in range(3):
-    Image.fromarray(draw.integers(0, 255, (18, 24, 3), dtype=np.uint8)).save(folder / f"{i}.jpg")
-  return folder
-
-
-def run(capsys, *arguments):
-  status = cli.main([str(a) for a in arguments])
-  return status, capsys.readouterr()
-
-
-def pictures(folder):
-  found = []
-  for path in sorted(folder.glob("0*.png")):
-    with Image.open(path) as picture:
-      found.append(np.asarray(picture).astype(int))
-  return found
-
-
-@pytest.fixture(scope="module")
 def tuned(model, photos, tmp_path_factory):
   """The workdir of a run with few steps."""
   workdir = tmp_path_factory.mktemp("dog")
@@ -58,10 +37,10 @@ def tuned(model, photos, tmp_path_factory):
   return workdir
 
 
-def test_photos_become_a_theta_and_a_theta_pictures(model, tuned, tmp_path, capsys):
+def test_photos_become_a_theta_and_a_theta_pictures(model, tuned, tmp_path, run, drawn):
   out = tmp_path / "out"
   arguments = ("--model", model, "--theta", tuned / "theta.safetensors", "--n", 2, "--seed", 3, "--guidance", 1.5)
-  status, said = run(capsys, "sample", *arguments, "--prompt", "a [V] dog", "--prompt", "a cat", "--out", out)
+  status, said = run("sample", *arguments, "--prompt", "a [V] dog", "--prompt", "a cat", "--out", out)
   assert status == 0 and "4 pictures" in said.out
   lines = [json.loads(line)["text"] for line in (out / "metadata.jsonl").read_text().splitlines()]
   assert lines == ["a [V] dog"] * 2 + ["a cat"] * 2
@@ -71,12 +50,11 @@ def test_photos_become_a_theta_and_a_theta_pictures(model, tuned, tmp_path, caps
   assert recipe["samplings"][0]["guidance"] == 1.5 and recipe["samplings"][0]["steps"] == 3
   assert recipe["samplings"][1]["level"] == 1e-5  # as the stage was tuned
   again = tmp_path / "again"
-  assert run(capsys, "sample", "--recipe", out / "sample.json", "--batch", 3, "--out", again)[0] == 0
-  for a, b in zip(pictures(out), pictures(again), strict=True):
-    assert np.abs(a - b).max() <= 1
+  assert run("sample", "--recipe", out / "sample.json", "--batch", 3, "--out", again)[0] == 0
+  assert np.abs(drawn(out) - drawn(again)).max() <= 1
 
 
-def test_what_cannot_be_sampled_is_one_line(model, tuned, tmp_path, capsys):
+def test_what_cannot_be_sampled_is_one_line(model, tuned, tmp_path, run):
   (tmp_path / "broken.json").write_text('{"model": "x"}')
   for arguments, message in (
     (("--model", model), "say what to draw"),
@@ -91,32 +69,32 @@ def test_what_cannot_be_sampled_is_one_line(model, tuned, tmp_path, capsys):
     ),
     (("--recipe", tmp_path / "broken.json"), "no recipe of `dreamjax sample`: it lacks"),
   ):
-    status, said = run(capsys, "sample", *arguments, "--out", tmp_path / "out")
+    status, said = run("sample", *arguments, "--out", tmp_path / "out")
     assert status == 2 and message in said.err and said.err.count("\n") == 1
   assert not (tmp_path / "out").exists()
 
 
-def test_pictures_that_are_there_are_kept(model, tmp_path, capsys):
+def test_pictures_that_are_there_are_kept(model, tmp_path, run):
   (tmp_path / "metadata.jsonl").write_text("mine\n")
-  status, said = run(capsys, "sample", "--model", model, "--prompt", "a dog", "--out", tmp_path)
+  status, said = run("sample", "--model", model, "--prompt", "a dog", "--out", tmp_path)
   assert status == 2 and "--overwrite" in said.err and (tmp_path / "metadata.jsonl").read_text() == "mine\n"
 
 
-def test_a_theta_of_other_weights_is_refused(tiny_cascade, tuned, tmp_path, capsys):
+def test_a_theta_of_other_weights_is_refused(tiny_cascade, tuned, tmp_path, run):
   generator, params = tiny_cascade
   other = params | {"sr": jax.tree.map(lambda x: x + 1, params["sr"])}
   generators.save(tmp_path / "other", generator, other, dtype=np.float32)
   arguments = ("--model", tmp_path / "other", "--theta", tuned / "theta.safetensors", "--prompt", "a [V] dog")
-  status, said = run(capsys, "sample", *arguments, "--out", tmp_path / "out")
+  status, said = run("sample", *arguments, "--out", tmp_path / "out")
   assert status == 2 and "a theta works only with the very weights that it was trained beside" in said.err
 
 
-def test_bad_photos_are_one_line_and_leave_the_workdir_usable(model, tuned, tmp_path, capsys):
+def test_bad_photos_are_one_line_and_leave_the_workdir_usable(model, tuned, tmp_path, run):
   (tmp_path / "photos").mkdir()
   (tmp_path / "photos/a.jpg").write_bytes(b"no picture")
   before = sorted(tuned.rglob("*"))
   arguments = ("--class-noun", "dog", "--model", model, "--workdir", tuned, "--config", "dreambooth.py")
-  status, said = run(capsys, "dreambooth", "--images", tmp_path / "photos", *arguments)
+  status, said = run("dreambooth", "--images", tmp_path / "photos", *arguments)
   assert status == 2 and "a.jpg cannot be read as a picture" in said.err
   assert sorted(tuned.rglob("*")) == before
 

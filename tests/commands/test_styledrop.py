@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from dreamjax import cli, generators
+from dreamjax import generators
 
 FEW = [
   f"--config.{round_}.{stage}.{key}={value}"
@@ -25,55 +25,38 @@ def model(tiny_masked, tmp_path_factory):
   return folder
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("style")
-  Image.fromarray(np.random.default_rng(0).integers(0, 255, (10, 12, 3), dtype=np.uint8)).save(folder / "a.png")
-  (folder / "a.txt").write_text("a dog in red clay style")
-  return folder
-
-
-def run(capsys, *arguments):
-  status = cli.main([str(a) for a in arguments])
-  return status, capsys.readouterr()
-
-
-def pictures(folder):
-  found = []
-  for path in sorted(folder.glob("0*.png")):
-    with Image.open(path) as picture:
-      found.append(np.asarray(picture).astype(int))
-  return np.stack(found)
-
-
-def test_a_style_and_a_subject_are_learned_and_drawn_together(model, images, tmp_path, capsys):
+def test_a_style_and_a_subject_are_learned_and_drawn_together(model, photos, tmp_path, run, drawn):
   style, subject = tmp_path / "style", tmp_path / "subject"
-  learn = ("styledrop", "--images", images, "--model", model, "--workdir", style, "--feedback", "human", *SMALL)
-  status, said = run(capsys, *learn)
+  learn = ("styledrop", "--images", photos, "--model", model, "--workdir", style, "--feedback", "human", *SMALL)
+  status, said = run(*learn)
   assert status == 0 and f"dreamjax feedback --pool {style / 'pool'}" in said.out
   assert "score" in (style / "pool/metadata.jsonl").read_text()  # the toybox's CLIP has looked at it
   (style / "pool/selection.json").write_text('{"chosen": ["00003.png"]}')
-  status, said = run(capsys, *learn)
+  status, said = run(*learn)
   assert status == 0 and "draws 'in red clay style'" in said.out
   assert json.loads((style / "round_2_human/chosen.json").read_text()) == ["00003.png"]
-  learn = ("dreambooth", "--images", images, "--class-noun", "dog", "--model", model, "--workdir", subject)
-  assert run(capsys, *learn, "--config.identifier=qx", *FEW)[0] == 0
+  learn = ("dreambooth", "--images", photos, "--class-noun", "dog", "--model", model, "--workdir", subject)
+  assert run(*learn, "--config.identifier=qx", *FEW)[0] == 0
 
   out, again = tmp_path / "out", tmp_path / "again"
   both = ("--theta", style / "theta.safetensors", "--theta", subject / "theta.safetensors")
   options = ("--gamma", 0.6, "--lambda-a", 2, "--lambda-b", 5, "--sr-steps", 1, "--n", 3)
-  status, said = run(capsys, "sample", "--model", model, *both, *options, "--prompt", "a [V] dog", "--out", out)
+  status, said = run("sample", "--model", model, *both, *options, "--prompt", "a [V] dog", "--out", out)
   assert status == 0, said.err
   recipe = json.loads((out / "sample.json").read_text())
   assert recipe["gamma"] == 0.6 and [x["steps"] for x in recipe["samplings"]] == [3, 1]
-  assert run(capsys, "sample", "--recipe", out / "sample.json", "--batch", 2, "--out", again)[0] == 0
-  assert np.abs(pictures(out) - pictures(again)).max() <= 1
+  assert run("sample", "--recipe", out / "sample.json", "--batch", 2, "--out", again)[0] == 0
+  assert np.abs(drawn(out) - drawn(again)).max() <= 1
 
 
-def test_what_cannot_be_asked_of_masked_tokens_is_one_line(model, images, tmp_path, capsys):
+def test_what_cannot_be_asked_of_masked_tokens_is_one_line(model, photos, tmp_path, run):
   (tmp_path / "plain").mkdir()
   Image.new("RGB", (9, 9)).save(tmp_path / "plain/a.png")
   (tmp_path / "plain/a.txt").write_text("a dog in the snow")
+  (tmp_path / "sizes").mkdir()
+  for name, size in (("a", (9, 8)), ("b", (12, 10))):
+    Image.new("RGB", size).save(tmp_path / f"sizes/{name}.png")
+    (tmp_path / f"sizes/{name}.txt").write_text("a dog in red clay style")
   sample = ("sample", "--model", model, "--prompt", "a dog", "--out", tmp_path / "out")
   learn = ("styledrop", "--model", model, "--workdir", tmp_path / "run")
   for arguments, message in (
@@ -81,9 +64,10 @@ def test_what_cannot_be_asked_of_masked_tokens_is_one_line(model, images, tmp_pa
     ((*sample, "--guidance", 2), "--guidance has no meaning for this model"),
     ((*sample, "--level", 0.1), "--level has no meaning for this model"),
     ((*learn, "--images", tmp_path / "plain"), "'a dog in the snow' has no half for the style"),
-    ((*learn, "--images", images, "--style", "in ink"), "does not end in 'in ink'"),
-    (("styledrop", "--model", "toybox-cascade", "--workdir", tmp_path / "run", "--images", images), "is none"),
+    ((*learn, "--images", tmp_path / "sizes"), "differ in size, and are to have one: a.png 9 x 8, b.png 12 x 10"),
+    ((*learn, "--images", photos, "--style", "in ink"), "does not end in 'in ink'"),
+    (("styledrop", "--model", "toybox-cascade", "--workdir", tmp_path / "run", "--images", photos), "is none"),
   ):
-    status, said = run(capsys, *arguments)
+    status, said = run(*arguments)
     assert status == 2 and message in said.err and said.err.count("\n") == 1, said
   assert not (tmp_path / "out").exists() and not (tmp_path / "run").exists()

@@ -9,6 +9,7 @@ import pytest
 from dreamjax import generators
 from dreamjax.convert import pretrained
 from dreamjax.data.examples import Examples
+from dreamjax.generators import masked
 from dreamjax.methods.pretraining import generator as joining
 from dreamjax.methods.pretraining import tokens
 
@@ -87,6 +88,20 @@ def test_both_stages_learn_and_are_joined(folders, data, tmp_path):
   assert [stage.image for stage in whole.stages] == [4, 8]
   drawn = generators.sample(whole, params, list(CAPTIONS), n=2, size=4)
   assert drawn.shape == (4, 8, 8, 3) and np.abs(drawn[0] - drawn[2]).max() > 0.01
+
+
+def test_enlarging_asks_only_the_branches_that_count(folders, data, monkeypatch):
+  asked, draw = [], masked.draw_tokens
+
+  def watched(*args):
+    asked.append(args[5].shape)
+    return draw(*args)
+
+  monkeypatch.setattr(masked, "draw_tokens", watched)
+  for guidance in (0.0, 1.0):
+    task = tokens.task(config(folders, "sr", decoding={"steps": 1, "lambda_b": guidance}), data, data)
+    task.show(task.theta)
+  assert asked == [(2, 1), (2, 2)]
 
 
 def test_a_folder_without_a_vqgan_is_refused(folders, data):

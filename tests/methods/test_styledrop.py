@@ -1,6 +1,7 @@
 """StyleDrop on a tiny generator, from a picture with a caption to a theta of the second round."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -154,6 +155,14 @@ def test_clip_chooses_the_best_of_each_prompt_and_the_second_round_learns_it(tin
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), dict(one.thetas), dict(first[1].thetas))
 
 
+def test_nothing_is_scored_where_chance_chooses(tiny_masked, images, first, tmp_path):
+  shutil.copytree(first[0], tmp_path, dirs_exist_ok=True)
+  options = {"feedback": "random", "config": recipe(), "encoders": pytest.fail}
+  made = styledrop.styledrop(*tiny_masked, images, workdir=tmp_path, **options)
+  assert made.card.recipe["prompts"] == [f"a dog {STYLE}", f"a red cat {STYLE}"]
+  assert "score" not in (tmp_path / "pool/metadata.jsonl").read_text()
+
+
 def test_a_person_chooses_and_the_second_round_trains_on_exactly_those(tiny_masked, images, tmp_path, monkeypatch):
   seen = []
   tune = styledrop._tune
@@ -251,6 +260,9 @@ def test_what_cannot_be_is_refused_and_leaves_the_workdir(tiny_masked, tiny_casc
   with pytest.raises(
     ValueError, match="all pictures are to have one style, not 'in ink style' and 'in red clay style'"
   ):
+    run(generator, params, tmp_path, workdir=tmp_path / "x", config=recipe())
+  Image.new("RGB", (12, 10)).save(tmp_path / "b.png")
+  with pytest.raises(ValueError, match="differ in size, and are to have one: a.png 9 x 8, b.png 12 x 10"):
     run(generator, params, tmp_path, workdir=tmp_path / "x", config=recipe())
   assert not (tmp_path / "x").exists()
   assert isinstance(made.thetas["base"], Adapters) and not isinstance(made.thetas["base"], LoRA)

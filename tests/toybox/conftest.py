@@ -2,11 +2,29 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from dreamjax.toybox import render, source, world
 
 RESOLUTION = 48
+EIGHT = 8
+
+
+def in_eights(function):
+  """A batched function that is compiled once, for eight at a time; the last ones are filled up."""
+  program = jax.jit(function)
+
+  def run(*inputs):
+    count = len(jax.tree.leaves(inputs)[0])
+    parts = []
+    for start in range(0, count, EIGHT):
+      places = np.minimum(np.arange(start, start + EIGHT), count - 1)
+      part = program(*jax.tree.map(lambda x, places=places: x[places], inputs))
+      parts.append(jax.tree.map(lambda x, start=start: x[: count - start], part))
+    return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+
+  return run
 
 
 @pytest.fixture(scope="session")
@@ -22,20 +40,20 @@ def build():
   def one(labels, key):
     return world.build(labels, world.sample_view(key, labels.cls, jnp.maximum(labels.other_cls, 0), world.Dial()))
 
-  return jax.jit(jax.vmap(one))
+  return in_eights(jax.vmap(one))
 
 
 @pytest.fixture(scope="session")
 def draw():
   """Batched frames from scenes, with one ray per pixel, through its middle."""
-  return jax.jit(lambda scenes: jax.lax.map(lambda scene: render.render(scene, RESOLUTION, 1), scenes))
+  return in_eights(lambda scenes: jax.lax.map(lambda scene: render.render(scene, RESOLUTION, 1), scenes))
 
 
 @pytest.fixture(scope="session")
 def scenes(stream, build):
   """Eight scenes of the stream."""
-  indices = jnp.arange(8)
-  return build(stream.labels(indices), jax.random.split(jax.random.key(5), 8))
+  indices = jnp.arange(EIGHT)
+  return build(stream.labels(indices), jax.random.split(jax.random.key(5), EIGHT))
 
 
 @pytest.fixture(scope="session")

@@ -60,8 +60,8 @@ def task(config: ml_collections.ConfigDict, examples: Examples, held_out: Exampl
   """
   encoder, text_params = pretrained.load(config.text_encoder)
   tokenizer = Tokenizer.load(config.text_encoder, config.length)
-  vqgan, vqgan_params = _vqgan(config.vqgan)
-  low_vqgan, low_params = _vqgan(config.low_vqgan) if config.low_vqgan else (None, None)
+  vqgan, vqgan_params = pretrained.load(config.vqgan, kinds=(VQGAN,))
+  low_vqgan, low_params = pretrained.load(config.low_vqgan, kinds=(VQGAN,)) if config.low_vqgan else (None, None)
   transformer = Muse(
     side=config.image // vqgan.factor,
     codebook=vqgan.codebook,
@@ -102,18 +102,19 @@ def task(config: ml_collections.ConfigDict, examples: Examples, held_out: Exampl
       wishes = [masked.plain(prompt) for prompt in prompts[:count]]
       parts = masked.batches(drawn, params, wishes, seed=config.seed, size=32)
       return np.concatenate([pictures for (pictures,) in parts])
-    texts = [drawn.encode(params, some) for some in ([""] * count, prompts[:count])]
-    inputs = *texts, np.arange(count), held_low[:count]
+    said = [""] * count, prompts[:count]
+    inputs = [drawn.encode(params, said[i]) for i in asked], np.arange(count), held_low[:count]
     return np.asarray(in_pieces(lambda x: enlarge(params[stage.name], *x), inputs, 8))
 
+  asked, shares = masked.branch_weights(masked.plain(""), stage.decoding)
+
   @jax.jit
-  def enlarge(params: Any, null: Text, text: Text, numbers: Array, low: Array) -> Array:
+  def enlarge(params: Any, texts: Sequence[Text], numbers: Array, low: Array) -> Array:
     """Super-resolution by itself."""
-    both = jax.tree.map(lambda x, y: jnp.stack([x, y]), null, text)
-    branches = Branches.of(params["transformer"], [None, None])
-    weights = jnp.asarray(masked.branch_weights(masked.plain(""), stage.decoding))
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *texts)
+    branches = Branches.of(params["transformer"], [None] * len(texts))
     keys = keys_of(config.seed, numbers)
-    made = masked.draw_tokens(stage, stage.decoding, params, branches, both, weights, keys, low)
+    made = masked.draw_tokens(stage, stage.decoding, params, branches, stacked, jnp.asarray(shares), keys, low)
     return jnp.clip(vqgan.apply({"params": params["vqgan"]}, made, method="decode"), -1, 1)
 
   def measure(theta: Any) -> dict[str, float]:
@@ -129,13 +130,6 @@ def task(config: ml_collections.ConfigDict, examples: Examples, held_out: Exampl
   recipe = Recipe(config.least, config.smoothing, config.drop)
   loss = stage_loss(stage, recipe, encoder)
   return Task({stage.name: Full(weights)}, loss, batches, measure, save, frozen, show)
-
-
-def _vqgan(folder: str) -> tuple[VQGAN, Any]:
-  module, params = pretrained.load(folder)
-  if not isinstance(module, VQGAN):
-    raise ValueError(f"{folder} holds a {type(module).__name__}, but a VQGAN is wanted there")
-  return module, params
 
 
 def _inputs(transformer: Muse, length: int) -> Sequence[Array]:
