@@ -1,13 +1,15 @@
 """Trains the parts of toybox-muse, each by itself.
 
-dreamjax pretrain --config configs/pretrain_muse.py:vqgan --workdir runs/vqgan
+dreamjax pretrain --config configs/pretrain_muse.py:autoencoder --workdir runs/autoencoder
 dreamjax pretrain --config configs/pretrain_muse.py:vqgan_small --workdir runs/vqgan_small
+dreamjax pretrain --config configs/pretrain_muse.py:vqgan --workdir runs/vqgan
 dreamjax pretrain --config configs/pretrain_muse.py:base --workdir runs/muse_base
 dreamjax pretrain --config configs/pretrain_muse.py:sr --workdir runs/muse_sr
 dreamjax pretrain --config configs/pretrain_muse.py:muse --workdir runs/muse
 
-The VQGANs come first, the one of small pictures from the other: what is trained behind them sees their tokens. The last
-command joins both transformers into the folder runs/muse/model, a generator. The first run draws the album of pictures.
+The VQGANs come first, each from the one before: what is trained behind them sees their tokens. The first is none yet: it
+has no codebook. The last command joins both transformers into the folder runs/muse/model, a generator. The first run on
+pictures of a size draws their album.
 """
 
 import ml_collections
@@ -15,7 +17,7 @@ import ml_collections
 from dreamjax.train.optimizer import default_config as optimizer
 
 
-def get_config(which: str = "vqgan") -> ml_collections.ConfigDict:
+def get_config(which: str = "autoencoder") -> ml_collections.ConfigDict:
   """The config of one part."""
   config = ml_collections.ConfigDict()
   if which == "muse":
@@ -29,10 +31,10 @@ def get_config(which: str = "vqgan") -> ml_collections.ConfigDict:
   config.log_every, config.save_every, config.judged = 50, 500, 256
   config.optimizer = optimizer()
   config.optimizer.learning_rate, config.optimizer.ema = 1e-3, 0.999
-  if which in ("vqgan", "vqgan_small"):
-    return _vqgan(config, small=which == "vqgan_small")
+  if which in ("autoencoder", "vqgan_small", "vqgan"):
+    return _vqgan(config, which)
   if which not in ("base", "sr"):
-    raise ValueError(f"which is vqgan, vqgan_small, base, sr or muse, not {which!r}")
+    raise ValueError(f"which is autoencoder, vqgan_small, vqgan, base, sr or muse, not {which!r}")
   config.task, config.stage, config.name = "tokens", which, "toybox-muse"
   config.text_encoder, config.length = "dreamjax/toybox/weights/t5", 36
   config.least, config.smoothing, config.drop = 0.0, 0.1, 0.1
@@ -55,21 +57,24 @@ def get_config(which: str = "vqgan") -> ml_collections.ConfigDict:
   return config
 
 
-def _vqgan(config: ml_collections.ConfigDict, small: bool) -> ml_collections.ConfigDict:
-  """A VQGAN of pictures of 128x128, or of 64x64."""
+def _vqgan(config: ml_collections.ConfigDict, which: str) -> ml_collections.ConfigDict:
+  """A VQGAN of pictures of 64x64 before it has a codebook, then with one, then of pictures of 128x128."""
   config.task = "vqgan"
   config.model = {
     "widths": (48, 96), "blocks": 1, "latent": 96, "embedding": 32, "codebook": 1024, "patch": 4, "groups": 8,
   }  # fmt: skip
   config.discriminator = {"widths": (32, 64, 128), "groups": 8}
   config.perceptual = "dreamjax/toybox/weights/dino"
-  config.likeness, config.adversarial, config.adversarial_from = 0.05, 0.1, 3000
+  config.likeness, config.adversarial, config.adversarial_from = 0.05, 0.0, 0
   config.commitment, config.entropy, config.temperature = 0.25, 0.02, 0.1
-  config.quantised, config.clustered = True, 256
-  config.batch, config.pieces, config.steps = 16, 2, 6000
-  if small:
-    config.albums, config.resolution = "runs/albums_calm", 64
-    config.view = {"views": 0.4, "light": 0.4, "layout": 0.3, "clutter": 0.4, "fill": (0.72, 0.88)}
-    config.train, config.held_out = {"train": 49152}, {"subjects": 4096}
-    config.start, config.batch, config.steps, config.adversarial_from = "runs/vqgan/model", 64, 3000, 1000
+  config.batch, config.pieces = 16, 1
+  if which == "vqgan":
+    config.start, config.quantised, config.clustered, config.steps = "runs/vqgan_small/model", True, 256, 3000
+    return config
+  config.albums, config.resolution = "runs/albums_calm", 64
+  config.view = {"views": 0.4, "light": 0.4, "layout": 0.3, "clutter": 0.4, "fill": (0.72, 0.88)}
+  config.train, config.held_out = {"train": 49152}, {"subjects": 4096}
+  config.quantised, config.clustered, config.steps = False, 0, 600
+  if which == "vqgan_small":
+    config.start, config.quantised, config.clustered, config.steps = "runs/autoencoder/model", True, 1024, 2400
   return config
