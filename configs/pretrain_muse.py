@@ -7,8 +7,8 @@ dreamjax pretrain --config configs/pretrain_muse.py:base --workdir runs/muse_bas
 dreamjax pretrain --config configs/pretrain_muse.py:sr --workdir runs/muse_sr
 dreamjax pretrain --config configs/pretrain_muse.py:muse --workdir runs/muse
 
-The VQGANs come first, each from the one before: what is trained behind them sees their tokens. The first is none yet: it
-has no codebook. The last command joins both transformers into the folder runs/muse/model, a generator. The first run on
+The VQGANs come first, each from the one before, the first still without a codebook: what is trained behind them sees
+their tokens. The last command joins both transformers into the folder runs/muse/model, a generator. The first run on
 pictures of a size draws their album.
 """
 
