@@ -14,7 +14,7 @@ from dreamjax.convert import pretrained
 from dreamjax.data.augment import Augment
 from dreamjax.data.examples import Examples, epochs
 from dreamjax.data.preprocessing import whole
-from dreamjax.methods.pretraining.task import Task, in_pieces, signed, warm
+from dreamjax.methods.pretraining.task import Task, in_pieces, initial, signed, warm
 from dreamjax.models.resnet import Classifier
 
 
@@ -37,7 +37,7 @@ def task(config: ml_collections.ConfigDict, examples: Examples, held_out: Exampl
   """A classifier of everything that the examples' labels name."""
   model = Classifier(heads=examples.words, **config.model)
   augment, order = Augment(**config.augment), epochs(len(examples), config.batch, config.seed)
-  theta = model.init(jax.random.key(config.seed), jnp.zeros((1, model.image, model.image, 3)))
+  theta = {"params": initial(model, jax.random.key(config.seed), jnp.zeros((1, model.image, model.image, 3)))}
   if config.start:
     theta = {"params": warm(theta["params"], pretrained.load(config.start)[1])}
 

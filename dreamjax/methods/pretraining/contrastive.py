@@ -26,7 +26,7 @@ from dreamjax.data.examples import Examples, epochs
 from dreamjax.data.preprocessing import whole
 from dreamjax.data.tokenizer import Tokenizer
 from dreamjax.eval.metrics import unit
-from dreamjax.methods.pretraining.task import Task, in_pieces, signed, warm
+from dreamjax.methods.pretraining.task import Task, in_pieces, initial, signed, warm
 from dreamjax.models.clip import CLIP, TextTower, VisionTower
 from dreamjax.models.resnet import ResNet
 
@@ -70,7 +70,7 @@ def captions_task(
   augment, order = Augment(**config.augment), epochs(len(examples), config.batch, config.seed)
   side = model.vision.image
   ids = jnp.zeros((1, tokenizer.length), jnp.int32)
-  theta = model.init(jax.random.key(config.seed), jnp.zeros((1, side, side, 3)), ids)
+  theta = {"params": initial(model, jax.random.key(config.seed), jnp.zeros((1, side, side, 3)), ids)}
   if config.start:
     other, params = pretrained.load(config.start)
     theta["params"] = warm(theta["params"], params if isinstance(other, CLIP) else {"vision": params})
@@ -112,7 +112,7 @@ def photos_task(config: ml_collections.ConfigDict, examples: Examples, held_out:
   """
   model = ResNet(**config.model)
   augment = Augment(**config.augment)
-  theta = model.init(jax.random.key(config.seed), jnp.zeros((1, model.image, model.image, 3)))
+  theta = {"params": initial(model, jax.random.key(config.seed), jnp.zeros((1, model.image, model.image, 3)))}
   if config.start:
     theta = {"params": warm(theta["params"], pretrained.load(config.start)[1])}
   pairs = _Pairs(examples, config.only)

@@ -24,7 +24,7 @@ from dreamjax.diffusion.schedules import Cosine
 from dreamjax.generators import cascade, files
 from dreamjax.generators.generator import TEXT
 from dreamjax.methods.denoising import Recipe, stage_loss
-from dreamjax.methods.pretraining.task import Task, signed, warm
+from dreamjax.methods.pretraining.task import Task, initial, signed, warm
 from dreamjax.models.t5 import T5Encoder
 from dreamjax.models.unet import UNet
 from dreamjax.theta import Full
@@ -73,10 +73,7 @@ def task(
   loss = stage_loss(stage, Recipe(tuple(config.levels), small, config.drop, config.min_snr), encoder)
   key = jax.random.key(config.seed)
   shapes = {"low_res": jnp.zeros((1, side, side, 3)), "noise_level": jnp.zeros(1)} if stage.unet.low_res else {}
-  init = jax.jit(
-    lambda key: stage.unet.init(key, jnp.zeros((1, side, side, 3)), jnp.zeros(1), *_no_text(drawn), **shapes)
-  )
-  weights = init(key)["params"]
+  weights = initial(stage.unet, key, jnp.zeros((1, side, side, 3)), jnp.zeros(1), *_no_text(drawn), **shapes)
   if config.start:
     weights = warm(weights, pretrained.load(config.start)[1])
   order = epochs(len(examples), config.batch, config.seed)

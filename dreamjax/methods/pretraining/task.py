@@ -5,6 +5,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
+from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,11 @@ class Task:
   save: Callable[[Any, pathlib.Path], None]
   frozen: Any = None
   show: Callable[[Any], Sheet] | None = None
+
+
+def initial(module: nn.Module, key: jax.Array, *inputs: Any, **named: Any) -> Any:
+  """The parameters with which a module starts, compiled quickly rather than well, for that runs once."""
+  return jax.jit(module.init, compiler_options={"xla_backend_optimization_level": 0})(key, *inputs, **named)["params"]
 
 
 def warm(params: Any, others: Any) -> Any:

@@ -20,7 +20,7 @@ from dreamjax.convert import pretrained
 from dreamjax.data.examples import Examples, epochs
 from dreamjax.data.tokenizer import Tokenizer
 from dreamjax.methods.pretraining.classifier import cross_entropy
-from dreamjax.methods.pretraining.task import Task, in_pieces
+from dreamjax.methods.pretraining.task import Task, in_pieces, initial
 from dreamjax.models.t5 import T5Encoder
 
 
@@ -74,7 +74,7 @@ def task(config: ml_collections.ConfigDict, examples: Examples, held_out: Exampl
   model = _WithHeads(encoder, {name: len(words) for name, words in examples.words.items()})
   order = epochs(len(examples), config.batch, config.seed)
   empty = jnp.zeros((1, config.length), jnp.int32)
-  theta = model.init(jax.random.key(config.seed), empty, empty == 0, empty)
+  theta = {"params": initial(model, jax.random.key(config.seed), empty, empty == 0, empty)}
   rare = rare_pieces(tokenizer, examples.captions(np.arange(min(len(examples), 4096))))
   unknown = tokenizer.inner.unk_token_id
 

@@ -24,7 +24,7 @@ from dreamjax.generators import files, masked
 from dreamjax.generators.generator import TEXT, Text, keys_of
 from dreamjax.methods.masking import Recipe, TokenRows, stage_loss
 from dreamjax.methods.pretraining.generator import Judge
-from dreamjax.methods.pretraining.task import Task, in_pieces, signed, warm
+from dreamjax.methods.pretraining.task import Task, in_pieces, initial, signed, warm
 from dreamjax.models.muse import Muse
 from dreamjax.models.vqgan import VQGAN
 from dreamjax.theta import Branches, Full
@@ -72,7 +72,7 @@ def task(config: ml_collections.ConfigDict, examples: Examples, held_out: Exampl
   )
   stage = masked.TokenStage(config.stage, transformer, vqgan, masked.Decoding(**config.decoding))
   drawn = masked.Masked(config.name, encoder, tokenizer, (stage,))
-  weights = jax.jit(transformer.init)(jax.random.key(config.seed), *_inputs(transformer, tokenizer.length))["params"]
+  weights = initial(transformer, jax.random.key(config.seed), *_inputs(transformer, tokenizer.length))
   if config.start:
     weights = warm(weights, pretrained.load(config.start)[1])
 

@@ -29,7 +29,7 @@ from scipy.cluster import vq
 
 from dreamjax.convert import pretrained
 from dreamjax.data.examples import Examples, epochs
-from dreamjax.methods.pretraining.task import Task, in_pieces, signed, warm
+from dreamjax.methods.pretraining.task import Task, in_pieces, initial, signed, warm
 from dreamjax.models.resnet import Block, ResNet
 from dreamjax.models.vqgan import VQGAN, Discriminator
 from dreamjax.train.logs import Sheet
@@ -99,8 +99,8 @@ def task(config: ml_collections.ConfigDict, examples: Examples, held_out: Exampl
   image = jnp.zeros((1, side, side, 3))
   draw, other = jax.random.split(jax.random.key(config.seed))
   theta = {
-    "vqgan": jax.jit(model.init)(draw, image)["params"],
-    "discriminator": jax.jit(discriminator.init)(other, image)["params"],
+    "vqgan": initial(model, draw, image),
+    "discriminator": initial(discriminator, other, image),
   }
   if config.start:
     theta["vqgan"] = warm(theta["vqgan"], pretrained.load(config.start)[1])
