@@ -71,6 +71,14 @@ class Bench:
     """Embeddings."""
     return jnp.asarray(self.judge.dino(pictures))
 
+  def candidates(self, cls: str) -> jax.Array:
+    """Prototypes for `metrics.retrieval` of subjects of a class, the one that is learned first."""
+    real = [
+      to_uint8(np.asarray(source.photos(cls, source.TRAIN_SUBJECTS + i, PHOTOS)[0].rgb)) for i in range(CANDIDATES)
+    ]
+    seen = self.dino([picture for pictures in real for picture in pictures]).reshape(CANDIDATES, PHOTOS, -1)
+    return jnp.stack([metrics.prototype(pictures) for pictures in seen])
+
 
 def say(name: str, values: list[np.ndarray]) -> None:
   """Prints the mean of what was measured, one array a subject, and its interval."""
@@ -109,11 +117,7 @@ def subjects(bench: Bench) -> None:
   wanted = jnp.asarray(np.repeat(known, 4))
   found: dict[str, list[np.ndarray]] = {}
   for cls in bench.classes:
-    real = [
-      to_uint8(np.asarray(source.photos(cls, source.TRAIN_SUBJECTS + i, PHOTOS)[0].rgb)) for i in range(CANDIDATES)
-    ]
-    seen = bench.dino([picture for pictures in real for picture in pictures]).reshape(CANDIDATES, PHOTOS, -1)
-    candidates = jnp.stack([metrics.prototype(pictures) for pictures in seen])
+    candidates = bench.candidates(cls)
 
     def retrieval(pictures: list[np.ndarray], candidates: jax.Array = candidates) -> np.ndarray:
       return np.asarray(metrics.retrieval(bench.dino(pictures), candidates, jnp.zeros(len(pictures), jnp.int32)))

@@ -16,7 +16,7 @@ import pathlib
 import statistics
 import time
 
-from cascade import CLASSES, Bench, say  # beside this file
+from cascade import CLASSES, PHOTOS, Bench, say  # beside this file
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -36,20 +36,20 @@ from dreamjax.toybox import source, vocabulary
 
 PROTOCOL = protocols.load(pathlib.Path(str(source.__file__)).parent / "protocols" / "styledrop.json")
 PROMPTS, EACH = 24, 8
-SUBJECTS, CANDIDATES, PHOTOS = CLASSES[:5], 32, 4
+SUBJECTS = CLASSES[:5]
 GAMMAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 class Styles(Bench):
   """The generator, what judges it, and the styles' references and thetas."""
 
-  def reference(self, style: protocols.Subject) -> tuple[pathlib.Path, str]:
-    """The folder of the one picture that shows a style, and its caption."""
+  def reference(self, style: protocols.Subject) -> pathlib.Path:
+    """The folder of the one picture that shows a style, with its caption."""
     folder, caption = self.out / style.name / "reference", f"a {style.class_noun} {style.identifier}"
     frame, _ = source.photos(style.class_noun, style.number, 1, style=style.labels["style"])
     pictures = ((np.asarray(picture), {"text": caption}) for picture in frame.rgb)
     image_folder.write(folder, pictures, overwrite=True)
-    return folder, caption
+    return folder
 
   def theta(self, style: protocols.Subject, feedback: str = "none") -> Personalisation:
     """What is learned of a style, in one round or in two."""
@@ -58,7 +58,7 @@ class Styles(Bench):
     if path.exists():
       return generators.load_theta(path, self.generator, self.params)
     return styledrop.styledrop(
-      self.generator, self.params, self.reference(style)[0], workdir=workdir, feedback=feedback, config=recipe(),
+      self.generator, self.params, self.reference(style), workdir=workdir, feedback=feedback, config=recipe(),
       encoders=lambda: self.judge,
     )  # fmt: skip
 
@@ -178,11 +178,7 @@ def gamma(bench: Styles) -> None:
   """Subjects in styles, from the style's theta alone to the subject's alone."""
   found: dict[str, list[np.ndarray]] = {}
   for cls in SUBJECTS:
-    real = [
-      to_uint8(np.asarray(source.photos(cls, source.TRAIN_SUBJECTS + i, PHOTOS)[0].rgb)) for i in range(CANDIDATES)
-    ]
-    seen = bench.dino([picture for pictures in real for picture in pictures]).reshape(CANDIDATES, PHOTOS, -1)
-    candidates = jnp.stack([metrics.prototype(pictures) for pictures in seen])
+    candidates = bench.candidates(cls)
     subject = bench.subject(cls)
 
     def judge(
@@ -225,7 +221,7 @@ def plot(found: Mapping[str, list[np.ndarray]], path: pathlib.Path) -> None:
 def speed(bench: Styles, repeats: int = 5) -> None:
   """Seconds of round 1, and a step with two thetas beside its branches one by one."""
   one = PROTOCOL.subjects[0]
-  folder, _ = bench.reference(one)
+  folder = bench.reference(one)
   for name in ("cold", "warm"):
     began = time.perf_counter()
     workdir = bench.out / f"speed {time.time():.0f}"
