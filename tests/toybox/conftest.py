@@ -2,9 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
+from dreamjax.generators.generator import in_batches
 from dreamjax.toybox import render, source, world
 
 RESOLUTION = 48
@@ -16,12 +16,10 @@ def in_eights(function):
   program = jax.jit(function)
 
   def run(*inputs):
-    count = len(jax.tree.leaves(inputs)[0])
     parts = []
-    for start in range(0, count, EIGHT):
-      places = np.minimum(np.arange(start, start + EIGHT), count - 1)
+    for count, places in in_batches(len(jax.tree.leaves(inputs)[0]), EIGHT):
       part = program(*jax.tree.map(lambda x, places=places: x[places], inputs))
-      parts.append(jax.tree.map(lambda x, start=start: x[: count - start], part))
+      parts.append(jax.tree.map(lambda x, count=count: x[:count], part))
     return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
 
   return run
