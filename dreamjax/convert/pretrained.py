@@ -4,6 +4,7 @@ from collections.abc import Callable
 import json
 import os
 import pathlib
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from flax import linen as nn
@@ -14,13 +15,17 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from dreamjax.convert import clip, muse, resnet, t5, unet, vit, vqgan
+from dreamjax.convert import autoencoder, clip, controlnet, latent_unet, muse, resnet, t5, unet, uvit, vit, vqgan
 from dreamjax.convert.table import Table
+from dreamjax.models.autoencoder import Autoencoder
 from dreamjax.models.clip import CLIP, TextTower, VisionTower
+from dreamjax.models.controlnet import ControlNet
+from dreamjax.models.latent_unet import LatentUNet
 from dreamjax.models.muse import Muse
 from dreamjax.models.resnet import Classifier, ResNet
 from dreamjax.models.t5 import T5Encoder
 from dreamjax.models.unet import UNet
+from dreamjax.models.uvit import UViT
 from dreamjax.models.vit import ViT
 from dreamjax.models.vqgan import VQGAN
 
@@ -42,23 +47,38 @@ class _Kind(NamedTuple):
   weights: str = WEIGHTS
 
 
-_UNET = _Kind(UNet, unet.TABLE, unet.read, unet.write, unet.inputs, DIFFUSERS_WEIGHTS)
-_VQGAN = _Kind(VQGAN, vqgan.TABLE, vqgan.read, vqgan.write, vqgan.inputs, DIFFUSERS_WEIGHTS)
+def _functions(converter: ModuleType) -> tuple[Any, ...]:
+  """What a module of this room that is about one model says of it."""
+  return converter.TABLE, converter.read, converter.write, converter.inputs
 
-# By the `model_type` of transformers and of our own layouts, or the `_class_name` of diffusers.
+
+def _name(config: dict[str, Any]) -> Any:
+  """The key in `KINDS`. Diffusers has one class for two models, of which IF's pools its text."""
+  name = config.get("model_type") or config.get("_class_name")
+  return f"{name} of IF" if name == "UNet2DConditionModel" and config.get("addition_embed_type") == "text" else name
+
+
+_UNET = _Kind(UNet, *_functions(unet), DIFFUSERS_WEIGHTS)
+_VQGAN = _Kind(VQGAN, *_functions(vqgan), DIFFUSERS_WEIGHTS)
+
+# By the `model_type` of transformers and of our own layouts, or the `_class_name` of diffusers; see `_name`.
 KINDS = {
-  "clip": _Kind(CLIP, clip.TABLE, clip.read, clip.write, clip.inputs),
+  "AutoencoderKL": _Kind(Autoencoder, *_functions(autoencoder), DIFFUSERS_WEIGHTS),
+  "clip": _Kind(CLIP, *_functions(clip)),
   "clip_text_model": _Kind(TextTower, clip.TEXT_TABLE, clip.read_text, clip.write_text, clip.text_inputs),
   "clip_vision_model": _Kind(VisionTower, clip.VISION_TABLE, clip.read_vision, clip.write_vision, clip.vision_inputs),
-  "dreamjax_classifier": _Kind(Classifier, resnet.TABLE, resnet.read, resnet.write, resnet.inputs),
-  "dreamjax_muse": _Kind(Muse, muse.TABLE, muse.read, muse.write, muse.inputs),
+  "ControlNetModel": _Kind(ControlNet, *_functions(controlnet), DIFFUSERS_WEIGHTS),
+  "dreamjax_classifier": _Kind(Classifier, *_functions(resnet)),
+  "dreamjax_muse": _Kind(Muse, *_functions(muse)),
   "dreamjax_resnet": _Kind(ResNet, resnet.TABLE, resnet.read_embedding, resnet.write_embedding, resnet.inputs),
   "dreamjax_unet": _UNET,
   "dreamjax_vqgan": _VQGAN,
-  "t5": _Kind(T5Encoder, t5.TABLE, t5.read, t5.write, t5.inputs),
-  "UNet2DConditionModel": _UNET,
+  "t5": _Kind(T5Encoder, *_functions(t5)),
+  "UNet2DConditionModel": _Kind(LatentUNet, *_functions(latent_unet), DIFFUSERS_WEIGHTS),
+  "UNet2DConditionModel of IF": _UNET,
+  "UVit2DModel": _Kind(UViT, *_functions(uvit), DIFFUSERS_WEIGHTS),
   "VQModel": _VQGAN,
-  "vit": _Kind(ViT, vit.TABLE, vit.read, vit.write, vit.inputs),
+  "vit": _Kind(ViT, *_functions(vit)),
 }
 
 
@@ -82,7 +102,7 @@ def load(
   """
   folder = _locate(name)
   config = json.loads(_existing(folder / CONFIG).read_text())
-  if (model_type := config.get("model_type") or config.get("_class_name")) not in KINDS:
+  if (model_type := _name(config)) not in KINDS:
     known = ", ".join(KINDS)
     raise ValueError(f"{folder / CONFIG} describes a model of type {model_type!r}; the known ones are {known}")
   kind = KINDS[model_type]

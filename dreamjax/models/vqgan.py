@@ -5,11 +5,8 @@ Muse has it (2301.00704, section 2.2) and aMUSEd after it:
 
   (1) z = encoder(x),  token = argmin_k |z - e_k|^2 at each place,  x' = decoder(e_token)
 
-Encoder and decoder are rows of residual blocks; from level to level the encoder halves height and width and the decoder
-doubles them. Matrix products and convolutions run in `dtype`; norms and distances stay in float32.
+Matrix products and convolutions run in `dtype`; norms and distances stay in float32.
 """
-
-import functools
 
 from flax import linen as nn
 import jax
@@ -18,113 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from dreamjax.models.normalization import GroupNorm
-from dreamjax.models.unet import double, fold, unfold
-
-EPS = 1e-6  # of the norms
-
-
-class Block(nn.Module):
-  """Two 3x3 convolutions, with what goes around."""
-
-  width: int
-  groups: int
-  dtype: DTypeLike
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
-    """What goes around, in and out, in float32."""
-    conv = functools.partial(nn.Conv, self.width, dtype=self.dtype)
-    y = conv((3, 3), name="conv_1")(nn.silu(GroupNorm(self.groups, EPS, name="norm_1")(x)))
-    y = conv((3, 3), name="conv_2")(nn.silu(GroupNorm(self.groups, EPS, name="norm_2")(y)))
-    around = x if x.shape[-1] == self.width else conv((1, 1), name="around")(x)
-    return around.astype(jnp.float32) + y.astype(jnp.float32)
-
-
-class Halve(nn.Module):
-  """A convolution of stride 2, padded on the right and below."""
-
-  dtype: DTypeLike
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-    """Halves height and width."""
-    conv = nn.Conv(x.shape[-1], (3, 3), (2, 2), padding=((0, 1), (0, 1)), dtype=self.dtype, name="conv")
-    return conv(x).astype(jnp.float32)
-
-
-class Double(nn.Module):
-  """Each place as 2x2, and a convolution."""
-
-  dtype: DTypeLike
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-    """Doubles height and width."""
-    return nn.Conv(x.shape[-1], (3, 3), dtype=self.dtype, name="conv")(double(x)).astype(jnp.float32)
-
-
-class Level(nn.Module):
-  """A row of blocks and, unless it is the last level, the step to the next one."""
-
-  width: int
-  blocks: int
-  groups: int
-  step: type[nn.Module] | None
-  step_name: str
-  dtype: DTypeLike
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
-    """What goes around, in and out."""
-    for i in range(self.blocks):
-      x = Block(self.width, self.groups, self.dtype, name=f"block_{i}")(x)
-    return x if self.step is None else self.step(self.dtype, name=self.step_name)(x)
-
-
-class Encoder(nn.Module):
-  """Pictures to z, but for the last 1x1 convolution; see `VQGAN` for the fields."""
-
-  widths: tuple[int, ...]
-  blocks: int
-  latent: int
-  patch: int
-  groups: int
-  dtype: DTypeLike
-
-  @nn.compact
-  def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 d"]:
-    """Level after level."""
-    x = nn.Conv(self.widths[0], (3, 3), dtype=self.dtype, name="conv_in")(fold(images, self.patch)).astype(jnp.float32)
-    for i, width in enumerate(self.widths):
-      step = Halve if i + 1 < len(self.widths) else None
-      x = Level(width, self.blocks, self.groups, step, "downsample", self.dtype, name=f"down_{i}")(x)
-    for i in range(2):
-      x = Block(self.widths[-1], self.groups, self.dtype, name=f"middle_{i}")(x)
-    x = nn.silu(GroupNorm(self.groups, EPS, name="norm")(x))
-    return nn.Conv(self.latent, (3, 3), dtype=self.dtype, name="conv_out")(x).astype(jnp.float32)
-
-
-class Decoder(nn.Module):
-  """What is behind the first 1x1 convolution to pictures; see `VQGAN` for the fields."""
-
-  widths: tuple[int, ...]
-  blocks: int
-  patch: int
-  groups: int
-  dtype: DTypeLike
-
-  @nn.compact
-  def __call__(self, z: Float[Array, "b h w d"]) -> Float[Array, "b h2 w2 3"]:
-    """Level after level, the smallest first; each has a block more than the encoder's."""
-    x = nn.Conv(self.widths[-1], (3, 3), dtype=self.dtype, name="conv_in")(z).astype(jnp.float32)
-    for i in range(2):
-      x = Block(self.widths[-1], self.groups, self.dtype, name=f"middle_{i}")(x)
-    for i, width in enumerate(reversed(self.widths)):
-      step = Double if i + 1 < len(self.widths) else None
-      x = Level(width, self.blocks + 1, self.groups, step, "upsample", self.dtype, name=f"up_{i}")(x)
-    x = nn.silu(GroupNorm(self.groups, EPS, name="norm")(x))
-    x = nn.Conv(3 * self.patch**2, (3, 3), dtype=self.dtype, name="conv_out")(x)
-    return unfold(x.astype(jnp.float32), self.patch)
+from dreamjax.models.residual import EPS, Decoder, Encoder
 
 
 class VQGAN(nn.Module):
@@ -157,9 +48,9 @@ class VQGAN(nn.Module):
 
   def setup(self) -> None:
     """The parts, by the names of their parameters."""
-    shared = {"groups": self.groups, "dtype": self.dtype}
-    self.encoder = Encoder(self.widths, self.blocks, self.latent, self.patch, **shared)
-    self.decoder = Decoder(self.widths, self.blocks, self.patch, **shared)
+    shared = {"attention": False, "patch": self.patch, "groups": self.groups, "dtype": self.dtype}
+    self.encoder = Encoder(self.widths, self.blocks, self.latent, **shared)
+    self.decoder = Decoder(self.widths, self.blocks, **shared)
     self.before = nn.Conv(self.embedding, (1, 1), dtype=self.dtype)
     self.after = nn.Conv(self.latent, (1, 1), dtype=self.dtype)
     spread = nn.initializers.uniform(2 / self.codebook)

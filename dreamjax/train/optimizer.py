@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
+from optax import contrib
 
 from dreamjax.train.state import path
 
@@ -14,14 +15,16 @@ from dreamjax.train.state import path
 def default_config() -> ml_collections.ConfigDict:
   """The fields that `make_optimizer` reads.
 
-  learning_rate: the highest one; warmup: steps of linear increase to it; decay: "cosine" to zero at the last step, or
-  "constant"; b1, b2, weight_decay (of matrices and kernels, not of vectors): AdamW's; clip: largest global norm of the
-  gradient; ema: decay of theta's moving average, 0 for none; multipliers: pairs (regex, factor) for learning rates by
-  name, of which the first that matches a parameter's path counts.
+  kind: "adamw", or "muon", which makes the updates of matrices and kernels orthogonal, as large as AdamW's (Jordan et
+  al., 2024; Liu et al., 2502.16982, section 2.2), and leaves the rest to AdamW; learning_rate: the highest one; warmup:
+  steps of linear increase to it; decay: "cosine" to zero at the last step, or "constant"; b1, b2, weight_decay (of
+  matrices and kernels, not of vectors): AdamW's; clip: largest global norm of the gradient; ema: decay of theta's
+  moving average, 0 for none; multipliers: pairs (regex, factor) for learning rates by name, of which the first that
+  matches a parameter's path counts.
   """
   return ml_collections.ConfigDict({
-    "learning_rate": 1e-3, "warmup": 100, "decay": "cosine", "b1": 0.9, "b2": 0.99, "weight_decay": 0.01,
-    "clip": 1.0, "ema": 0.999, "multipliers": (),
+    "kind": "adamw", "learning_rate": 1e-3, "warmup": 100, "decay": "cosine", "b1": 0.9, "b2": 0.99,
+    "weight_decay": 0.01, "clip": 1.0, "ema": 0.999, "multipliers": (),
   })  # fmt: skip
 
 
@@ -34,8 +37,10 @@ def make_optimizer(config: ml_collections.ConfigDict, theta: Any, steps: int) ->
     steps: how many updates there will be.
 
   Raises:
-    ValueError: for an unknown decay, or a multiplier that matches no parameter.
+    ValueError: for an unknown kind or decay, or a multiplier that matches no parameter.
   """
+  if config.kind not in ("adamw", "muon"):
+    raise ValueError(f"kind must be 'adamw' or 'muon', not {config.kind!r}")
   if config.decay not in ("cosine", "constant"):
     raise ValueError(f"decay must be 'cosine' or 'constant', not {config.decay!r}")
   warmup = min(config.warmup, max(steps - 1, 0))
@@ -45,18 +50,27 @@ def make_optimizer(config: ml_collections.ConfigDict, theta: Any, steps: int) ->
     rise = optax.linear_schedule(0.0, config.learning_rate, warmup)
     schedule = optax.join_schedules([rise, optax.constant_schedule(config.learning_rate)], [warmup])
   matrices = jax.tree.map(lambda x: x.ndim > 1, theta)
-  parts = [
-    optax.clip_by_global_norm(config.clip),
-    optax.scale_by_adam(config.b1, config.b2),
-    optax.add_decayed_weights(config.weight_decay, matrices),
-    optax.scale_by_learning_rate(schedule),
-  ]
+  if config.kind == "muon":
+    update = contrib.muon(
+      schedule, weight_decay=config.weight_decay, adam_b1=config.b1, adam_b2=config.b2, consistent_rms=0.2,
+      muon_weight_dimension_numbers=lambda theta: jax.tree.map(_as_matrix, theta),
+    )  # fmt: skip
+  else:
+    update = optax.adamw(schedule, config.b1, config.b2, weight_decay=config.weight_decay, mask=matrices)
+  parts = [optax.clip_by_global_norm(config.clip), update]
   if config.multipliers:
     factors = _factors(config.multipliers, theta)
     parts.append(optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, factors)))
   if config.ema:
     parts.append(_moving_average(config.ema))
   return optax.chain(*parts)
+
+
+def _as_matrix(x: Any) -> contrib.MuonDimensionNumbers | None:
+  """How Muon sees a parameter: a kernel's last axis counts the outputs, all others the inputs; vectors are not its."""
+  if x.ndim < 2:
+    return None
+  return contrib.MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1)
 
 
 def _factors(multipliers: Any, theta: Any) -> Any:

@@ -181,8 +181,8 @@ def test_a_checkpoint_that_does_not_fit_is_refused(folder):
 @pytest.mark.parametrize(
   ("settings", "problem"),
   [
-    ({"model_type": "bert"}, "type 'bert'; the known ones are clip, .*t5, UNet2DConditionModel, VQModel, vit"),
-    ({"model_type": None, "_class_name": "UNet2DModel"}, "type 'UNet2DModel'; the known ones are clip"),
+    ({"model_type": "bert"}, "type 'bert'; the known ones are .*UVit2DModel, VQModel, vit"),
+    ({"model_type": None, "_class_name": "UNet2DModel"}, "type 'UNet2DModel'; the known ones are AutoencoderKL, clip"),
     ({"model_type": "t5", "feed_forward_proj": "relu"}, "feed_forward_proj is 'relu' in config.json"),
     ({"hidden_act": "relu"}, "hidden_act is 'relu' in config.json, but this model knows only 'gelu'"),
     ({"qkv_bias": False}, "qkv_bias is False"),
@@ -229,7 +229,7 @@ def test_from_the_hub_comes_only_what_is_read(monkeypatch, folder):
 
 
 def test_only_what_has_a_layout_is_saved(tmp_path):
-  with pytest.raises(ValueError, match="no layout is known for Dense, only for CLIP, TextTower"):
+  with pytest.raises(ValueError, match="no layout is known for Dense, only for Autoencoder, CLIP, TextTower"):
     pretrained.save(tmp_path, nn.Dense(3), {})
   params = draw(MODULE)
   params["norm"]["scale"] = params["norm"]["scale"][:-1]

@@ -200,6 +200,26 @@ def test_the_optimizer_is_adamw_as_optax_has_it():
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), *thetas)
 
 
+def test_muon_makes_updates_of_kernels_orthogonal_and_leaves_vectors_to_adamw():
+  rng = np.random.default_rng(0)
+  theta = {"conv": rng.standard_normal((3, 3, 4, 8), np.float32), "bias": np.ones(8, np.float32)}
+  fields = {"decay": "constant", "warmup": 0, "ema": 0.0, "weight_decay": 0.0, "clip": 1e9}
+  gradient = jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32), theta)
+  with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    muon, adamw = (make_optimizer(config(kind=kind, **fields), theta, STEPS) for kind in ("muon", "adamw"))
+    updates = muon.update(gradient, muon.init(theta), theta)[0]
+    others = adamw.update(gradient, adamw.init(theta), theta)[0]
+  np.testing.assert_allclose(np.sign(updates["bias"]), np.sign(others["bias"]))
+  stretched = np.linalg.svd(updates["conv"].reshape(36, 8), compute_uv=False) / (1e-3 * 0.2 * np.sqrt(36))
+  assert np.all((stretched > 0.6) & (stretched < 1.3)), stretched
+  assert np.sum(updates["conv"] * gradient["conv"]) < 0
+
+
+def test_an_unknown_kind_is_refused():
+  with pytest.raises(ValueError, match="sgd"):
+    make_optimizer(config(kind="sgd"), {"w": jnp.ones(2)}, 9)
+
+
 def test_learning_rates_by_name():
   theta = {"text": {"w": jnp.ones((2, 2))}, "image": {"w": jnp.ones((2, 2))}}
   with jax.numpy_dtype_promotion("standard"):

@@ -1,0 +1,322 @@
+"""The U-Net of Stable Diffusion: noisy latents, a time and a text to a prediction.
+
+"High-Resolution Image Synthesis with Latent Diffusion Models" (Rombach et al., 2112.10752), section 3.3 and appendix
+E.2.1, and "SDXL" (Podell et al., 2307.01952), sections 2.1 and 2.2:
+
+  (1) e = mlp(sinusoid(t)) + mlp([pooled text; sinusoid(size)]), the second only where the network is told sizes
+  (2) block(x) = around(x) + conv(silu(norm(conv(silu(norm(x))) + silu(e) W)))
+  (3) transformer(x) = x + W_out layer(...layer(W_in norm(x))), with each layer
+      h + self_attention(norm(h)), h + attention(norm(h), text), h + gated_mlp(norm(h)), one after the other
+
+Levels, and what they leave behind, are as in `dreamjax.models.unet`. A ControlNet (`dreamjax.models.controlnet`) adds
+to what is left behind.
+
+Matrix products and convolutions run in `dtype`; what goes around the blocks and the layers, the norms and the softmax
+stay in float32, as do the parameters.
+"""
+
+import functools
+from typing import NamedTuple
+
+from flax import linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from dreamjax.models.attention import attend
+from dreamjax.models.normalization import GroupNorm
+from dreamjax.models.residual import Block, Double
+from dreamjax.models.unet import EPS, MLP, group_norm, layer_norm, sinusoid
+
+TRANSFORMER_EPS = 1e-6  # of the norm at a transformer's entrance
+MLP_RATIO = 4  # of the width of a layer's mlp to the layer's
+
+
+class Condition(NamedTuple):
+  """What every block is told: silu(e) of eq. 1, and the text's tokens."""
+
+  embedding: Float[Array, "b e"]
+  text: Float[Array, "b n d"]
+
+
+class Control(NamedTuple):
+  """What a ControlNet adds to what the levels on the way down leave behind, in order, and to the middle."""
+
+  left: tuple[Float[Array, "b _ _ _"], ...]
+  middle: Float[Array, "b h w c"]
+
+
+class Attention(nn.Module):
+  """Each of x looks at each of `seen`; no biases but the last layer's."""
+
+  heads: int
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b n c"], seen: Float[Array, "b m d"]) -> Float[Array, "b n c"]:
+    """What is added to x."""
+    width = x.shape[-1]
+
+    def project(name: str, tokens: Float[Array, "b k _"]) -> Float[Array, "b k h d"]:
+      tokens = nn.Dense(width, use_bias=False, dtype=self.dtype, name=name)(tokens)
+      return tokens.reshape(*tokens.shape[:2], self.heads, -1)
+
+    mixed = attend(project("query", x), project("key", seen), project("value", seen))
+    return nn.Dense(width, dtype=self.dtype, name="out")(mixed.reshape(x.shape)).astype(jnp.float32)
+
+
+class Layer(nn.Module):
+  """A layer of eq. 3."""
+
+  heads: int
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b n c"], text: Float[Array, "b m d"]) -> Float[Array, "b n c"]:
+    """What goes around, in and out."""
+    width = x.shape[-1]
+    y = layer_norm("norm_self")(x)
+    x = x + Attention(self.heads, self.dtype, name="self")(y, y)
+    x = x + Attention(self.heads, self.dtype, name="cross")(layer_norm("norm_cross")(x), text)
+    y = nn.Dense(2 * MLP_RATIO * width, dtype=self.dtype, name="hidden")(layer_norm("norm_mlp")(x))
+    hidden, gate = jnp.split(y, 2, axis=-1)
+    y = nn.Dense(width, dtype=self.dtype, name="out")(hidden * nn.gelu(gate, approximate=False))
+    return x + y.astype(jnp.float32)
+
+
+class Transformer(nn.Module):
+  """Eq. 3; W_in and W_out are 1x1 convolutions, which some checkpoints store as such and some as matrices."""
+
+  depth: int
+  heads: int
+  linear: bool
+  groups: int
+  remat: bool
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b h w c"], text: Float[Array, "b n d"]) -> Float[Array, "b h w c"]:
+    """What goes around, in and out."""
+    width = x.shape[-1]
+
+    def project(name: str, y: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+      if self.linear:
+        return nn.Dense(width, dtype=self.dtype, name=name)(y).astype(jnp.float32)
+      return nn.Conv(width, (1, 1), dtype=self.dtype, name=f"{name}_conv")(y).astype(jnp.float32)
+
+    make_layer = nn.remat(Layer) if self.remat else Layer
+    y = project("enter", GroupNorm(self.groups, TRANSFORMER_EPS, name="norm")(x)).reshape(len(x), -1, width)
+    for i in range(self.depth):
+      y = make_layer(self.heads, self.dtype, name=f"layer_{i}")(y, text)
+    return x + project("leave", y.reshape(x.shape))
+
+
+class Halve(nn.Module):
+  """A convolution of stride 2, padded on all sides."""
+
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+    """Halves height and width."""
+    conv = nn.Conv(x.shape[-1], (3, 3), (2, 2), padding=1, dtype=self.dtype, name="conv")
+    return conv(x).astype(jnp.float32)
+
+
+class Level(nn.Module):
+  """Blocks of a level, each with a transformer behind it where the level has such; see `Trunk` for the fields."""
+
+  width: int
+  depth: int
+  heads: int
+  linear: bool
+  groups: int
+  remat: bool
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "b h w c"], others: tuple[Array | None, ...], condition: Condition, step: str
+  ) -> tuple[Float[Array, "b h2 w2 d"], list[Float[Array, "b _ _ _"]]]:
+    """Applies a block for each of `others`, which are joined to what goes in, and then the step.
+
+    Args:
+      x: what goes around the blocks.
+      others: what was left behind on the way down; None on the way down.
+      condition: what the blocks are told.
+      step: to the next level, "downsample", "upsample" or "" for none.
+
+    Returns:
+      What goes around the blocks, and all that blocks and step leave behind.
+    """
+    make_block = nn.remat(Block) if self.remat else Block
+    left = []
+    for i, other in enumerate(others):
+      x = x if other is None else jnp.concatenate([x, other], axis=-1)
+      x = make_block(self.width, self.groups, self.dtype, EPS, name=f"block_{i}")(x, condition.embedding)
+      if self.depth:
+        make = functools.partial(Transformer, self.depth, self.heads, self.linear, self.groups, self.remat, self.dtype)
+        x = make(name=f"transformer_{i}")(x, condition.text)
+      left.append(x)
+    if step:
+      x = (Halve if step == "downsample" else Double)(self.dtype, name=step)(x)
+      left.append(x)
+    return x, left
+
+
+class Trunk(nn.Module):
+  """What the U-Net and ControlNets share: the way down and the middle.
+
+  Attributes:
+    widths: channels of each level, each half as high and wide as the one before.
+    blocks: of each level on the way down; on the way up there is one more.
+    attention: whether the blocks of each level have transformers behind them. The middle has one in any case.
+    depth: layers of each level's transformers; the middle's has as many as the last level's.
+    heads: attention heads of each level's transformers.
+    text_width: channels of the text's tokens.
+    channels: of the latents.
+    pooled_width: channels of the pooled text that SDXL's networks see beside sizes; None for networks that see neither.
+    size_width: channels of the embedding of each number of the sizes.
+    linear: whether transformers store their first and last matrix as a matrix.
+    groups: of the norms.
+    remat: whether the backward pass computes blocks and layers anew, instead of keeping what is inside in memory.
+    dtype: in which matrix products and convolutions are computed; the rest is float32.
+  """
+
+  widths: tuple[int, ...]
+  blocks: int
+  attention: tuple[bool, ...]
+  depth: tuple[int, ...]
+  heads: tuple[int, ...]
+  text_width: int
+  channels: int = 4
+  pooled_width: int | None = None
+  size_width: int = 256
+  linear: bool = False
+  groups: int = 32
+  remat: bool = False
+  dtype: DTypeLike = jnp.float32
+
+  def _condition(
+    self,
+    t: Float[Array, "b"],
+    text: Float[Array, "b n d"],
+    pooled: Float[Array, "b p"] | None,
+    sizes: Float[Array, "b 6"] | None,
+  ) -> Condition:
+    """Eq. 1."""
+    if text.shape[-1] != self.text_width:
+      raise ValueError(f"this model reads tokens of {self.text_width} channels, not {text.shape[-1]}")
+    if (pooled is None) != (self.pooled_width is None) or (pooled is None) != (sizes is None):
+      wanted = "neither" if self.pooled_width is None else "both"
+      raise ValueError(f"of a pooled text and sizes this model takes {wanted}")
+    mlp = functools.partial(MLP, 4 * self.widths[0], "silu", self.dtype)
+    embedding = mlp(name="time")(sinusoid(t, self.widths[0]))
+    if pooled is not None:
+      if pooled.shape[-1] != self.pooled_width:
+        raise ValueError(f"this model takes a pooled text of {self.pooled_width} channels, not {pooled.shape[-1]}")
+      told = sinusoid(sizes.reshape(-1), self.size_width).reshape(len(sizes), -1)
+      embedding += mlp(name="size")(jnp.concatenate([pooled, told], axis=-1))
+    return Condition(nn.silu(embedding), text)
+
+  def _level(self, i: int, name: str, *, always: bool = False) -> Level:
+    """Level i, by its number on the way down."""
+    depth = self.depth[i] if self.attention[i] or always else 0
+    return Level(self.widths[i], depth, self.heads[i], self.linear, self.groups, self.remat, self.dtype, name=name)
+
+  def _descend(
+    self, x: Float[Array, "b h w c"], condition: Condition
+  ) -> tuple[Float[Array, "b h2 w2 d"], list[Float[Array, "b _ _ _"]]]:
+    """The way down and the middle: what goes around the blocks, in and out, and all that is left behind."""
+    last, left = len(self.widths) - 1, [x]
+    for i in range(len(self.widths)):
+      step = "downsample" if i < last else ""
+      x, more = self._level(i, f"down_{i}")(x, (None,) * self.blocks, condition, step)
+      left += more
+    x, _ = self._level(last, "middle_0", always=True)(x, (None,), condition, "")
+    make_block = nn.remat(Block) if self.remat else Block
+    x = make_block(self.widths[last], self.groups, self.dtype, EPS, name="middle_1")(x, condition.embedding)
+    return x, left
+
+  def _check(self, x: Array) -> None:
+    (_, height, width, channels), halvings = x.shape, len(self.widths) - 1
+    if channels != self.channels:
+      raise ValueError(f"this model takes latents of {self.channels} channels, not {channels}")
+    if height % 2**halvings or width % 2**halvings:
+      raise ValueError(f"latents of {height}x{width} cannot be halved {halvings} times, as this model does")
+
+
+class LatentUNet(Trunk):
+  """Eq. 1 to 3; see `Trunk` for most fields.
+
+  Attributes:
+    image: side of the latents. Others pass too, if they can be halved as often.
+  """
+
+  image: int = 64
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "b h w c"],
+    t: Float[Array, "b"],
+    text: Float[Array, "b n d"],
+    pooled: Float[Array, "b p"] | None = None,
+    sizes: Float[Array, "b 6"] | None = None,
+    control: Control | None = None,
+  ) -> Float[Array, "b h w c"]:
+    """Predicts.
+
+    Args:
+      x: noisy latents.
+      t: the time of each, as a step from 0 to 999 that need not be whole.
+      text: tokens of the text encoder, padding and all.
+      pooled: for SDXL's networks, one vector for each text.
+      sizes: for SDXL's networks, in pixels: original height and width, top and left of the crop, height and width
+        that the picture is to have.
+      control: what a ControlNet says.
+
+    Returns:
+      What the network was trained to predict: noise or v.
+
+    Raises:
+      ValueError: if an input is missing or superfluous or of a shape that does not fit.
+    """
+    self._check(x)
+    condition = self._condition(t, text, pooled, sizes)
+    x = nn.Conv(self.widths[0], (3, 3), dtype=self.dtype, name="conv_in")(x).astype(jnp.float32)
+    x, left = self._descend(x, condition)
+    if control is not None:
+      left = [mine + theirs for mine, theirs in zip(left, control.left, strict=True)]
+      x = x + control.middle
+    last = len(self.widths) - 1
+    for i in reversed(range(len(self.widths))):
+      left, taken = left[: -self.blocks - 1], left[-self.blocks - 1 :]
+      step = "upsample" if i else ""
+      x, _ = self._level(i, f"up_{last - i}")(x, tuple(reversed(taken)), condition, step)
+    x = nn.silu(group_norm(self.groups, "norm")(x))
+    return nn.Conv(self.channels, (3, 3), dtype=self.dtype, name="conv_out")(x).astype(jnp.float32)
+
+
+# Stable Diffusion 1.5, 2.1 and SDXL's base.
+SD_15 = LatentUNet(
+  image=64,
+  widths=(320, 640, 1280, 1280),
+  blocks=2,
+  attention=(True, True, True, False),
+  depth=(1, 1, 1, 1),
+  heads=(8, 8, 8, 8),
+  text_width=768,
+)
+SD_21 = SD_15.clone(image=96, heads=(5, 10, 20, 20), text_width=1024, linear=True)
+SDXL = LatentUNet(
+  image=128,
+  widths=(320, 640, 1280),
+  blocks=2,
+  attention=(False, True, True),
+  depth=(1, 2, 10),
+  heads=(5, 10, 20),
+  text_width=2048,
+  pooled_width=1280,
+  linear=True,
+)

@@ -1,0 +1,162 @@
+"""The convolutional encoder and decoder of autoencoders: the VQGAN's and Stable Diffusion's.
+
+"Taming Transformers for High-Resolution Image Synthesis" (Esser et al., 2012.09841), table 7: rows of residual blocks;
+from level to level the encoder halves height and width and the decoder doubles them.
+
+Matrix products and convolutions run in `dtype`; norms, and what goes around the blocks, stay in float32.
+"""
+
+import functools
+
+from flax import linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from dreamjax.models.attention import attend
+from dreamjax.models.normalization import GroupNorm
+from dreamjax.models.unet import double, fold, unfold
+
+EPS = 1e-6  # of the norms
+
+
+class Block(nn.Module):
+  """Two 3x3 convolutions, with what goes around; an embedding, if there is one, is added between them."""
+
+  width: int
+  groups: int
+  dtype: DTypeLike
+  eps: float = EPS
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b h w c"], embedding: Float[Array, "b e"] | None = None) -> Array:
+    """What goes around, in and out, in float32."""
+    conv = functools.partial(nn.Conv, self.width, dtype=self.dtype)
+    y = conv((3, 3), name="conv_1")(nn.silu(GroupNorm(self.groups, self.eps, name="norm_1")(x)))
+    if embedding is not None:
+      told = nn.Dense(self.width, dtype=self.dtype, name="embedding")(embedding)
+      y = y.astype(jnp.float32) + told.astype(jnp.float32)[:, None, None]
+    y = conv((3, 3), name="conv_2")(nn.silu(GroupNorm(self.groups, self.eps, name="norm_2")(y)))
+    around = x if x.shape[-1] == self.width else conv((1, 1), name="around")(x)
+    return around.astype(jnp.float32) + y.astype(jnp.float32)
+
+
+class Halve(nn.Module):
+  """A convolution of stride 2, padded on the right and below."""
+
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+    """Halves height and width."""
+    conv = nn.Conv(x.shape[-1], (3, 3), (2, 2), padding=((0, 1), (0, 1)), dtype=self.dtype, name="conv")
+    return conv(x).astype(jnp.float32)
+
+
+class Double(nn.Module):
+  """Each place as 2x2, and a convolution."""
+
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+    """Doubles height and width."""
+    return nn.Conv(x.shape[-1], (3, 3), dtype=self.dtype, name="conv")(double(x)).astype(jnp.float32)
+
+
+class Attention(nn.Module):
+  """Each place looks at all places, with one head."""
+
+  groups: int
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """What goes around, in and out."""
+    width = x.shape[-1]
+    places = GroupNorm(self.groups, EPS, name="norm")(x).reshape(len(x), -1, 1, width)
+    project = functools.partial(nn.Dense, width, dtype=self.dtype)
+    mixed = attend(*(project(name=name)(places) for name in ("query", "key", "value")))
+    return x + project(name="out")(mixed).astype(jnp.float32).reshape(x.shape)
+
+
+class Level(nn.Module):
+  """A row of blocks and, unless it is the last level, the step to the next one."""
+
+  width: int
+  blocks: int
+  groups: int
+  step: type[nn.Module] | None
+  step_name: str
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+    """What goes around, in and out."""
+    for i in range(self.blocks):
+      x = Block(self.width, self.groups, self.dtype, name=f"block_{i}")(x)
+    return x if self.step is None else self.step(self.dtype, name=self.step_name)(x)
+
+
+class Encoder(nn.Module):
+  """Pictures to what is `latent` channels deep.
+
+  Attributes:
+    widths: channels of each level, each half as high and wide as the one before.
+    blocks: of each level.
+    latent: channels of the result.
+    attention: whether there is attention in the middle, behind all levels.
+    patch: side of the squares of pixels that are one place of the first level; more than 1 is cheaper.
+    groups: of the norms.
+    dtype: in which matrix products and convolutions are computed; the rest is float32.
+  """
+
+  widths: tuple[int, ...]
+  blocks: int
+  latent: int
+  attention: bool
+  patch: int
+  groups: int
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 d"]:
+    """Level after level."""
+    x = nn.Conv(self.widths[0], (3, 3), dtype=self.dtype, name="conv_in")(fold(images, self.patch)).astype(jnp.float32)
+    for i, width in enumerate(self.widths):
+      step = Halve if i + 1 < len(self.widths) else None
+      x = Level(width, self.blocks, self.groups, step, "downsample", self.dtype, name=f"down_{i}")(x)
+    x = _middle(x, self.attention, self.groups, self.dtype)
+    x = nn.silu(GroupNorm(self.groups, EPS, name="norm")(x))
+    return nn.Conv(self.latent, (3, 3), dtype=self.dtype, name="conv_out")(x).astype(jnp.float32)
+
+
+class Decoder(nn.Module):
+  """The way back to pictures; its fields are the encoder's, its levels have a block more."""
+
+  widths: tuple[int, ...]
+  blocks: int
+  attention: bool
+  patch: int
+  groups: int
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, z: Float[Array, "b h w d"]) -> Float[Array, "b h2 w2 3"]:
+    """Level after level, the smallest first."""
+    x = nn.Conv(self.widths[-1], (3, 3), dtype=self.dtype, name="conv_in")(z).astype(jnp.float32)
+    x = _middle(x, self.attention, self.groups, self.dtype)
+    for i, width in enumerate(reversed(self.widths)):
+      step = Double if i + 1 < len(self.widths) else None
+      x = Level(width, self.blocks + 1, self.groups, step, "upsample", self.dtype, name=f"up_{i}")(x)
+    x = nn.silu(GroupNorm(self.groups, EPS, name="norm")(x))
+    x = nn.Conv(3 * self.patch**2, (3, 3), dtype=self.dtype, name="conv_out")(x)
+    return unfold(x.astype(jnp.float32), self.patch)
+
+
+def _middle(x: Float[Array, "b h w c"], attention: bool, groups: int, dtype: DTypeLike) -> Float[Array, "b h w c"]:
+  """Two blocks, and attention between them, as parts of the module that is being called."""
+  x = Block(x.shape[-1], groups, dtype, name="middle_0")(x)
+  if attention:
+    x = Attention(groups, dtype, name="middle_attention")(x)
+  return Block(x.shape[-1], groups, dtype, name="middle_1")(x)

@@ -1,0 +1,310 @@
+"""aMUSEd's transformer: from a picture's tokens, some of them masked, and a text to the logits of all tokens.
+
+"aMUSEd: An Open MUSE Reproduction" (Patil et al., 2401.01808), section 3: a U-ViT ("simple diffusion", Hoogeboom et
+al., 2301.11093), which is a row of transformer layers between two rows of convolutional blocks. Only the convolutions
+know where a token stands. The one of 512 pixels halves height and width in front of all blocks and doubles them behind.
+
+  (1) e = silu(mlp([pooled text; sinusoids of some numbers about the picture])),  film(x) = (1 + scale) x + shift,
+      [scale; shift] = e W
+  (2) block(x): x' = film(x + response(gelu(norm(depthwise(x)) W)) W'),  x'' = x' + attention(norm(x'), silu(text) W''),
+      y = x'' + attention(norm(x''), silu(text) W'')
+  (3) layer(x): x' = x + attention(film(norm(x))),  x'' = x' + attention(film(norm(x')), text),
+      y = x'' + (h * gelu(g)) W,  [h; g] = film(norm(x'')) W'
+  (4) response(x) = x + bias + scale x |x| / mean(|x|), where |x| is the norm of a channel over all places
+
+Eq. 4 is that of ConvNeXt V2 (Woo et al., 2301.00808, section 3.2). Matrix products and convolutions run in `dtype`; the
+residual stream, the norms and the softmax stay in float32, as do the parameters. But for eq. 4 nothing has a bias.
+"""
+
+import functools
+from typing import NamedTuple
+
+from flax import linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from dreamjax.models.attention import attend
+from dreamjax.models.unet import sinusoid, unfold
+
+BLOCK_EPS = 1e-6  # of the norms in front of a block's attention
+RESPONSE_EPS = 1e-6  # of eq. 4
+STD = 0.02  # of the embeddings and kernels
+
+dense = functools.partial(nn.Dense, use_bias=False, kernel_init=nn.initializers.normal(STD))
+
+
+class Condition(NamedTuple):
+  """What every block and layer is told: the embedding e of eq. 1, the text, and where there is text."""
+
+  embedding: Float[Array, "b e"]
+  text: Float[Array, "b m d"]
+  mask: Bool[Array, "b m"] | None
+
+
+def film(x: Float[Array, "b *places c"], embedding: Float[Array, "b e"], dtype: DTypeLike) -> Array:
+  """The film of eq. 1, a layer of the module that calls; one that was not trained changes nothing."""
+  both = dense(2 * x.shape[-1], kernel_init=nn.initializers.zeros, dtype=dtype, name="film")(embedding)
+  both = both.astype(jnp.float32).reshape(len(x), *(1,) * (x.ndim - 2), -1)
+  scale, shift = jnp.split(both, 2, axis=-1)
+  return (1 + scale) * x + shift
+
+
+class Response(nn.Module):
+  """Eq. 4, in float32."""
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """Makes channels compete."""
+    scale, bias = (self.param(name, nn.initializers.zeros, x.shape[-1:]) for name in ("scale", "bias"))
+    x = x.astype(jnp.float32)
+    squares = jnp.sum(jnp.square(x), axis=(1, 2), keepdims=True)
+    norms = jnp.sqrt(jnp.maximum(squares, 1e-30))  # the root of 0 has no gradient
+    share = norms / (norms.mean(axis=-1, keepdims=True) + RESPONSE_EPS)
+    return x + bias[None, None, None] + scale[None, None, None] * x * share
+
+
+class Attention(nn.Module):
+  """Tokens look at themselves or, if there is one, at a context; with what goes around."""
+
+  heads: int
+  eps: float
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "b n d"],
+    context: Float[Array, "b m _"] | None = None,
+    mask: Bool[Array, "b m"] | None = None,
+    embedding: Float[Array, "b e"] | None = None,
+  ) -> Float[Array, "b n d"]:
+    """The residual stream in and out, in float32; an embedding shifts and scales what the norm lets through."""
+    own = nn.RMSNorm(self.eps, name="norm")(x)
+    own = own if embedding is None else film(own, embedding, self.dtype)
+    other = own if context is None else context
+    query, key, value = (
+      dense(x.shape[-1], dtype=self.dtype, name=name)(y).reshape(*y.shape[:2], self.heads, -1)
+      for name, y in (("query", own), ("key", other), ("value", other))
+    )
+    mixed = attend(query, key, value, mask=None if mask is None else mask[:, None, None])
+    return x + dense(x.shape[-1], dtype=self.dtype, name="out")(mixed.reshape(x.shape)).astype(jnp.float32)
+
+
+class ConvNeXt(nn.Module):
+  """The first half of eq. 2."""
+
+  eps: float
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b h w c"], embedding: Float[Array, "b e"]) -> Float[Array, "b h w c"]:
+    """The residual stream in and out, in float32."""
+    c = x.shape[-1]
+    depthwise = nn.Conv(c, (3, 3), feature_group_count=c, use_bias=False, dtype=self.dtype, name="depthwise")
+    y = nn.RMSNorm(self.eps, name="norm")(depthwise(x).astype(jnp.float32))
+    y = nn.gelu(dense(4 * c, dtype=self.dtype, name="hidden")(y), approximate=False)
+    y = dense(c, dtype=self.dtype, name="out")(Response(name="response")(y))
+    return film(x + y.astype(jnp.float32), embedding, self.dtype)
+
+
+class Block(nn.Module):
+  """Eq. 2."""
+
+  heads: int
+  eps: float
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b h w c"], condition: Condition) -> Float[Array, "b h w c"]:
+    """The residual stream in and out."""
+    b, h, w, c = x.shape
+    x = ConvNeXt(self.eps, self.dtype, name="conv")(x, condition.embedding).reshape(b, h * w, c)
+    text = condition.text
+    if text.shape[-1] != c:
+      text = dense(c, dtype=self.dtype, name="text")(nn.silu(text))
+    for i in range(2):
+      x = Attention(self.heads, BLOCK_EPS, self.dtype, name=f"attention_{i}")(x, text, condition.mask)
+    return x.reshape(b, h, w, c)
+
+
+class MLP(nn.Module):
+  """The last part of eq. 3, applied to each token."""
+
+  hidden: int
+  eps: float
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b n d"], embedding: Float[Array, "b e"]) -> Float[Array, "b n d"]:
+    """The residual stream in and out, in float32."""
+    norm = nn.LayerNorm(self.eps, use_bias=False, use_fast_variance=False, name="norm")
+    y = dense(2 * self.hidden, dtype=self.dtype, name="hidden")(film(norm(x), embedding, self.dtype))
+    hidden, gate = jnp.split(y, 2, axis=-1)
+    out = dense(x.shape[-1], dtype=self.dtype, name="out")
+    return x + out(hidden * nn.gelu(gate, approximate=False)).astype(jnp.float32)
+
+
+class Layer(nn.Module):
+  """Eq. 3."""
+
+  heads: int
+  mlp: int
+  eps: float
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b n d"], condition: Condition) -> Float[Array, "b n d"]:
+    """The residual stream in and out."""
+    embedding, text, mask = condition
+    x = Attention(self.heads, self.eps, self.dtype, name="self_attention")(x, embedding=embedding)
+    x = Attention(self.heads, self.eps, self.dtype, name="cross_attention")(x, text, mask, embedding)
+    return MLP(self.mlp, self.eps, self.dtype, name="mlp")(x, embedding)
+
+
+class UViT(nn.Module):
+  """The transformer of aMUSEd.
+
+  Attributes:
+    side: tokens of a picture's row, and of its column. Other squares pass too, if they can be halved as often.
+    codebook: tokens that there are.
+    vocab: rows of the table of tokens, more than `codebook`. The last one is the mask's: `mask_id`.
+    token_width: channels of that table, and of what the logits are made from.
+    block_width: channels of the blocks.
+    block_heads: attention heads of the blocks.
+    blocks: in front of the layers; there are as many behind.
+    width: channels of the layers, and of the embedding e.
+    heads: attention heads of the layers.
+    mlp: channels of the mlp's hidden layer.
+    depth: layers.
+    text_width: channels of the text's tokens.
+    pooled_width: channels of the pooled text.
+    numbers: about a picture, of which the model is told.
+    number_width: channels of the sinusoid of each.
+    halved: whether blocks and layers see half the height and width.
+    eps: of the norms but those in front of the blocks' attention.
+    remat: whether the backward pass computes what is inside a block or layer anew, instead of keeping it in memory.
+    dtype: in which matrix products and convolutions are computed; the rest is float32.
+  """
+
+  side: int
+  codebook: int
+  vocab: int
+  token_width: int
+  block_width: int
+  block_heads: int
+  blocks: int
+  width: int
+  heads: int
+  mlp: int
+  depth: int
+  text_width: int
+  pooled_width: int
+  numbers: int = 5
+  number_width: int = 256
+  halved: bool = False
+  eps: float = 1e-6
+  remat: bool = False
+  dtype: DTypeLike = jnp.float32
+
+  @property
+  def mask_id(self) -> int:
+    """What stands for a masked token."""
+    return self.vocab - 1
+
+  @property
+  def adapted(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The paths of what StyleDrop's adapters stand behind: the last attention of each layer, and its mlp."""
+    layers = [f"layer_{i}" for i in range(self.depth)]
+    return tuple(f"{layer}/cross_attention" for layer in layers), tuple(f"{layer}/mlp" for layer in layers)
+
+  @nn.compact
+  def __call__(
+    self,
+    tokens: Int[Array, "b n"],
+    text: Float[Array, "b m d"],
+    mask: Bool[Array, "b m"] | None,
+    pooled: Float[Array, "b p"],
+    numbers: Float[Array, "b k"],
+  ) -> Float[Array, "b n {self.codebook}"]:
+    """Predicts.
+
+    Args:
+      tokens: of square pictures, row by row, or `mask_id` where they are masked.
+      text: tokens of the text encoder; of CLIP's, those that enter its last block.
+      mask: true where there is a token of text, false where there is padding; no text may be all padding. None lets
+        padding count as tokens, as aMUSEd was trained.
+      pooled: the text's embedding.
+      numbers: about each picture; aMUSEd's are width and height in pixels, the two coordinates of where it was cut out
+        of a larger one, and a score of its beauty, of which 6 is high.
+
+    Raises:
+      ValueError: if an input is of a shape that does not fit.
+    """
+    side = self._check(tokens, text, pooled, numbers)
+    condition = self._condition(text, mask, pooled, numbers)
+    norm = functools.partial(nn.RMSNorm, self.eps)
+
+    def project(x: Float[Array, "b *places c"], width: int, name: str) -> Float[Array, "b *places {width}"]:
+      return dense(width, dtype=self.dtype, name=name)(x).astype(jnp.float32)
+
+    block = functools.partial(nn.remat(Block) if self.remat else Block, self.block_heads, self.eps, self.dtype)
+    layer = functools.partial(nn.remat(Layer) if self.remat else Layer, self.heads, self.mlp, self.eps, self.dtype)
+    table = nn.Embed(self.vocab, self.token_width, embedding_init=nn.initializers.normal(STD), name="tokens")
+    x = project(norm(name="tokens_norm")(table(tokens)), self.block_width, "conv_in")
+    x = x.reshape(len(x), side, side, -1)
+    if self.halved:
+      halve = functools.partial(nn.Conv, padding="VALID", use_bias=False, dtype=self.dtype, name="downsample")
+      x = halve(self.block_width, (2, 2), 2)(norm(name="downsample_norm")(x)).astype(jnp.float32)
+    for i in range(self.blocks):
+      x = block(name=f"down_{i}")(x, condition)
+    square = x.shape
+    x = x.reshape(square[0], -1, self.block_width)
+    x = project(norm(name="enter_norm")(x), self.width, "enter")
+    for i in range(self.depth):
+      x = layer(name=f"layer_{i}")(x, condition)
+    x = project(norm(name="leave_norm")(x), self.block_width, "leave").reshape(square)
+    for i in range(self.blocks):
+      x = block(name=f"up_{i}")(x, condition)
+    if self.halved:
+      x = unfold(project(norm(name="upsample_norm")(x), 4 * self.block_width, "upsample"), 2)
+    x = project(x.reshape(*tokens.shape, -1), self.token_width, "conv_out")
+    return project(norm(name="norm")(x), self.codebook, "logits")
+
+  def _condition(
+    self,
+    text: Float[Array, "b m d"],
+    mask: Bool[Array, "b m"] | None,
+    pooled: Float[Array, "b p"],
+    numbers: Float[Array, "b k"],
+  ) -> Condition:
+    """Eq. 1, and the text as blocks and layers see it."""
+    waves = sinusoid(numbers.reshape(-1), self.number_width).reshape(len(numbers), -1)
+    embedding = jnp.concatenate([pooled, waves], axis=-1)
+    for name in ("condition_hidden", "condition_out"):
+      embedding = nn.silu(dense(self.width, dtype=self.dtype, name=name)(embedding))
+    text = dense(self.width, dtype=self.dtype, name="text")(text).astype(jnp.float32)
+    return Condition(embedding, nn.RMSNorm(self.eps, name="text_norm")(text), mask)
+
+  def _check(self, tokens: Array, text: Array, pooled: Array, numbers: Array) -> int:
+    """The side of the pictures; raises what `__call__` says."""
+    side = round(tokens.shape[1] ** 0.5)
+    if side * side != tokens.shape[1]:
+      raise ValueError(f"{tokens.shape[1]} tokens are no square")
+    if self.halved and side % 2:
+      raise ValueError(f"{side}x{side} tokens cannot be halved, as this model does")
+    if text.shape[-1] != self.text_width:
+      raise ValueError(f"this model reads tokens of {self.text_width} channels, not {text.shape[-1]}")
+    if pooled.shape[-1] != self.pooled_width:
+      raise ValueError(f"this model reads a pooled text of {self.pooled_width} channels, not {pooled.shape[-1]}")
+    if numbers.shape[-1] != self.numbers:
+      raise ValueError(f"this model is told {self.numbers} numbers about a picture, not {numbers.shape[-1]}")
+    return side
+
+
+# The two that were published, for pictures of 256 and of 512 pixels.
+AMUSED_256 = UViT(
+  side=16, codebook=8192, vocab=8256, token_width=768, block_width=768, block_heads=12, blocks=3, width=1024, heads=16,
+  mlp=2816, depth=22, text_width=768, pooled_width=768,
+)  # fmt: skip
+AMUSED_512 = AMUSED_256.clone(side=32, halved=True)
