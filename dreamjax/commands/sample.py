@@ -130,7 +130,7 @@ class _Cascade:
   def samplings(self, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Each stage's own sampling, changed where the command line says so."""
     own = cascades.own_samplings(self._generator, self._theta)
-    larger = [stage.unet.low_res for stage in self._generator.stages]
+    larger = [stage.enlarges for stage in self._generator.stages]
     return _changed(args, own, larger, self.fields, _Masked.fields)
 
   def batches(self, prompts: list[str], recipe: dict[str, Any], size: int) -> Iterator[Any]:

@@ -32,6 +32,7 @@ from dreamjax.models.vqgan import VQGAN
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
+VARIANTS = (".fp16", ".bf16")
 _HUB_FILES = (
   *("*.json", WEIGHTS, "model-*-of-*.safetensors", DIFFUSERS_WEIGHTS, "diffusion_pytorch_model-*-of-*.safetensors"),
   *("*.model", "*.txt"),  # tokenizers
@@ -112,7 +113,9 @@ def load(
   files = _tensor_files(folder, kind.weights)
 
   def read(key: str) -> np.ndarray:
-    with safetensors.safe_open(files[key], "np") as file:
+    with _open(files[key]) as file:
+      if key not in file.keys():
+        raise ValueError(f"{files[key].name} lacks {key}, which the index says is there")
       return file.get_tensor(key)
 
   try:
@@ -175,16 +178,31 @@ def _existing(path: pathlib.Path) -> pathlib.Path:
   return path
 
 
+def _open(path: pathlib.Path) -> Any:
+  """A file of tensors; ValueError if it is damaged."""
+  try:
+    return safetensors.safe_open(path, "np")
+  except safetensors.SafetensorError as error:
+    raise ValueError(f"{path} is no complete safetensors file: {error}") from error
+
+
 def _tensor_files(folder: pathlib.Path, weights: str) -> dict[str, pathlib.Path]:
-  """For each tensor the file that holds it: the one named `weights`, or one of several that an index names."""
-  if (folder / weights).is_file():
-    with safetensors.safe_open(folder / weights, "np") as file:
-      return dict.fromkeys(file.keys(), folder / weights)
-  index = f"{weights}.index.json"
-  if (folder / index).is_file():
-    files = json.loads((folder / index).read_text())["weight_map"]
-    return {key: _existing(folder / file) for key, file in files.items()}
+  """For each tensor the file that holds it: the one named `weights`, or one of several that an index names.
+
+  Where there is neither, a variant of half precision will do, such as model.fp16.safetensors.
+  """
+  stem = weights.removesuffix(".safetensors")
+  for variant in ("", *VARIANTS):
+    path = folder / f"{stem}{variant}.safetensors"
+    if path.is_file():
+      with _open(path) as file:
+        return dict.fromkeys(file.keys(), path)
+    index = folder / f"{weights}.index{variant}.json"
+    if index.is_file():
+      files = json.loads(index.read_text())["weight_map"]
+      return {key: _existing(folder / file) for key, file in files.items()}
   raise FileNotFoundError(
-    f"{folder} holds neither {weights} nor {index}. A pytorch_model.bin can run code when it is read, so it is not: "
-    f'convert it where torch is installed, by from_pretrained(...).save_pretrained("{folder}") of the model\'s class'
+    f"{folder} holds neither {weights} nor {weights}.index.json. A pytorch_model.bin can run code when it is read, so "
+    f'it is not: convert it where torch is installed, by from_pretrained(...).save_pretrained("{folder}") of the '
+    "model's class"
   )

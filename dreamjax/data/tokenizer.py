@@ -50,6 +50,19 @@ class Tokenizer:
     return self.inner.tokenize(text)
 
 
+class Tokenizers(Tokenizer):
+  """A tokenizer for each tower of a prompt encoder; they differ in padding, and identifiers are the first one's."""
+
+  def __init__(self, tokenizers: Sequence[Tokenizer]) -> None:
+    super().__init__(tokenizers[0].inner, tokenizers[0].length)
+    self.all = tuple(tokenizers)
+
+  def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Encodes texts: ids [n, k, length] for each of the k, and the first one's mask [n, length]."""
+    rows = [tokenizer(texts) for tokenizer in self.all]
+    return np.stack([ids for ids, _ in rows], axis=1), rows[0][1]
+
+
 def train(lines: Iterable[str], size: int) -> transformers.PreTrainedTokenizerFast:
   """Trains a vocabulary of word pieces by byte pair encoding (Sennrich et al., 2016).
 

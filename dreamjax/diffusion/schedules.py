@@ -152,8 +152,10 @@ def uniform_times(steps: int) -> Float[np.ndarray, " n"]:
   return np.linspace(1, 0, steps + 1)
 
 
-def spaced_times(table: Table, steps: int, spacing: str, offset: int = 0) -> Float[np.ndarray, " n"]:
-  """The grid of diffusers' `timestep_spacing` (Lin et al., 2305.08891, table 2), with t = 0 at its end.
+def spaced_times(
+  table: Table, steps: int, spacing: str, offset: int = 0, *, clean: bool = True
+) -> Float[np.ndarray, " n"]:
+  """The grid of diffusers' `timestep_spacing` (Lin et al., 2305.08891, table 2), with one time more at its end.
 
   As DDPMScheduler and DDIMScheduler have it; diffusers' DPM-Solver spreads one more timestep and leaves the last out.
 
@@ -162,6 +164,7 @@ def spaced_times(table: Table, steps: int, spacing: str, offset: int = 0) -> Flo
     steps: how many of them.
     spacing: "leading", "linspace" or "trailing".
     offset: added to each timestep of "leading", diffusers' `steps_offset`.
+    clean: whether the last time is 0, instead of the table's first timestep's: diffusers' `set_alpha_to_one`.
 
   Raises:
     ValueError: if the spacing is unknown, or the table has no such timesteps.
@@ -179,4 +182,4 @@ def spaced_times(table: Table, steps: int, spacing: str, offset: int = 0) -> Flo
       raise ValueError(f"unknown spacing {spacing!r}; there are: leading, linspace, trailing")
   if timesteps[0] >= table.steps:
     raise ValueError(f"offset {offset} leads beyond the table's last timestep, {table.steps - 1}")
-  return np.append((timesteps + 1) / table.steps, 0.0)
+  return np.append((timesteps + 1) / table.steps, 0.0 if clean else 1 / table.steps)

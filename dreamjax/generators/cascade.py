@@ -1,10 +1,14 @@
-"""A cascade of pixel diffusion: a base stage draws small pictures from a text, further stages make them larger.
+"""A cascade of diffusion: a base stage draws small pictures from a text, further stages make them larger.
 
 Imagen (Saharia et al., 2205.11487, sections 2.2 to 2.4) and DeepFloyd IF. Each stage is a U-Net with a schedule of its
 own. A stage of super-resolution sees the picture of the stage before, enlarged and then noised at a level that it is
 told: noise conditioning augmentation.
 
-The parameters of a cascade are one tree: "text" for the text encoder, and one entry for each stage, by its name.
+Stable Diffusion (Rombach et al., 2112.10752; SDXL: Podell et al., 2307.01952) is a cascade here as well: its only stage
+draws latents, of which an autoencoder makes pictures.
+
+The parameters of a cascade are one tree: "text" for the text encoder, one entry for each stage, by its name, and
+"autoencoder" where there is one.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,11 +26,14 @@ from dreamjax.diffusion import guidance, process, samplers
 from dreamjax.diffusion.resolution import enlarge
 from dreamjax.diffusion.schedules import Schedule, Table, spaced_times, uniform_times
 from dreamjax.generators.generator import TEXT, Generator, Text, in_batches, keys_of, spread
+from dreamjax.models.autoencoder import Autoencoder
+from dreamjax.models.latent_unet import LatentUNet
 from dreamjax.models.unet import UNet
 from dreamjax.theta import Personalisation, Theta
 from dreamjax.theta import apply as apply_theta
 
 SAMPLERS = ("ancestral", "ddim", "dpm")
+AUTOENCODER = "autoencoder"  # its name among the parts of a cascade
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +45,8 @@ class Sampling:
     steps: how many.
     guidance: the weight w of u + w (c - u); 1 leaves the unconditional half out.
     interval: least and greatest of the times at which there is guidance.
-    ratio: of dynamic thresholding (Imagen, section 2.3); 1 is nearly, and 0 exactly, static thresholding.
+    ratio: of dynamic thresholding (Imagen, section 2.3); 1 is nearly, and 0 exactly, static thresholding. Latents have
+      no bounds, so for them it has no meaning.
     level: how far the low-resolution picture is noised, as a time of the stage's augmentation schedule; for a stage
       that sees none it has no meaning.
   """
@@ -64,6 +72,21 @@ class Sampling:
 
 
 @dataclasses.dataclass(frozen=True)
+class Spacing:
+  """Which of a table's timesteps are sampled, see `schedules.spaced_times`.
+
+  Attributes:
+    name: "leading", "linspace" or "trailing".
+    offset: of "leading".
+    clean: whether the last step leads to t = 0.
+  """
+
+  name: str = "trailing"
+  offset: int = 0
+  clean: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
 class Stage:
   """One stage of a cascade.
 
@@ -74,33 +97,54 @@ class Stage:
     predicts: what the network says: "eps", "x0" or "v".
     augmentation: the schedule by which the low-resolution picture is noised; None for a base stage.
     sampling: how the stage is sampled unless it is told otherwise.
-    masks_text: whether the network is told which tokens are padding. IF is not.
+    masks_text: whether the network is told which tokens are padding. IF is not, nor is any network that draws latents.
+    spacing: of the timesteps, where the schedule is a table.
+    sizes: what networks are told that take sizes, see `LatentUNet`.
   """
 
   name: str
-  unet: UNet
+  unet: UNet | LatentUNet
   schedule: Schedule
   predicts: str = "v"
   augmentation: Schedule | None = None
   sampling: Sampling = Sampling()
   masks_text: bool = True
+  spacing: Spacing = Spacing()
+  sizes: tuple[int, ...] | None = None
 
   def __post_init__(self):
-    """Raises ValueError for an unknown prediction, and a network and an augmentation that do not go together."""
+    """Raises ValueError for an unknown prediction, and for a network and what it sees that do not go together."""
     process.check_kind(self.predicts)
-    if self.unet.low_res != (self.augmentation is not None):
+    if (isinstance(self.unet, UNet) and self.unet.low_res) != self.enlarges:
       raise ValueError(f"stage {self.name}: a network sees a low-resolution picture if and only if that is augmented")
+    if (isinstance(self.unet, LatentUNet) and self.unet.pooled_width is not None) != (self.sizes is not None):
+      raise ValueError(f"stage {self.name}: sizes are told to a network if and only if it takes them")
 
   @property
   def image(self) -> int:
-    """Side of the stage's pictures."""
+    """Side of the stage's pictures, or latents."""
     return self.unet.image
+
+  @property
+  def channels(self) -> int:
+    """Those of the stage's pictures, or latents."""
+    return self.unet.channels if self.is_latent else 3
+
+  @property
+  def is_latent(self) -> bool:
+    """Whether the stage draws latents."""
+    return isinstance(self.unet, LatentUNet)
+
+  @property
+  def enlarges(self) -> bool:
+    """Whether the stage is one of super-resolution."""
+    return self.augmentation is not None
 
   def predict(
     self,
     params: Any,
     theta: Theta | None,
-    x_t: Float[Array, "b h w 3"],
+    x_t: Float[Array, "b h w c"],
     t: Float[Array, " b"],
     text: Text,
     low_res: Float[Array, "b h w 3"] | None = None,
@@ -117,6 +161,10 @@ class Stage:
       low_res: enlarged and noised, see `process.augment`.
       level: how far they were noised.
     """
+    if isinstance(self.unet, LatentUNet):
+      sizes = None if self.sizes is None else jnp.broadcast_to(jnp.float32(self.sizes), (len(t), len(self.sizes)))
+      pooled = None if sizes is None else text.pooled
+      return apply_theta(self.unet, params, theta, x_t, timestep(t), text.tokens, pooled, sizes)
     mask = text.mask if self.masks_text else None
     told = None if level is None else timestep(level)
     return apply_theta(self.unet, params, theta, x_t, timestep(t), text.tokens, mask, low_res, told)
@@ -129,12 +177,25 @@ def timestep(t: Float[Array, " b"]) -> Float[Array, " b"]:
 
 @dataclasses.dataclass(frozen=True)
 class Cascade(Generator[Stage]):
-  """A text encoder and stages of diffusion."""
+  """A text encoder and stages of diffusion.
+
+  Attributes:
+    autoencoder: what makes pictures of latents, if the stage draws such.
+  """
+
+  autoencoder: Autoencoder | None = None
+
+  def __post_init__(self) -> None:
+    """Raises ValueError for stages and an autoencoder that do not go together."""
+    if any(stage.is_latent for stage in self.stages) != (self.autoencoder is not None):
+      raise ValueError(f"{self.name}: there is an autoencoder if and only if a stage draws latents")
+    if self.autoencoder is not None and len(self.stages) > 1:
+      raise ValueError(f"{self.name}: latents are drawn by one stage, not {len(self.stages)}")
 
   @property
   def resolution(self) -> int:
     """Side of the finished pictures."""
-    return self.stages[-1].image
+    return self.stages[-1].image * (1 if self.autoencoder is None else self.autoencoder.factor)
 
 
 def draw_stage(
@@ -146,7 +207,7 @@ def draw_stage(
   null: Text,
   keys: Key[Array, " b"],
   low_res: Float[Array, "b h w 3"] | None = None,
-) -> Float[Array, "b s s 3"]:
+) -> Float[Array, "b s s c"]:
   """Samples one stage. Jittable, with the first two arguments static.
 
   Args:
@@ -160,7 +221,7 @@ def draw_stage(
     low_res: the pictures of the stage before, at their own size.
 
   Returns:
-    Pictures in [-1, 1].
+    Pictures in [-1, 1], or latents.
   """
   count, side = keys.shape[0], stage.image
   guided = sampling.guidance != 1
@@ -184,23 +245,25 @@ def draw_stage(
     return guidance.guide(branches, weights, learned_variance=learned)
 
   table = stage.schedule if isinstance(stage.schedule, Table) else None
-  times = uniform_times(sampling.steps) if table is None else spaced_times(table, sampling.steps, "trailing")
-  start = process.draw_noise(keys, (side, side, 3))
-  common = {
-    "kind": stage.predicts,
-    "threshold": functools.partial(guidance.dynamic_threshold, ratio=sampling.ratio)
-    if sampling.ratio
-    else guidance.static_threshold,
-  }
+  spacing = stage.spacing
+  if table is None:
+    times = uniform_times(sampling.steps)
+  else:
+    times = spaced_times(table, sampling.steps, spacing.name, spacing.offset, clean=spacing.clean)
+  start = process.draw_noise(keys, (side, side, stage.channels))
+  threshold = functools.partial(guidance.dynamic_threshold, ratio=sampling.ratio)
+  if not sampling.ratio:
+    threshold = guidance.static_threshold
+  common = {"kind": stage.predicts, "threshold": None if stage.is_latent else threshold}
   match sampling.sampler:
     case "ancestral":
-      gamma = "learned" if stage.unet.out_channels == 6 else 0.0
+      gamma = "learned" if isinstance(stage.unet, UNet) and stage.unet.out_channels == 6 else 0.0
       drawn = samplers.ancestral(predict, start, times, stage.schedule, keys, gamma=gamma, **common)
     case "ddim":
       drawn = samplers.ddim(predict, start, times, stage.schedule, **common)
     case "dpm":
       drawn = samplers.dpm_solver(predict, start, times, stage.schedule, **common)
-  return jnp.clip(drawn, -1, 1)
+  return drawn if stage.is_latent else jnp.clip(drawn, -1, 1)
 
 
 def draw_cascade(
@@ -211,17 +274,19 @@ def draw_cascade(
   text: Text,
   null: Text,
   keys: Key[Array, " b"],
+  autoencoder: Autoencoder | None = None,
 ) -> tuple[Float[Array, "b _ _ 3"], ...]:
-  """Samples stage after stage, in one program. Jittable, with the first two arguments static.
+  """Samples stage after stage, in one program. Jittable, with the first two arguments and the last one static.
 
   Args:
     stages: the base stage first.
     samplings: one for each.
-    params: by the names of stages.
+    params: by the names of stages, and of the autoencoder.
     thetas: by the names of stages; those that are missing are not tuned.
     text: one row a picture.
     null: one row.
     keys: one a picture.
+    autoencoder: what makes pictures of latents, if the stage draws such.
 
   Returns:
     The pictures of each stage, in [-1, 1].
@@ -231,10 +296,13 @@ def draw_cascade(
     low_res = drawn[-1] if drawn else None
     own = process.fold(keys, number)
     drawn.append(draw_stage(stage, sampling, params[stage.name], thetas.get(stage.name), text, null, own, low_res))
+  if autoencoder is not None:
+    pictures = autoencoder.apply({"params": params[AUTOENCODER]}, drawn[-1], method="decode")
+    drawn[-1] = jnp.clip(pictures, -1, 1)
   return tuple(drawn)
 
 
-_draw_cascade = jax.jit(draw_cascade, static_argnums=(0, 1))
+_draw_cascade = jax.jit(draw_cascade, static_argnums=(0, 1, 7))
 
 
 def batches(
@@ -274,12 +342,12 @@ def batches(
   texts = cascade.encode(params, [negative, *distinct], thetas.get(TEXT))
   null = jax.tree.map(lambda x: x[:1], texts)
   rows = np.array([1 + distinct.index(prompt) for prompt in prompts])
-  used = {stage.name: params[stage.name] for stage in stages}
+  used = {name: params[name] for name in (*(stage.name for stage in stages), AUTOENCODER) if name in params}
   tuned = {stage.name: thetas[stage.name] for stage in stages if stage.name in thetas}
   for count, places in in_batches(len(prompts), size):
     text = jax.tree.map(lambda x, places=places: x[rows[places]], texts)
     text, keys = spread((text, keys_of(seed, first + places)), mesh)
-    drawn = _draw_cascade(stages, samplings, used, tuned, text, null, keys)
+    drawn = _draw_cascade(stages, samplings, used, tuned, text, null, keys, cascade.autoencoder)
     yield tuple(picture[:count] for picture in jax.device_get(drawn))
 
 

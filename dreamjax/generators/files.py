@@ -3,6 +3,7 @@
 A folder holds `model_index.json`, which describes the stages, and a folder for each network in the layout of
 `convert.pretrained`: for a stage of a cascade "<stage>", for one of masked tokens "<stage>/transformer" and
 "<stage>/vqgan". Where the index says so, the text encoder and its tokenizer lie elsewhere, beside the folder.
+Folders of diffusers' pipelines are read and written as well: `generators.pipelines`.
 """
 
 from collections.abc import Callable
@@ -13,10 +14,13 @@ import os
 import pathlib
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from dreamjax import theta
 from dreamjax.convert import pretrained
 from dreamjax.data.tokenizer import Tokenizer
 from dreamjax.diffusion.schedules import Cosine, Schedule, Table
+from dreamjax.generators import pipelines
 from dreamjax.generators.cascade import Cascade, Sampling, Stage
 from dreamjax.generators.generator import TEXT
 from dreamjax.generators.masked import Decoding, Masked, TokenStage
@@ -49,6 +53,8 @@ def load(name: str | os.PathLike[str]) -> tuple[Cascade | Masked, dict[str, Any]
   """
   folder = _locate(name)
   index = _read_index(folder / INDEX)
+  if index["_class_name"] in pipelines.KNOWN:
+    return pipelines.load(folder, index)
   text_folder = folder / index["text_encoder"]
   encoder, encoder_params = _network(text_folder, T5Encoder)
   family = _FAMILIES[index["_class_name"]]
@@ -86,6 +92,9 @@ def save(
     dtype: in which weights are stored, by default float16.
   """
   folder.mkdir(parents=True, exist_ok=True)
+  if isinstance(generator, Cascade) and generator.autoencoder is not None:
+    pipelines.save(folder, generator, params, np.float16 if dtype is None else dtype)
+    return
   options = {} if dtype is None else {"dtype": dtype}
   name, family = next((name, family) for name, family in _FAMILIES.items() if type(generator) is family.generator)
   if text_encoder is None:
@@ -121,11 +130,14 @@ def _read_index(path: pathlib.Path) -> dict[str, Any]:
     raise FileNotFoundError(f"{path.parent} holds no {INDEX}, so it is no generator")
   try:
     index = json.loads(path.read_text())
-    found = index["_class_name"], index["name"], index["text_encoder"], index["length"], index["stages"]
+    if (kind := index["_class_name"]) in pipelines.KNOWN:
+      return index
+    if kind in _FAMILIES and (missing := {"name", "text_encoder", "length", "stages"} - set(index)):
+      raise ValueError(f"it lacks {', '.join(sorted(missing))}")
   except (ValueError, KeyError, TypeError) as error:
     raise ValueError(f"{path} is no index of a generator: {error}") from error
-  if found[0] not in _FAMILIES:
-    raise ValueError(f"{path} describes a {found[0]}; what is known here is {', '.join(_FAMILIES)}")
+  if kind not in _FAMILIES:
+    raise ValueError(f"{path} describes a {kind}; what is known here is {', '.join((*_FAMILIES, *pipelines.KNOWN))}")
   return index
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 import numpy as np
 
 from dreamjax.data.tokenizer import Tokenizer
+from dreamjax.models.clip import PromptEncoder
 from dreamjax.models.t5 import T5Encoder
 from dreamjax.theta import Base, Theta, content_hash
 from dreamjax.theta import apply as apply_theta
@@ -39,10 +40,12 @@ class Text(NamedTuple):
   Attributes:
     tokens: what the text encoder makes of them.
     mask: true where there is a token.
+    pooled: one vector for each text, of text encoders that make one.
   """
 
   tokens: Float[Array, "b n d"]
   mask: Bool[Array, "b n"]
+  pooled: Float[Array, "b p"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Generator(Generic[S]):
   """
 
   name: str
-  text_encoder: T5Encoder
+  text_encoder: T5Encoder | PromptEncoder
   tokenizer: Tokenizer
   stages: tuple[S, ...]
 
@@ -85,13 +88,14 @@ class Generator(Generic[S]):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _encode(encoder: T5Encoder, params: Any, theta: Theta | None, ids: Array, mask: Array) -> Text:
+def _encode(encoder: T5Encoder | PromptEncoder, params: Any, theta: Theta | None, ids: Array, mask: Array) -> Text:
   return read(encoder, params, theta, ids, mask)
 
 
-def read(encoder: T5Encoder, params: Any, theta: Theta | None, ids: Array, mask: Array) -> Text:
-  """Token ids [b, n] to what the stages see; differentiable."""
-  return Text(apply_theta(encoder, params, theta, ids, mask)[0], mask)
+def read(encoder: T5Encoder | PromptEncoder, params: Any, theta: Theta | None, ids: Array, mask: Array) -> Text:
+  """Token ids [b, n], or [b, k, n] for k towers, to what the stages see; differentiable."""
+  tokens, more = apply_theta(encoder, params, theta, ids, mask)
+  return Text(tokens, mask, more.get("pooled"))
 
 
 def drop_texts(key: Key[Array, ""], texts: Any, null: Any, share: float) -> Any:

@@ -137,7 +137,7 @@ def dreambooth(
     "method": "dreambooth",
     "prompt": photos.prompts[0],
     "config": config.to_dict(),
-    "sampling": {name: {"level": level} for name, level in levels.items() if generator.stage(name).unet.low_res},
+    "sampling": {name: {"level": level} for name, level in levels.items() if generator.stage(name).enlarges},
   }
   made = Personalisation(thetas, Card(base, identifier, class_noun, recipe))
   made.save(workdir / "theta.safetensors")
@@ -181,7 +181,7 @@ def tune_stage(
   if tunes_text:
     theta[TEXT] = _start(params[TEXT], settings, config.seed)
   small = 0
-  if stage.unet.low_res:
+  if stage.enlarges:
     small = generator.stages[generator.stages.index(stage) - 1].image
   recipe = Recipe(levels=tuple(settings.levels), small=small, min_snr=settings.min_snr)
   prompts = [identifiers.fill(prompt, subject.identifier) for prompt in subject.photos.prompts]

@@ -16,7 +16,7 @@ from typing import Any
 from flax import linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from dreamjax.models.transformer import Block, PatchTokens, Spread, layer_norm
 
@@ -166,6 +166,43 @@ def _embed(pooled: Float[Array, "b d"], projection: int | None) -> dict[str, Arr
     return {"pooled": pooled}
   matrix = nn.Dense(projection, use_bias=False, kernel_init=normal(pooled.shape[-1] ** -0.5), name="projection")
   return {"pooled": pooled, "embedding": matrix(pooled)}
+
+
+class PromptEncoder(nn.Module):
+  """The text towers of Stable Diffusion: a text to the tokens that a U-Net sees (SDXL: Podell et al., 2307.01952, 2.1).
+
+  Attributes:
+    towers: each reads the text by itself; what they say of a token stands side by side.
+    penultimate: whether tokens are those that enter the towers' last block, instead of those behind the last norm.
+    empty_is_zero: whether an empty text is zeros, whatever the towers say of it.
+  """
+
+  towers: tuple[TextTower, ...]
+  penultimate: bool = False
+  empty_is_zero: bool = False
+
+  @nn.compact
+  def __call__(
+    self, ids: Int[Array, "b k n"], mask: Bool[Array, "b n"]
+  ) -> tuple[Float[Array, "b n d"], dict[str, Any]]:
+    """Encodes texts.
+
+    Args:
+      ids: token ids for each tower.
+      mask: true where there is a token. The towers see padding too; only an empty text, which has no tokens but the
+        first and the last, is told by it.
+
+    Returns:
+      The tokens, and intermediates: "pooled", the last tower's embedding, if it has a projection.
+    """
+    said = [tower(ids[:, i]) for i, tower in enumerate(self.towers)]
+    tokens = jnp.concatenate([more["hidden"][-2] if self.penultimate else last for last, more in said], axis=-1)
+    pooled = {"pooled": said[-1][1]["embedding"]} if self.towers[-1].projection else {}
+    if self.empty_is_zero:
+      spoken = jnp.sum(mask, axis=1) > 2
+      tokens = jnp.where(spoken[:, None, None], tokens, 0.0)
+      pooled = {name: jnp.where(spoken[:, None], x, 0.0) for name, x in pooled.items()}
+    return tokens, pooled
 
 
 class CLIP(nn.Module):

@@ -149,7 +149,7 @@ def test_a_theta_is_bound_to_its_generator(tiny_cascade, tmp_path):
   ("index", "message"),
   [
     ("{", "no index of a generator"),
-    ('{"_class_name": "DreamjaxCascade"}', "no index of a generator: 'name'"),
+    ('{"_class_name": "DreamjaxCascade"}', "no index of a generator: it lacks length, name, stages, text_encoder"),
     ('{"_class_name": "Other", "name": "", "text_encoder": "", "length": 1, "stages": []}', "describes a Other"),
   ],
 )
