@@ -9,6 +9,7 @@ from dreamjax.commands import configs
 from dreamjax.methods import dreambooth, styledrop
 
 CASCADE, MASKED = "configs/dreambooth.py:toybox", "configs/styledrop.py:toybox"
+SD, SDXL = "configs/dreambooth.py:sd15", "configs/dreambooth.py:sdxl"
 
 
 def add(commands: Any) -> None:
@@ -21,7 +22,8 @@ def add(commands: Any) -> None:
   parser.add_argument(
     "--config",
     metavar="FILE[:VARIANT]",
-    help=f"the recipe (default: {CASCADE}, or {MASKED} for masked tokens); --config.KEY=VALUE changes it",
+    help=f"the recipe (default: {CASCADE}; for Stable Diffusion, {SD} or {SDXL}; for masked tokens, {MASKED}); "
+    "--config.KEY=VALUE changes it",
   )
   parser.add_argument(
     "--cache", type=pathlib.Path, metavar="DIR", help="of a cascade's prior sets (default: in the workdir)"
@@ -36,7 +38,10 @@ def run(args: argparse.Namespace) -> None:
     config = configs.load(args.config or MASKED, args.overrides)
     made = styledrop.subject(generator, params, args.images, args.class_noun, workdir=args.workdir, config=config)
   else:
-    config = configs.load(args.config or CASCADE, args.overrides)
+    default = CASCADE
+    if generator.autoencoder is not None:
+      default = SD if generator.stages[0].sizes is None else SDXL
+    config = configs.load(args.config or default, args.overrides)
     made = dreambooth.dreambooth(
       generator, params, args.images, args.class_noun, workdir=args.workdir, config=config, cache=args.cache
     )

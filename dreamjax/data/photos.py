@@ -37,13 +37,13 @@ class Rows:
   """A batch of what a generator is trained on.
 
   Attributes:
-    image: what it is to draw, in [-1, 1].
+    image: what it is to draw: pictures in [-1, 1], or latents.
     prompt: what it is told: arrays, or trees of arrays, whose first axis is that of the rows.
     weight: of each row in the loss; pictures of the class prior stand beside those of the subject with another weight.
     conditioning: by name what else it is told, such as the small picture that is to be enlarged.
   """
 
-  image: Float[Array, "b h w 3"]
+  image: Float[Array, "b h w c"]
   prompt: Any
   weight: Float[Array, " b"]
   conditioning: dict[str, Any]

@@ -20,6 +20,7 @@ from dreamjax.diffusion import losses, process
 from dreamjax.diffusion.resolution import enlarge, shrink
 from dreamjax.generators.cascade import Stage
 from dreamjax.generators.generator import TEXT, Text, drop_texts, read
+from dreamjax.models.clip import PromptEncoder
 from dreamjax.models.t5 import T5Encoder
 from dreamjax.train.step import Loss
 
@@ -40,7 +41,7 @@ class Recipe(NamedTuple):
   min_snr: float = 0.0
 
 
-def stage_loss(stage: Stage, recipe: Recipe, encoder: T5Encoder | None = None) -> Loss:
+def stage_loss(stage: Stage, recipe: Recipe, encoder: T5Encoder | PromptEncoder | None = None) -> Loss:
   """Builds the loss (2) of a stage.
 
   Args:
@@ -72,7 +73,7 @@ def stage_loss(stage: Stage, recipe: Recipe, encoder: T5Encoder | None = None) -
     if recipe.drop:
       prompt = drop_texts(drop_key, prompt, frozen["null"], recipe.drop)
 
-    def predict(theta: Any) -> Float[Array, "b h w 3"]:
+    def predict(theta: Any) -> Float[Array, "b h w c"]:
       text = prompt if encoder is None else read(encoder, frozen[TEXT], theta.get(TEXT), *prompt)
       said = stage.predict(frozen[stage.name], theta.get(stage.name), x_t, t, Text(*text), *seen)
       return said[..., : rows.image.shape[-1]]

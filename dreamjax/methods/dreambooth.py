@@ -24,11 +24,12 @@ import numpy as np
 import tqdm
 
 from dreamjax.data import identifiers, priors
+from dreamjax.data.latents import Latents
 from dreamjax.data.photos import Photos, Rows
 from dreamjax.data.photos import read as read_photos
 from dreamjax.diffusion.resolution import shrink
 from dreamjax.generators import cascade as cascades
-from dreamjax.generators.cascade import Cascade, Sampling, Stage
+from dreamjax.generators.cascade import AUTOENCODER, Cascade, Sampling, Stage
 from dreamjax.generators.generator import TEXT
 from dreamjax.methods.denoising import Recipe, stage_loss
 from dreamjax.methods.workdirs import bind
@@ -191,7 +192,7 @@ def tune_stage(
   else:
     read = jax.device_get(generator.encode(params, texts))
   held_out = 1 if config.patience and len(subject.photos) > 1 else 0
-  rows = RowSource(subject, stage.image, read, config, settings, held_out)
+  rows = RowSource(subject, _seen_by(generator, params, stage), read, config, settings, held_out)
   frozen = {stage.name: params[stage.name], TEXT: params[TEXT]} if tunes_text else {stage.name: params[stage.name]}
   optimizer = ml_collections.ConfigDict(settings.optimizer)
   if tunes_text:
@@ -226,13 +227,23 @@ def tune_stage(
   return jax.device_get(averaged(state) if watch is None or watch.best is None else watch.best)
 
 
+#: Pictures, in [-1, 1], to what a stage is to draw: smaller pictures, or latents, whose noise the generator draws.
+See = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+
+def _seen_by(generator: Cascade, params: Any, stage: Stage) -> See:
+  if generator.autoencoder is not None:
+    return Latents(generator.autoencoder, params[AUTOENCODER])
+  return lambda images, _: np.asarray(shrink(jnp.asarray(images), stage.image))
+
+
 class RowSource:
   """batch(i) of a stage's training: rows of the subject, then rows of the class."""
 
   def __init__(
     self,
     subject: Subject,
-    side: int,
+    see: See,
     texts: Any,
     config: ml_collections.ConfigDict,
     settings: ml_collections.ConfigDict,
@@ -242,7 +253,7 @@ class RowSource:
     kept = len(photos) - held_out
     self._held_out = Photos(photos.names[kept:], photos.prompts[kept:], photos.pictures[kept:])
     self._photos = Photos(photos.names[:kept], photos.prompts[:kept], photos.pictures[:kept])
-    self._side, self._texts, self._seed, self._settings = side, texts, config.seed, settings
+    self._see, self._texts, self._seed, self._settings = see, texts, config.seed, settings
     self._prior = subject.prior
     self._kind, self._weight = config.prior.kind, config.prior.weight
     self._prior_rows = 0 if self._kind == "none" else settings.prior_rows
@@ -261,15 +272,15 @@ class RowSource:
     elif others:
       chosen = draw.choice(len(self._prior), others, replace=len(self._prior) < others)
       images.append(self._prior[chosen].astype(np.float32) / np.float32(127.5) - np.float32(1))
-    return self._rows(np.concatenate(images), places, others)
+    return self._rows(np.concatenate(images), places, others, draw)
 
   def held_out(self) -> Rows:
     """The photos that are not trained on, each several times, for as many times and noises."""
     places = np.arange(8) % max(1, len(self._held_out))
     images = self._held_out.images()[places]
-    return self._rows(images, len(self._photos) + places, 0)
+    return self._rows(images, len(self._photos) + places, 0, np.random.default_rng((self._seed, 3)))
 
-  def _rows(self, images: np.ndarray, places: np.ndarray, others: int) -> Rows:
+  def _rows(self, images: np.ndarray, places: np.ndarray, others: int, draw: np.random.Generator) -> Rows:
     """Rows of which the last `others` are of the class; losses.py says why these weights."""
     total, count = len(images), len(images) - others
     is_prior = np.arange(total) >= count
@@ -279,7 +290,7 @@ class RowSource:
     if self._kind == "frozen":
       conditioning["frozen"] = is_prior
     prompt = jax.tree.map(lambda x: x[which], self._texts)
-    return Rows(np.asarray(shrink(jnp.asarray(images), self._side)), prompt, weights, conditioning)
+    return Rows(self._see(images, draw), prompt, weights, conditioning)
 
 
 class _Patience:

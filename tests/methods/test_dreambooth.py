@@ -1,13 +1,23 @@
 """DreamBooth on a tiny cascade, from a folder of photos to a theta."""
 
+import json
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 import pytest
 
 from dreamjax import generators
-from dreamjax.generators.cascade import own_samplings
+from dreamjax.convert import latent_unet
+from dreamjax.data import tokenizer
+from dreamjax.data.latents import Latents
+from dreamjax.diffusion.schedules import Table
+from dreamjax.generators.cascade import Cascade, Sampling, Stage, own_samplings
 from dreamjax.methods import dreambooth
+from dreamjax.models.autoencoder import Autoencoder
+from dreamjax.models.clip import PromptEncoder, TextTower
+from dreamjax.models.latent_unet import LatentUNet
 
 
 def recipe(**changes):
@@ -137,7 +147,7 @@ def test_rows_hold_each_photo_equally_often_and_the_class_s_prompt_last(tiny_cas
   prior = np.zeros((5, 16, 16, 3), np.uint8)
   texts = {"which": np.arange(5)}  # four photos, then the class
   subject = dreambooth.Subject(read, "qx", "a dog", prior)
-  rows = dreambooth.RowSource(subject, 8, texts, config, config.stages.base)
+  rows = dreambooth.RowSource(subject, lambda x, _: x[:, ::2, ::2], texts, config, config.stages.base)
   seen = [rows(i) for i in range(6)]
   counts = np.bincount(np.concatenate([r.prompt["which"] for r in seen]), minlength=5)
   np.testing.assert_array_equal(counts, [3, 3, 3, 3, 12])
@@ -194,3 +204,83 @@ def test_a_workdir_of_another_training_is_refused_and_kept(tiny_cascade, whole, 
   again = dreambooth.dreambooth(generator, params, photos, "dog", workdir=workdir, config=longer)
   assert again.thetas["base"].weights["conv_in"]["up"].shape == made.thetas["base"].weights["conv_in"]["up"].shape
   assert '"step": 4' in (workdir / "base/log.jsonl").read_text()
+
+
+@pytest.fixture(scope="module")
+def tiny_latent():
+  """SDXL in small, with random weights: (cascade, params)."""
+  words = tokenizer.train(["a dog on the beach", "qx zv wug"] * 3, 320)
+  words.bos_token = words.eos_token
+  tower = TextTower(vocab=len(words), length=8, width=8, depth=2, heads=2, mlp=8, eos=words.eos_token_id)
+  encoder = PromptEncoder((tower, tower.clone(projection=6)), penultimate=True)
+  unet = LatentUNet(
+    widths=(8, 16), blocks=1, attention=(False, True), depth=(1, 1), heads=(2, 2), text_width=16, channels=3,
+    pooled_width=6, size_width=4, groups=4, image=8,
+  )  # fmt: skip
+  autoencoder = Autoencoder(widths=(4, 4), blocks=1, latent=3, scale=0.5, groups=4)
+  stage = Stage("base", unet, Table("scaled_linear", 1000, 0.00085, 0.012), "eps", masks_text=False,
+                sampling=Sampling(steps=2, guidance=2.0), sizes=(16, 16, 0, 0, 16, 16))  # fmt: skip
+  two = tokenizer.Tokenizers([tokenizer.Tokenizer(words, 8)] * 2)
+  rng = np.random.default_rng(0)
+
+  def weights(module, *inputs):
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+    return jax.tree.map(lambda x: 0.2 * rng.standard_normal(x.shape, np.float32), shapes)
+
+  ids, mask = two(["a dog"])
+  params = {
+    "text": weights(encoder, jnp.asarray(ids), jnp.asarray(mask)),
+    "base": weights(unet, *latent_unet.inputs(unet)),
+    "autoencoder": weights(autoencoder, jnp.zeros((1, 16, 16, 3))),
+  }
+  return Cascade("tiny-xl", encoder, two, (stage,), autoencoder), params
+
+
+def latent_recipe(**changes):
+  config = dreambooth.default_config(("base",))
+  config.identifier = "qx"
+  base = config.stages.base
+  base.steps, base.rows, base.prior_rows, base.optimizer.learning_rate = 3, 2, 2, 1e-2
+  config.prior.count, config.prior.batch, config.prior.sampling.base.steps = 4, 2, 2
+  config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
+  return config
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {},
+    {
+      "prior__kind": "frozen",
+      "stages__base__kind": "lora",
+      "stages__base__pattern": "(self|cross|attention)/",
+      "train_text": True,
+    },
+  ],
+  ids=["full", "lora"],
+)
+def test_a_subject_is_learned_on_latents(tiny_latent, photos, tmp_path, changes):
+  generator, params = tiny_latent
+  before = jax.tree.map(np.copy, params)
+  config = latent_recipe(**changes)
+  made = dreambooth.dreambooth(generator, params, photos, "dog", workdir=tmp_path, config=config)
+  same(before, params)
+  assert set(made.thetas) == ({"base", "text"} if config.train_text else {"base"})
+  losses = [json.loads(line) for line in (tmp_path / "base/log.jsonl").read_text().splitlines()]
+  assert all(np.isfinite(line["loss"]) for line in losses)
+  tuned = generators.sample(generator, params, ["a [V] dog"], theta=made, size=1)
+  plain = generators.sample(generator, params, ["a qx dog"], size=1)
+  assert tuned.shape == (1, 16, 16, 3) and np.abs(tuned - plain).max() > 1e-3
+
+
+def test_rows_of_latents_are_the_autoencoder_s_gaussians_and_each_picture_is_encoded_once(tiny_latent, photos):
+  generator, params = tiny_latent
+  module, weights = generator.autoencoder, params["autoencoder"]
+  encode = Latents(module, weights)
+  images = dreambooth.read_photos(photos, 16, "dog").images()
+  drawn = np.stack([encode(images, np.random.default_rng(i)) for i in range(200)])
+  assert len(encode._known) == 4
+  mean = module.apply({"params": weights}, jnp.asarray(images), method="encode")
+  spread = 0.5 * np.exp(0.5 * module.apply({"params": weights}, jnp.asarray(images), method="gaussian").log_variance)
+  assert np.abs((drawn.mean(0) - mean) / spread).max() < 5 / np.sqrt(200)
+  np.testing.assert_allclose((drawn.std(0) / spread).mean(), 1.0, atol=0.02)
