@@ -34,7 +34,7 @@ setuptools.setup(
     "jinja2>=3.1",
     "ml_collections>=1.0",
     "numpy>=2.0",
-    "optax>=0.2.5",
+    "optax>=0.2.8",
     "orbax-checkpoint>=0.11",
     "pillow>=11",
     "rich>=13.9",
@@ -64,6 +64,6 @@ setuptools.setup(
       *("beartype>=0.20", "flask>=3.1", "hypothesis>=6.100", "pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.15"),
       "selenium>=4.30",
     ],
-    "parity": ["diffusers>=0.35", "torch>=2.6"],
+    "parity": ["accelerate>=1.10", "diffusers>=0.35", "peft>=0.17", "torch>=2.6"],
   },
 )

@@ -8,13 +8,13 @@ import sys
 
 import jax
 
-from dreamjax.commands import demo, dreambooth, evaluate, feedback, pretrain, sample, styledrop, toybox
+from dreamjax.commands import demo, dreambooth, evaluate, export, feedback, pretrain, sample, styledrop, toybox
 
 
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(prog="dreamjax", description="Personalised image generation in JAX.")
   commands = parser.add_subparsers(dest="command", required=True)
-  for command in (demo, dreambooth, styledrop, feedback, sample, evaluate, pretrain, toybox):
+  for command in (demo, dreambooth, styledrop, feedback, sample, export, evaluate, pretrain, toybox):
     command.add(commands)
   return parser
 

@@ -20,7 +20,7 @@ from dreamjax import theta
 from dreamjax.convert import pretrained
 from dreamjax.data.tokenizer import Tokenizer
 from dreamjax.diffusion.schedules import Cosine, Schedule, Table
-from dreamjax.generators import pipelines
+from dreamjax.generators import exchange, pipelines
 from dreamjax.generators.cascade import Cascade, Sampling, Stage
 from dreamjax.generators.generator import TEXT
 from dreamjax.generators.masked import Decoding, Masked, TokenStage
@@ -70,7 +70,12 @@ def load(name: str | os.PathLike[str]) -> tuple[Cascade | Masked, dict[str, Any]
 
 
 def load_theta(path: pathlib.Path | str, generator: Cascade | Masked, params: Any) -> Personalisation:
-  """Reads a personalisation of a generator; ValueError if it was trained beside another one. See `theta.load`."""
+  """Reads a personalisation of a generator; ValueError if it was trained beside another one. See `theta.load`.
+
+  For Stable Diffusion, low-rank updates of other programs are read as well, see `exchange.load`.
+  """
+  if isinstance(generator, Cascade) and generator.autoencoder is not None and exchange.is_foreign(pathlib.Path(path)):
+    return exchange.load(pathlib.Path(path), generator, params)
   return theta.load(pathlib.Path(path), generator.base(params))
 
 

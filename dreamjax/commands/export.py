@@ -1,0 +1,28 @@
+"""`dreamjax export`: writes a personalisation of Stable Diffusion for another program."""
+
+import argparse
+import pathlib
+from typing import Any
+
+from dreamjax import generators
+from dreamjax.generators import exchange
+
+
+def add(commands: Any) -> None:
+  """Adds the command to an argparse parser's."""
+  parser = commands.add_parser("export", help="write a personalisation for another program")
+  parser.add_argument("--theta", type=pathlib.Path, required=True, metavar="FILE", help="the personalisation")
+  parser.add_argument("--model", required=True, metavar="DIR", help="the generator that it was trained beside")
+  parser.add_argument("--format", choices=exchange.FORMATS, default="diffusers", help="(%(default)s)")
+  parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="for the files")
+  parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+  """Runs the command."""
+  generator, params = generators.load(args.model)
+  if not isinstance(generator, generators.Cascade):
+    raise ValueError(f"{args.model} is none of the generators that other programs have files for")
+  made = generators.load_theta(args.theta, generator, params)
+  for path in exchange.save(args.out, args.format, generator, params, made):
+    print(path)

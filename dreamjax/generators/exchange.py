@@ -1,0 +1,300 @@
+"""Thetas of Stable Diffusion in the files of other programs, and theirs as thetas.
+
+Low-rank updates are known in three layouts, in all of which a layer has the name that it has in diffusers:
+
+  diffusers  one file; "unet.<layer>.lora_A.weight", with rank and alpha in the metadata (older: lora.down, processor)
+  peft       a folder for each network, of adapter_model.safetensors beside adapter_config.json
+  kohya      one file; "lora_unet_<layer, _ for .>.lora_down.weight" and ".alpha"; SDXL's layers by their first names
+
+Full weights are written as a diffusers folder of the tuned generator.
+"""
+
+from collections.abc import Iterable, Iterator
+import json
+import pathlib
+import re
+from typing import Any, NamedTuple
+
+from flax.traverse_util import flatten_dict, unflatten_dict
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from dreamjax.convert import clip, latent_unet
+from dreamjax.convert.table import Table, View
+from dreamjax.generators import pipelines
+from dreamjax.generators.cascade import Cascade
+from dreamjax.generators.generator import TEXT
+from dreamjax.theta import Card, Full, LoRA, Personalisation
+from dreamjax.theta.kinds import Path
+
+FORMATS = ("diffusers", "peft", "kohya")
+WEIGHTS = "pytorch_lora_weights.safetensors"  # where diffusers looks for the first layout
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+class _Layer(NamedTuple):
+  """Where a layer of theirs is here: the part of the generator, the path there, and how its kernel is seen."""
+
+  part: str
+  path: Path
+  view: View
+
+
+class _Update(NamedTuple):
+  """A layer's update as others store it: A [r, inputs, ...], B [outputs, r, ...], and alpha."""
+
+  down: np.ndarray
+  up: np.ndarray
+  alpha: float
+
+
+def save(path: pathlib.Path, form: str, generator: Cascade, params: Any, made: Personalisation) -> list[pathlib.Path]:
+  """Writes a personalisation for another program.
+
+  Args:
+    path: a folder, made where missing.
+    form: one of `FORMATS`.
+    generator: Stable Diffusion or SDXL.
+    params: its parameters.
+    made: what is written: low-rank updates, or full weights for "diffusers".
+
+  Returns:
+    What was written.
+
+  Raises:
+    ValueError: if the format is unknown, or knows no such theta or layer, or the generator is of another family.
+  """
+  if form not in FORMATS:
+    raise ValueError(f"unknown format {form!r}; there are: {', '.join(FORMATS)}")
+  layers = _layers(generator, params)
+  kinds = {type(theta) for theta in made.thetas.values()}
+  if kinds == {Full} and form == "diffusers":
+    whole = {**params, **{part: theta.merge(params[part]) for part, theta in made.thetas.items()}}
+    pipelines.save(path, generator, whole, np.float16)
+    return [path]
+  if kinds != {LoRA}:
+    known = "low-rank updates, or full weights," if form == "diffusers" else "low-rank updates"
+    found = ", ".join(f"{part}: {type(theta).__name__}" for part, theta in made.thetas.items())
+    raise ValueError(f"{form} knows {known} for all parts; those of this theta are {found}")
+  updates = dict(_updates(layers, made))
+  files = {"diffusers": _diffusers_files, "peft": _peft_files, "kohya": lambda some: _kohya_files(some, generator)}
+  written = []
+  for name, (tensors, metadata) in files[form](updates).items():
+    (path / name).parent.mkdir(parents=True, exist_ok=True)
+    safetensors.numpy.save_file(tensors, path / name, metadata=metadata)
+    written.append(path / name)
+  if form == "peft":
+    for network, some in _by_network(updates).items():
+      settings = {"peft_type": "LORA", **_adapter(some)}
+      (path / network / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
+  return written
+
+
+def load(path: pathlib.Path, generator: Cascade, params: Any) -> Personalisation:
+  """Reads low-rank updates of another program, in any of the three layouts.
+
+  Such files do not say which model they were trained beside, nor what stands for [V]: the card has the one that is
+  given, and no identifier.
+
+  Args:
+    path: the file; of the layout of peft, the file of one network.
+    generator: Stable Diffusion or SDXL.
+    params: its parameters, or their shapes.
+
+  Raises:
+    ValueError: if the file is damaged, holds something else, or layers that the generator lacks or that do not fit.
+  """
+  try:
+    with safetensors.safe_open(path, "np") as file:
+      tensors = {key: file.get_tensor(key).astype(np.float32) for key in file.keys()}
+      metadata = file.metadata() or {}
+  except safetensors.SafetensorError as error:
+    raise ValueError(f"{path} is no complete safetensors file: {error}") from error
+  layers = _layers(generator, params)
+  found: dict[str, dict[Path, Any]] = {}
+  for name, update in _read(path, tensors, metadata, layers, generator).items():
+    part, layer, view = layers[name]
+    down, up = view.ours(update.down), update.up.reshape(update.up.shape[:2]).T
+    kernel = flatten_dict(params[part])[*layer, "kernel"].shape
+    if (*down.shape[:-1], up.shape[-1]) != kernel or down.shape[-1] != up.shape[0]:
+      raise ValueError(f"{path}: {name} has shapes {update.down.shape} and {update.up.shape}, which do not fit it here")
+    weights = found.setdefault(part, {})
+    weights[*layer, "down"] = np.ascontiguousarray(down)
+    weights[*layer, "up"] = np.ascontiguousarray(up) * np.float32(update.alpha / len(up))
+  thetas = {part: LoRA(unflatten_dict(weights), 1.0) for part, weights in found.items()}
+  return Personalisation(thetas, Card(generator.base(params), "", "", {"method": "imported", "file": path.name}))
+
+
+def is_foreign(path: pathlib.Path) -> bool:
+  """Whether a file holds low-rank updates in one of the layouts of others."""
+  try:
+    with safetensors.safe_open(path, "np") as file:
+      return any(re.search(r"lora[._](A|B|down|up)\b", key) for key in file.keys())
+  except (safetensors.SafetensorError, OSError):
+    return False
+
+
+def _layers(generator: Cascade, params: Any) -> dict[str, _Layer]:
+  """All layers that may have an update, by the names of diffusers, such as "unet.conv_in"."""
+  if generator.autoencoder is None:
+    raise ValueError(f"{generator.name} is none of the generators that diffusers has: there are no such files for it")
+  networks: list[tuple[str, str, Path, Table]] = [("unet", generator.stages[0].name, (), latent_unet.TABLE)]
+  for i, _ in enumerate(generator.text_encoder.towers):
+    networks.append((f"text_encoder{'_2' if i else ''}", TEXT, (f"towers_{i}",), clip.TEXT_TABLE))
+  found = {}
+  for name, part, where, table in networks:
+    tree = params[part]
+    for key in where:
+      tree = tree[key]
+    kernels = [path for path in flatten_dict(tree, sep="/") if path.endswith("/kernel")]
+    for key, (path, view) in table.match(kernels).items():
+      layer = (*where, *path.split("/")[:-1])
+      found[f"{name}.{key.removesuffix('.weight')}"] = _Layer(part, layer, view)
+  return found
+
+
+def _updates(layers: dict[str, _Layer], made: Personalisation) -> Iterator[tuple[str, _Update]]:
+  names = {(layer.part, layer.path): (name, layer.view) for name, layer in layers.items()}
+  for part, theta in made.thetas.items():
+    flat = {path: np.asarray(x, np.float32) for path, x in flatten_dict(theta.weights).items()}
+    for layer in dict.fromkeys(path[:-1] for path in flat):
+      name, view = names[part, layer]
+      down, up = view.theirs(flat[*layer, "down"]), flat[*layer, "up"].T
+      up = up.reshape(*up.shape, *(1,) * (down.ndim - 2))
+      yield name, _Update(np.ascontiguousarray(down), np.ascontiguousarray(up), theta.scale * up.shape[1])
+
+
+Files = dict[str, tuple[dict[str, np.ndarray], dict[str, str]]]  # by name, tensors and metadata
+
+
+def _diffusers_files(updates: dict[str, _Update]) -> Files:
+  tensors = {}
+  for name, update in updates.items():
+    tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = update.down, update.up
+  networks = _by_network(updates)
+  settings = {f"{network}.{key}": x for network, some in networks.items() for key, x in _adapter(some).items()}
+  return {WEIGHTS: (tensors, {"format": "pt", "lora_adapter_metadata": json.dumps(settings)})}
+
+
+def _peft_files(updates: dict[str, _Update]) -> Files:
+  files: Files = {}
+  for network, some in _by_network(updates).items():
+    tensors = {}
+    for layer, update in some.items():
+      key = f"base_model.model.{layer}"
+      tensors[f"{key}.lora_A.weight"], tensors[f"{key}.lora_B.weight"] = update.down, update.up
+    files[f"{network}/{ADAPTER}"] = tensors, {"format": "pt"}
+  return files
+
+
+def _by_network(updates: dict[str, _Update]) -> dict[str, dict[str, _Update]]:
+  networks: dict[str, dict[str, _Update]] = {}
+  for name, update in updates.items():
+    network, _, layer = name.partition(".")
+    networks.setdefault(network, {})[layer] = update
+  return networks
+
+
+def _adapter(updates: dict[str, _Update]) -> dict[str, Any]:
+  """What peft's config says of one network's updates, all of which have one rank and alpha.
+
+  Layers are named by the ends of their names, for what stands in front depends on the version of transformers.
+  """
+  first = next(iter(updates.values()))
+  ends = {re.search(r"[^.]+(\.\d+)?$", layer)[0] for layer in updates}
+  return {"r": len(first.down), "lora_alpha": first.alpha, "target_modules": sorted(ends), "bias": "none"}
+
+
+def _kohya_files(updates: dict[str, _Update], generator: Cascade) -> Files:
+  tensors = {}
+  for name, update in updates.items():
+    key = _kohya_name(name, generator)
+    tensors[f"{key}.lora_down.weight"], tensors[f"{key}.lora_up.weight"] = update.down, update.up
+    tensors[f"{key}.alpha"] = np.asarray(update.alpha, np.float32)
+  return {"lora.safetensors": (tensors, {"ss_network_module": "networks.lora"})}
+
+
+def _kohya_name(name: str, generator: Cascade) -> str:
+  """kohya's name of a layer; ValueError for one of SDXL's that has none."""
+  network, _, layer = name.partition(".")
+  is_xl = len(generator.text_encoder.towers) > 1
+  if network == "unet" and is_xl:
+    layer = _first_name(layer, generator.stages[0].unet.blocks + 1)
+    if layer is None:
+      raise ValueError(f"kohya's format is written for SDXL's transformers only, not for {name}: use another format")
+  prefix = {"unet": "lora_unet", "text_encoder": "lora_te1" if is_xl else "lora_te", "text_encoder_2": "lora_te2"}
+  return f"{prefix[network]}_{layer}".replace(".", "_")
+
+
+def _first_name(layer: str, rows: int) -> str | None:
+  """The first name of a layer of SDXL's transformers, which counts the blocks of all levels; None for other layers."""
+  if match := re.match(r"(down|up)_blocks\.(\d)\.attentions\.(\d)\.(.+)", layer):
+    way, level, block, rest = match.groups()
+    number = rows * int(level) + int(block)
+    return f"input_blocks.{number + 1}.1.{rest}" if way == "down" else f"output_blocks.{number}.1.{rest}"
+  match = re.match(r"mid_block\.attentions\.0\.(.+)", layer)
+  return f"middle_block.1.{match[1]}" if match else None
+
+
+def _read(
+  path: pathlib.Path,
+  tensors: dict[str, np.ndarray],
+  metadata: dict[str, str],
+  layers: Iterable[str],
+  generator: Cascade,
+) -> dict[str, _Update]:
+  """Updates by the names of diffusers."""
+  settings = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+  if (beside := path.with_name(ADAPTER_CONFIG)).is_file() and path.name == ADAPTER:
+    settings |= {f"{_network(path)}.{key}": x for key, x in json.loads(beside.read_text()).items()}
+  kohya = _kohya_names(layers, generator)
+  parts: dict[str, dict[str, np.ndarray]] = {}
+  for key, tensor in tensors.items():
+    if key.endswith(".alpha"):
+      name, what = key.removesuffix(".alpha"), "alpha"
+    elif match := re.fullmatch(r"(.+?)(?:\.|_)lora(?:_linear_layer)?[._](A|B|down|up)(?:\.default)?\.weight", key):
+      name, what = match[1], {"A": "down", "B": "up"}.get(match[2], match[2])
+    else:
+      raise ValueError(f"{path} holds {key}, which is no low-rank update")
+    parts.setdefault(_diffusers_name(path, name, kohya), {})[what] = tensor
+  known = set(layers)
+  if unknown := [name for name in parts if name not in known]:
+    raise ValueError(f"{path} is not for this generator: it has no {', '.join(sorted(unknown)[:5])}")
+  updates = {}
+  for name, found in parts.items():
+    if not {"down", "up"} <= set(found):
+      raise ValueError(f"{path} holds only {', '.join(found)} of {name}")
+    network, rank = name.partition(".")[0], len(found["down"])
+    alpha = found.get("alpha", settings.get(f"{network}.lora_alpha", rank))
+    updates[name] = _Update(found["down"], found["up"], float(alpha))
+  return updates
+
+
+def _kohya_names(layers: Iterable[str], generator: Cascade) -> dict[str, str]:
+  """All names that kohya has for the layers."""
+  prefixes = {"unet": ["lora_unet"], "text_encoder": ["lora_te", "lora_te1"], "text_encoder_2": ["lora_te2"]}
+  rows, known = generator.stages[0].unet.blocks + 1, {}
+  for name in layers:
+    network, _, layer = name.partition(".")
+    names = [f"{prefix}_{layer}" for prefix in prefixes[network]]
+    if network == "unet" and (first := _first_name(layer, rows)):
+      names.append(f"lora_unet_{first}")
+    known |= {key.replace(".", "_"): name for key in names}
+  return known
+
+
+def _network(path: pathlib.Path) -> str:
+  """The network of a file of peft, by its folder."""
+  return path.parent.name if path.parent.name in ("unet", "text_encoder", "text_encoder_2") else "unet"
+
+
+def _diffusers_name(path: pathlib.Path, name: str, kohya: dict[str, str]) -> str:
+  """A layer's name in diffusers."""
+  if name in kohya:
+    return kohya[name]
+  if name.startswith("base_model.model."):
+    name = f"{_network(path)}.{name.removeprefix('base_model.model.')}"
+  name = re.sub(r"^(text_encoder(_2)?)\.(?=encoder\.)", r"\1.text_model.", name)  # as newer transformers have it
+  name = re.sub(r"\.processor\.to_(q|k|v)$", r".to_\1", name)
+  return re.sub(r"\.processor\.to_out$", ".to_out.0", name)

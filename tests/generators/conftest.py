@@ -1,0 +1,134 @@
+"""Pipelines of diffusers with small random networks, and what they draw."""
+
+import types
+
+import numpy as np
+import pytest
+
+from dreamjax import generators
+from dreamjax.diffusion import process
+from dreamjax.generators import cascade as cascades
+from dreamjax.generators.cascade import Sampling
+
+PROMPTS = ["a red dog", "a dog on the beach"]
+SIDE, STEPS, GUIDANCE, SEED = 8, 10, 3.0, 3
+
+
+def make_tokenizer(pad):
+  """CLIP's byte pair encoding with single letters and a few words."""
+  import transformers
+
+  letters = [chr(i) for i in range(97, 123)]
+  pieces = [*letters, *(f"{letter}</w>" for letter in letters), "do", "dog</w>", "re", "red</w>"]
+  vocab = {piece: i for i, piece in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>", "!"])}
+  merges = [("d", "o"), ("do", "g</w>"), ("r", "e"), ("re", "d</w>")]
+  return transformers.CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=12, pad_token=pad)
+
+
+def make_tower(tokenizer, width, *, projects):
+  import transformers
+
+  kind = transformers.CLIPTextModelWithProjection if projects else transformers.CLIPTextModel
+  config = transformers.CLIPTextConfig(
+    vocab_size=len(tokenizer),
+    hidden_size=width,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=12,
+    max_position_embeddings=12,
+    projection_dim=10,
+    bos_token_id=tokenizer.bos_token_id,
+    eos_token_id=tokenizer.eos_token_id,
+    hidden_act="gelu" if projects else "quick_gelu",
+  )
+  return kind(config)
+
+
+def make_pipeline(kind):
+  """A pipeline of diffusers with random weights."""
+  torch = pytest.importorskip("torch")
+  import diffusers
+
+  torch.manual_seed(0)
+  xl = kind == "sdxl"
+  first, second = make_tokenizer("<|endoftext|>"), make_tokenizer("!")
+  options = {
+    "sample_size": SIDE,
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "cross_attention_dim": 20 if xl else 8,
+    "attention_head_dim": 2,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+  }
+  if xl:
+    more = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4, "use_linear_projection": True}
+    options |= more | {"projection_class_embeddings_input_dim": 6 * 4 + 10}
+  unet = diffusers.UNet2DConditionModel(**options)
+  vae = diffusers.AutoencoderKL(
+    block_out_channels=(8, 8),
+    down_block_types=("DownEncoderBlock2D",) * 2,
+    up_block_types=("UpDecoderBlock2D",) * 2,
+    norm_num_groups=4,
+    scaling_factor=0.18215,
+  )
+  scheduler = diffusers.DDIMScheduler(
+    beta_schedule="scaled_linear",
+    beta_start=0.00085,
+    beta_end=0.012,
+    clip_sample=False,
+    set_alpha_to_one=False,
+    steps_offset=1,
+    prediction_type="v_prediction" if kind == "sd-v" else "epsilon",
+  )
+  parts = {"vae": vae, "unet": unet, "scheduler": scheduler, "tokenizer": first}
+  parts["text_encoder"] = make_tower(first, 8, projects=False)
+  if xl:
+    texts = {"text_encoder_2": make_tower(second, 12, projects=True), "tokenizer_2": second}
+    return diffusers.StableDiffusionXLPipeline(**parts, **texts, add_watermarker=False)
+  absent = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+  return diffusers.StableDiffusionPipeline(**parts, **absent)
+
+
+def theirs(pipeline):
+  """What diffusers draws of the same noise, in [-1, 1]."""
+  import torch
+
+  pipeline.set_progress_bar_config(disable=True)
+  drawn = pipeline(
+    PROMPTS,
+    latents=torch.tensor(noise().transpose(0, 3, 1, 2)),
+    num_inference_steps=STEPS,
+    guidance_scale=GUIDANCE,
+    output_type="np",
+  )
+  return 2 * drawn.images - 1
+
+
+def ours(generator, params, theta=None):
+  """What we draw, in [-1, 1]."""
+  samplings = [Sampling(steps=STEPS, guidance=GUIDANCE)]
+  return generators.sample(generator, params, PROMPTS, theta=theta, samplings=samplings, seed=SEED, size=2)
+
+
+def noise():
+  """What we draw it of."""
+  keys = process.fold(cascades.keys_of(SEED, [0, 1]), 0)
+  return np.asarray(process.draw_noise(keys, (SIDE, SIDE, 4)))
+
+
+@pytest.fixture(scope="session")
+def pipelines(tmp_path_factory):
+  """make(name): a new pipeline; folder(name): where diffusers wrote it; theirs(pipeline), ours(generator, params)."""
+  pytest.importorskip("torch")
+  pytest.importorskip("diffusers")
+  made = {}
+
+  def folder(name):
+    if name not in made:
+      made[name] = tmp_path_factory.mktemp(name)
+      make_pipeline(name).save_pretrained(made[name])
+    return made[name]
+
+  return types.SimpleNamespace(make=make_pipeline, folder=folder, theirs=theirs, ours=ours)

@@ -1,0 +1,126 @@
+"""Low-rank updates to and from diffusers, peft and kohya: the same pictures there and here."""
+
+from flax.traverse_util import flatten_dict, unflatten_dict
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from dreamjax import generators
+from dreamjax.generators import exchange
+from dreamjax.theta import Card, Full, LoRA, Personalisation
+
+PATTERN = "(self|cross|attention)/(query|key|value|out)$"
+
+
+def personalised(folder, *, text, pattern=PATTERN):
+  """The generator of a folder, its parameters, and random low-rank updates of scale 1.5."""
+  generator, params = generators.load(folder)
+  rng = np.random.default_rng(0)
+  thetas = {}
+  for part in ("base", "text") if text else ("base",):
+    theta = LoRA.init(jax.random.key(0), params[part], 2, alpha=3.0, pattern=pattern)
+    thetas[part] = jax.tree.map(lambda x: 0.3 * rng.standard_normal(x.shape, np.float32), theta)
+  return generator, params, Personalisation(thetas, Card(generator.base(params), "qx", "dog", {}))
+
+
+def fresh(folder):
+  import diffusers
+  import torch
+
+  pytest.importorskip("peft")
+  return diffusers.DiffusionPipeline.from_pretrained(folder).to(dtype=torch.float32)
+
+
+@pytest.mark.parametrize("form", ["diffusers", "kohya"])
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_diffusers_draws_the_same_with_our_updates(pipelines, tmp_path, name, form):
+  folder = pipelines.folder(name)
+  pipeline = fresh(folder)
+  generator, params, made = personalised(folder, text=True)
+  wanted = pipelines.ours(generator, params, made)
+  assert np.abs(wanted - pipelines.ours(generator, params)).max() > 0.1
+  (file,) = exchange.save(tmp_path, form, generator, params, made)
+  pipeline.load_lora_weights(tmp_path, weight_name=file.name)
+  np.testing.assert_allclose(pipelines.theirs(pipeline), wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_updates_that_peft_made_draw_the_same_here(pipelines, tmp_path, name):
+  peft = pytest.importorskip("peft")
+  import torch
+
+  folder = pipelines.folder(name)
+  pipeline = fresh(folder)
+  torch.manual_seed(1)
+  layers = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv_shortcut"]
+  settings = peft.LoraConfig(r=3, lora_alpha=6, target_modules=layers, init_lora_weights=False)
+  pipeline.unet.add_adapter(settings)
+  texts = peft.LoraConfig(r=2, lora_alpha=2, target_modules=["q_proj", "fc1"], init_lora_weights=False)
+  pipeline.text_encoder.add_adapter(texts)
+  pipeline.save_lora_weights(
+    tmp_path,
+    unet_lora_layers=peft.get_peft_model_state_dict(pipeline.unet),
+    text_encoder_lora_layers=peft.get_peft_model_state_dict(pipeline.text_encoder),
+    unet_lora_adapter_metadata=settings.to_dict(),
+    text_encoder_lora_adapter_metadata=texts.to_dict(),
+  )
+  generator, params = generators.load(folder)
+  made = generators.load_theta(tmp_path / exchange.WEIGHTS, generator, params)
+  drawn = pipelines.ours(generator, params, made)
+  assert np.abs(drawn - pipelines.ours(generator, params)).max() > 0.1
+  np.testing.assert_allclose(drawn, pipelines.theirs(pipeline), atol=1e-3)
+
+
+@pytest.mark.parametrize("form", exchange.FORMATS)
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_updates_come_back_as_they_were(pipelines, tmp_path, name, form):
+  generator, params, made = personalised(pipelines.folder(name), text=True)
+  found = {}
+  for file in exchange.save(tmp_path, form, generator, params, made):
+    for part, theta in generators.load_theta(file, generator, params).thetas.items():
+      found.setdefault(part, {}).update(flatten_dict(theta.weights))
+  assert set(found) == set(made.thetas)
+  for part, theta in made.thetas.items():
+    again = LoRA(unflatten_dict(found[part]), 1.0)
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), again.merge(params[part]), theta.merge(params[part])
+    )
+
+
+def test_full_weights_are_a_folder_of_diffusers(pipelines, tmp_path):
+  generator, params, made = personalised(pipelines.folder("sd"), text=False)
+  theta = Full(made.thetas["base"].merge(params["base"]))
+  made = Personalisation({"base": theta}, made.card)
+  (written,) = exchange.save(tmp_path / "whole", "diffusers", generator, params, made)
+  np.testing.assert_allclose(pipelines.theirs(fresh(written)), pipelines.ours(generator, params, made), atol=0.05)
+
+
+def test_what_is_not_known_is_refused(pipelines, tmp_path, tiny_cascade):
+  folder = pipelines.folder("sdxl")
+  generator, params, made = personalised(folder, text=False)
+  with pytest.raises(ValueError, match="unknown format 'onnx'"):
+    exchange.save(tmp_path, "onnx", generator, params, made)
+  with pytest.raises(ValueError, match="tiny is none of the generators that diffusers has"):
+    exchange.save(tmp_path, "peft", *tiny_cascade, made)
+  full = Personalisation({"base": Full.init(params["base"])}, made.card)
+  with pytest.raises(ValueError, match="for all parts; those of this theta are base: Full"):
+    exchange.save(tmp_path, "kohya", generator, params, full)
+  convolutions = personalised(folder, text=False, pattern="conv_1$")[2]
+  with pytest.raises(ValueError, match="SDXL's transformers only, not for unet.down_blocks.0.resnets.0.conv1"):
+    exchange.save(tmp_path, "kohya", generator, params, convolutions)
+  (file,) = exchange.save(tmp_path, "diffusers", generator, params, made)
+  tensors = load_file(file)
+  key = next(iter(tensors))
+  for name, change, problem in (
+    ("other", {"unet.nothing.lora_A.weight": tensors[key]}, "it has no unet.nothing"),
+    ("half", {"unet.conv_in.lora_A.weight": tensors[key]}, "holds only down of unet.conv_in"),
+    ("shape", {key: tensors[key][:, :-1]}, "do not fit it here"),
+    ("bias", {"unet.conv_in.bias": tensors[key]}, "unet.conv_in.bias, which is no low-rank update"),
+  ):
+    save_file({x: np.ascontiguousarray(y) for x, y in (tensors | change).items()}, tmp_path / f"{name}.safetensors")
+    with pytest.raises(ValueError, match=problem):
+      generators.load_theta(tmp_path / f"{name}.safetensors", generator, params)
+  (tmp_path / "cut.safetensors").write_bytes(file.read_bytes()[:-9])
+  with pytest.raises(ValueError, match=r"cut\.safetensors"):
+    generators.load_theta(tmp_path / "cut.safetensors", generator, params)
