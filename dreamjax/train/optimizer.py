@@ -15,10 +15,10 @@ from dreamjax.train.state import path
 def default_config() -> ml_collections.ConfigDict:
   """The fields that `make_optimizer` reads.
 
-  kind: "adamw", or "muon", which makes the updates of matrices and kernels orthogonal, as large as AdamW's (Jordan et
-  al., 2024; Liu et al., 2502.16982, section 2.2), and leaves the rest to AdamW; learning_rate: the highest one; warmup:
-  steps of linear increase to it; decay: "cosine" to zero at the last step, or "constant"; b1, b2, weight_decay (of
-  matrices and kernels, not of vectors): AdamW's; clip: largest global norm of the gradient; ema: decay of theta's
+  kind: "adamw", or "muon", which makes the updates of kernels orthogonal, as large as AdamW's (Jordan et al., 2024; Liu
+  et al., 2502.16982, section 2.2), and leaves the rest to AdamW, without weight decay; learning_rate: the highest one;
+  warmup: steps of linear increase to it; decay: "cosine" to zero at the last step, or "constant"; b1, b2, weight_decay
+  (of matrices and kernels, not of vectors): AdamW's; clip: largest global norm of the gradient; ema: decay of theta's
   moving average, 0 for none; multipliers: pairs (regex, factor) for learning rates by name, of which the first that
   matches a parameter's path counts.
   """
@@ -53,7 +53,7 @@ def make_optimizer(config: ml_collections.ConfigDict, theta: Any, steps: int) ->
   if config.kind == "muon":
     update = contrib.muon(
       schedule, weight_decay=config.weight_decay, adam_b1=config.b1, adam_b2=config.b2, consistent_rms=0.2,
-      muon_weight_dimension_numbers=lambda theta: jax.tree.map(_as_matrix, theta),
+      muon_weight_dimension_numbers=lambda theta: jax.tree_util.tree_map_with_path(_as_matrix, theta),
     )  # fmt: skip
   else:
     update = optax.adamw(schedule, config.b1, config.b2, weight_decay=config.weight_decay, mask=matrices)
@@ -66,9 +66,12 @@ def make_optimizer(config: ml_collections.ConfigDict, theta: Any, steps: int) ->
   return optax.chain(*parts)
 
 
-def _as_matrix(x: Any) -> contrib.MuonDimensionNumbers | None:
-  """How Muon sees a parameter: a kernel's last axis counts the outputs, all others the inputs; vectors are not its."""
-  if x.ndim < 2:
+def _as_matrix(keys: Any, x: Any) -> contrib.MuonDimensionNumbers | None:
+  """How Muon sees a parameter: a kernel's last axis counts the outputs, all others the inputs; the rest is not its.
+
+  Of a table of tokens or a codebook a step reaches few rows, which are not to be moved as one matrix.
+  """
+  if not path(keys).endswith("kernel"):
     return None
   return contrib.MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from dreamjax import generators
+from dreamjax import cli, generators
 from dreamjax.generators import exchange
 from dreamjax.theta import Card, Full, LoRA, Personalisation
 
@@ -86,6 +86,16 @@ def test_updates_come_back_as_they_were(pipelines, tmp_path, name, form):
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), again.merge(params[part]), theta.merge(params[part])
     )
+
+
+def test_the_command_writes_what_the_function_does(pipelines, tmp_path, capsys):
+  folder = pipelines.folder("sd")
+  _, _, made = personalised(folder, text=False)
+  made.save(tmp_path / "theta.safetensors")
+  asked = ["export", "--model", str(folder), "--theta", str(tmp_path / "theta.safetensors"), "--format", "kohya"]
+  assert cli.main([*asked, "--out", str(tmp_path / "made")]) == 0
+  assert capsys.readouterr().out.strip() == str(tmp_path / "made/lora.safetensors")
+  assert len(load_file(tmp_path / "made/lora.safetensors")) == 3 * len(flatten_dict(made.thetas["base"].weights)) // 2
 
 
 def test_full_weights_are_a_folder_of_diffusers(pipelines, tmp_path):
