@@ -30,6 +30,7 @@ from dreamjax.theta.kinds import Path
 
 FORMATS = ("diffusers", "peft", "kohya")
 WEIGHTS = "pytorch_lora_weights.safetensors"  # where diffusers looks for the first layout
+_UNKNOWN = ("use_dora", "use_rslora", "alpha_pattern")  # settings of peft that make another update of the same numbers
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -248,6 +249,9 @@ def _read(
   settings = json.loads(metadata.get("lora_adapter_metadata", "{}"))
   if (beside := path.with_name(ADAPTER_CONFIG)).is_file() and path.name == ADAPTER:
     settings |= {f"{_network(path)}.{key}": x for key, x in json.loads(beside.read_text()).items()}
+  for key, value in settings.items():
+    if value and key.rpartition(".")[2] in _UNKNOWN:
+      raise ValueError(f"{path}: {key} is {value}, and only plain low-rank updates of one alpha are known here")
   kohya = _kohya_names(layers, generator)
   parts: dict[str, dict[str, np.ndarray]] = {}
   for key, tensor in tensors.items():

@@ -1,5 +1,7 @@
 """Low-rank updates to and from diffusers, peft and kohya: the same pictures there and here."""
 
+import json
+
 from flax.traverse_util import flatten_dict, unflatten_dict
 import jax
 import numpy as np
@@ -131,6 +133,10 @@ def test_what_is_not_known_is_refused(pipelines, tmp_path, tiny_cascade):
     save_file({x: np.ascontiguousarray(y) for x, y in (tensors | change).items()}, tmp_path / f"{name}.safetensors")
     with pytest.raises(ValueError, match=problem):
       generators.load_theta(tmp_path / f"{name}.safetensors", generator, params)
+  settings = {"lora_adapter_metadata": json.dumps({"unet.use_rslora": True})}
+  save_file(tensors, tmp_path / "rs.safetensors", metadata=settings)
+  with pytest.raises(ValueError, match="use_rslora is True, and only plain low-rank updates"):
+    generators.load_theta(tmp_path / "rs.safetensors", generator, params)
   (tmp_path / "cut.safetensors").write_bytes(file.read_bytes()[:-9])
   with pytest.raises(ValueError, match=r"cut\.safetensors"):
     generators.load_theta(tmp_path / "cut.safetensors", generator, params)
