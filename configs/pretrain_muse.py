@@ -30,7 +30,7 @@ def get_config(which: str = "autoencoder") -> ml_collections.ConfigDict:
   config.train, config.held_out = {"train": 12288}, {"subjects": 256}
   config.log_every, config.save_every, config.judged = 50, 500, 256
   config.optimizer = optimizer()
-  config.optimizer.learning_rate, config.optimizer.ema = 1e-3, 0.999
+  config.optimizer.kind, config.optimizer.learning_rate, config.optimizer.ema = "muon", 1e-3, 0.999
   if which in ("autoencoder", "vqgan_small", "vqgan"):
     return _vqgan(config, which)
   if which not in ("base", "sr"):
@@ -65,7 +65,7 @@ def _vqgan(config: ml_collections.ConfigDict, which: str) -> ml_collections.Conf
   }  # fmt: skip
   config.discriminator = {"widths": (32, 64, 128), "groups": 8}
   config.perceptual = "dreamjax/toybox/weights/dino"
-  config.likeness, config.adversarial, config.adversarial_from = 0.05, 0.0, 0
+  config.likeness, config.adversarial, config.adversarial_from = 0.02, 0.0, 0
   config.commitment, config.entropy, config.temperature = 0.25, 0.02, 0.1
   config.batch, config.pieces = 16, 1
   if which == "vqgan":
