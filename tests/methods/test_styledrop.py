@@ -12,7 +12,6 @@ import pytest
 from dreamjax import generators, theta
 from dreamjax.eval.encoders import Encoders
 from dreamjax.generators import masked
-from dreamjax.generators.generator import Text
 from dreamjax.methods import styledrop
 from dreamjax.methods.masking import Recipe, TokenRows, stage_loss
 from dreamjax.theta import Adapters, LoRA
@@ -105,7 +104,7 @@ def test_dropped_texts_are_the_empty_one(tiny_masked):
   frozen = {"base": {"transformer": params["base"]["transformer"]}, "null": null}
   tokens = jnp.zeros((3, 4), jnp.int32)
   said = generator.encode(params, ["a dog", "a red cat", "a dog on the beach"])
-  nothing = Text(*(jnp.repeat(x, 3, axis=0) for x in null))
+  nothing = jax.tree.map(lambda x: jnp.repeat(x, 3, axis=0), null)
   dropped = jax.jit(stage_loss(stage, Recipe(drop=1.0)))
   kept = jax.jit(stage_loss(stage, Recipe()))
   key, rows = jax.random.key(3), TokenRows(tokens, said, jnp.ones(3))
