@@ -113,7 +113,7 @@ def load(
   files = _tensor_files(folder, kind.weights)
 
   def read(key: str) -> np.ndarray:
-    with _open(files[key]) as file:
+    with open_tensors(files[key]) as file:
       if key not in file.keys():
         raise ValueError(f"{files[key].name} lacks {key}, which the index says is there")
       return file.get_tensor(key)
@@ -178,7 +178,7 @@ def _existing(path: pathlib.Path) -> pathlib.Path:
   return path
 
 
-def _open(path: pathlib.Path) -> Any:
+def open_tensors(path: pathlib.Path) -> Any:
   """A file of tensors; ValueError if it is damaged."""
   try:
     return safetensors.safe_open(path, "np")
@@ -195,7 +195,7 @@ def _tensor_files(folder: pathlib.Path, weights: str) -> dict[str, pathlib.Path]
   for variant in ("", *VARIANTS):
     path = folder / f"{stem}{variant}.safetensors"
     if path.is_file():
-      with _open(path) as file:
+      with open_tensors(path) as file:
         return dict.fromkeys(file.keys(), path)
     index = folder / f"{weights}.index{variant}.json"
     if index.is_file():

@@ -20,7 +20,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from dreamjax.convert import clip, latent_unet
+from dreamjax.convert import clip, latent_unet, pretrained
 from dreamjax.convert.table import Table, View
 from dreamjax.generators import pipelines
 from dreamjax.generators.cascade import Cascade
@@ -106,12 +106,9 @@ def load(path: pathlib.Path, generator: Cascade, params: Any) -> Personalisation
   Raises:
     ValueError: if the file is damaged, holds something else, or layers that the generator lacks or that do not fit.
   """
-  try:
-    with safetensors.safe_open(path, "np") as file:
-      tensors = {key: file.get_tensor(key).astype(np.float32) for key in file.keys()}
-      metadata = file.metadata() or {}
-  except safetensors.SafetensorError as error:
-    raise ValueError(f"{path} is no complete safetensors file: {error}") from error
+  with pretrained.open_tensors(path) as file:
+    tensors = {key: file.get_tensor(key).astype(np.float32) for key in file.keys()}
+    metadata = file.metadata() or {}
   layers = _layers(generator, params)
   found: dict[str, dict[Path, Any]] = {}
   for name, update in _read(path, tensors, metadata, layers, generator).items():
