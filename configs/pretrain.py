@@ -38,6 +38,7 @@ def get_config(which: str = "base") -> ml_collections.ConfigDict:
   config.text_encoder, config.length = "dreamjax/toybox/weights/t5", 36
   config.albums, config.resolution, config.view = "runs/albums_calm", 64, {}
   config.train, config.held_out = {"train": 49152}, {"subjects": 4096}
+  config.resident = False  # whether the pictures lie in the device's memory, for accelerators
   config.predicts, config.shift, config.min_snr, config.drop = "v", 0.0, 0.0, 0.1
   config.flip = False
   config.log_every, config.save_every, config.judged = 50, 500, 256
@@ -46,6 +47,7 @@ def get_config(which: str = "base") -> ml_collections.ConfigDict:
     config.model = {
       "image": 32, "widths": (32, 64, 128), "blocks": (1, 2, 2), "attention": (False, True, True), "head_width": 32,
       "cross_width": 128, "pool_heads": 5, "time_width": 256, "groups": 8, "step": "conv", "patch": 2, "around": True,
+      "dtype": "float32",
     }  # fmt: skip
     # A world no more varied than so small a network can learn: toybox.Dial.
     config.view = {"views": 0.4, "light": 0.4, "layout": 0.3, "clutter": 0.4, "fill": (0.72, 0.88)}
@@ -59,7 +61,7 @@ def get_config(which: str = "base") -> ml_collections.ConfigDict:
     config.model = {
       "image": 128, "widths": (64, 96, 128), "blocks": (1, 1, 1), "attention": (False, False, False), "head_width": 32,
       "cross_width": 64, "pool_heads": 5, "time_width": 128, "groups": 8, "step": "conv", "patch": 4, "around": True,
-      "low_res": True, "self_attention": False,
+      "low_res": True, "self_attention": False, "dtype": "float32",
     }  # fmt: skip
     config.predicts = "x0"  # noise of patches this large does not pass the first level (Li & He, 2511.13720)
     config.small, config.levels = 32, (0.0, 0.3)  # above, the small pictures show too little to be made larger

@@ -1,4 +1,4 @@
-"""Batches of pictures, made one after the other on the device."""
+"""Batches of pictures, made on the device: one after the other on a CPU, many at once on an accelerator."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -9,12 +9,17 @@ import jax.numpy as jnp
 X = TypeVar("X")
 Y = TypeVar("Y")
 
+_AT_ONCE = 256  # on an accelerator
+
 
 def one_by_one(function: Callable[[X], Y], batch: X) -> Y:
-  """`jax.lax.map` whose results do not depend, to the last bit, on the size of the batch.
+  """`jax.lax.map` whose results on a CPU do not depend, to the last bit, on the size of the batch.
 
   XLA unrolls a loop that runs once, and then fuses and rounds otherwise than within a loop: enough to let a ray pass an
   edge that it hit before. So a batch of one is done twice.
+
+  An accelerator would wait for each of the many small programs of one element. There the function is vectorised, though
+  every element then pays for all branches, and results depend on the size of the batch by rounding.
 
   Args:
     function: from one element to its result.
@@ -23,6 +28,8 @@ def one_by_one(function: Callable[[X], Y], batch: X) -> Y:
   Returns:
     The results, stacked likewise.
   """
+  if jax.default_backend() != "cpu":
+    return jax.lax.map(function, batch, batch_size=_AT_ONCE)
   size = jax.tree.leaves(batch)[0].shape[0]
   if size == 1:
     batch = jax.tree.map(lambda x: jnp.concatenate([x, x]), batch)

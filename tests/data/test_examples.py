@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dreamjax.data.examples import Examples, epochs
+from dreamjax.data.examples import Examples, epochs, on_device
 
 
 def make(first, n):
@@ -35,3 +35,13 @@ def test_an_epoch_sees_everything_once_and_the_next_in_another_order():
 def test_a_batch_larger_than_the_data_is_refused():
   with pytest.raises(ValueError, match="batch of 5 cannot be drawn from 4"):
     epochs(4, 5, seed=0)
+
+
+def test_rows_taken_from_the_device_are_those_that_were_made():
+  examples = make(0, 9)
+  rows = lambda i: {"images": examples.pictures(i), "more": (examples.labels["class"][i], None)}  # noqa: E731
+  order = np.array([8, 0, 4, 4])
+  taken, made = on_device(rows, 9)(order), rows(order)
+  np.testing.assert_array_equal(taken["images"], made["images"])
+  np.testing.assert_array_equal(taken["more"][0], made["more"][0])
+  assert taken["more"][1] is None

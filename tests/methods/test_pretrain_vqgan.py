@@ -37,7 +37,7 @@ def config(judge, **fields):
     "seed": 0, "start": "", "resolution": 16, "perceptual": str(judge), "batch": 8, "judged": 16,
     "model": {"widths": (8, 8), "blocks": 1, "latent": 8, "embedding": 4, "codebook": 16, "patch": 2, "groups": 4},
     "discriminator": {"widths": (8, 8), "groups": 4}, "likeness": 0.05, "adversarial": 0.1, "adversarial_from": 1,
-    "commitment": 0.25, "entropy": 0.02, "temperature": 0.1, "quantised": True, "clustered": 0,
+    "commitment": 0.25, "entropy": 0.02, "temperature": 0.1, "quantised": True, "clustered": 0, "resident": False,
     **fields,
   })  # fmt: skip
 

@@ -16,7 +16,7 @@ import ml_collections
 import numpy as np
 
 from dreamjax.convert import pretrained
-from dreamjax.data.examples import Examples, epochs
+from dreamjax.data.examples import Examples, epochs, on_device
 from dreamjax.data.photos import Rows
 from dreamjax.data.tokenizer import Tokenizer
 from dreamjax.diffusion.resolution import shrink
@@ -87,9 +87,10 @@ def task(
     rows = Rows(image, batch["prompt"], jnp.ones(image.shape[0]), {})
     return loss(theta, frozen, rows, key)
 
-  def batches(i: int) -> Any:
-    indices = order(i)
+  def rows(indices: np.ndarray) -> Any:
     return {"images": examples.pictures(indices), "prompt": tokenizer(examples.captions(indices))}
+
+  take = on_device(rows, len(examples)) if config.resident else rows
 
   count = min(max(config.judged, _SHOWN), len(held_out))
   indices = np.random.default_rng(1).permutation(len(held_out))[:count]
@@ -119,7 +120,7 @@ def task(
     beside = os.path.relpath(config.text_encoder, folder)
     files.save(folder, drawn, {stage.name: theta[stage.name].weights}, text_encoder=beside)
 
-  return Task({stage.name: Full(weights)}, prepared, batches, measure, save, frozen, show)
+  return Task({stage.name: Full(weights)}, prepared, lambda i: take(order(i)), measure, save, frozen, show)
 
 
 def join(folders: Sequence[str], text_encoder: str, folder: pathlib.Path) -> None:

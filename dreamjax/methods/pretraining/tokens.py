@@ -17,7 +17,7 @@ import ml_collections
 import numpy as np
 
 from dreamjax.convert import pretrained
-from dreamjax.data.examples import Examples, epochs
+from dreamjax.data.examples import Examples, epochs, on_device
 from dreamjax.data.tokenizer import Tokenizer
 from dreamjax.diffusion.resolution import shrink
 from dreamjax.generators import files, masked
@@ -82,12 +82,13 @@ def task(config: ml_collections.ConfigDict, examples: Examples, held_out: Exampl
   null = tuple(jnp.asarray(x) for x in tokenizer([""]))
   frozen = {TEXT: text_params, stage.name: {"transformer": jax.device_get(weights)}, "null": null}
 
-  def batches(i: int) -> TokenRows:
-    indices = order(i)
+  def rows(indices: np.ndarray) -> TokenRows:
     smaller = None if low is None else low[indices]
     return TokenRows(
       tokens[indices], tuple(tokenizer(examples.captions(indices))), np.ones(len(indices), np.float32), smaller
     )
+
+  take = on_device(rows, len(examples)) if config.resident else rows
 
   count = min(max(config.judged, _SHOWN), len(held_out))
   prompts = held_out.captions(np.arange(count))
@@ -129,7 +130,7 @@ def task(config: ml_collections.ConfigDict, examples: Examples, held_out: Exampl
 
   recipe = Recipe(config.least, config.smoothing, config.drop)
   loss = stage_loss(stage, recipe, encoder)
-  return Task({stage.name: Full(weights)}, loss, batches, measure, save, frozen, show)
+  return Task({stage.name: Full(weights)}, loss, lambda i: take(order(i)), measure, save, frozen, show)
 
 
 def _inputs(transformer: Muse, length: int) -> Sequence[Array]:

@@ -28,7 +28,7 @@ import numpy as np
 from scipy.cluster import vq
 
 from dreamjax.convert import pretrained
-from dreamjax.data.examples import Examples, epochs
+from dreamjax.data.examples import Examples, epochs, on_device
 from dreamjax.methods.pretraining.task import Task, in_pieces, initial, signed, warm
 from dreamjax.models.resnet import Block, ResNet
 from dreamjax.models.vqgan import VQGAN, Discriminator
@@ -140,9 +140,11 @@ def task(config: ml_collections.ConfigDict, examples: Examples, held_out: Exampl
     hinge = jnp.mean(jax.nn.relu(1 - real)) + jnp.mean(jax.nn.relu(1 + false))
     return total + jnp.mean(batch["adversarial"]) * (hinge - jnp.mean(fooled)), named | {"hinge": hinge}
 
+  take = on_device(examples.pictures, len(examples)) if config.resident else examples.pictures
+
   def batches(i: int) -> Any:
     weight = config.adversarial if i >= config.adversarial_from else 0.0
-    return {"images": examples.pictures(order(i)), "adversarial": np.full(config.batch, weight, np.float32)}
+    return {"images": take(order(i)), "adversarial": np.full(config.batch, weight, np.float32)}
 
   @jax.jit
   def rebuild(params: Any, images: Any) -> Any:
