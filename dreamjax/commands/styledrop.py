@@ -20,7 +20,7 @@ def add(commands: Any) -> None:
   parser.add_argument(
     "--style", default="", help='the half of the caption that says the style (default: its end, "in ... style")'
   )
-  parser.add_argument("--model", required=True, metavar="DIR", help="the generator")
+  parser.add_argument("--model", default="toybox-muse", metavar="NAME|DIR", help="the generator (%(default)s)")
   parser.add_argument("--workdir", type=pathlib.Path, required=True, help="for logs, the pool and theta.safetensors")
   parser.add_argument(
     "--feedback", choices=styledrop.FEEDBACK, default="clip", help="who chooses for round 2 (%(default)s)"

@@ -34,7 +34,10 @@ INDEX = "model_index.json"
 _SCHEDULES = {"cosine": Cosine, "table": Table}
 
 #: Generators that come with dreamjax: the package that each lies in, and the folder there.
-SHIPPED = {"toybox-cascade": ("dreamjax.toybox", "weights/cascade")}
+SHIPPED = {
+  "toybox-cascade": ("dreamjax.toybox", "weights/cascade"),
+  "toybox-muse": ("dreamjax.toybox", "weights/muse"),
+}
 
 
 def load(name: str | os.PathLike[str]) -> tuple[Cascade | Masked, dict[str, Any]]:

@@ -45,8 +45,8 @@ class Styles(Bench):
 
   def reference(self, style: protocols.Subject) -> pathlib.Path:
     """The folder of the one picture that shows a style, with its caption."""
-    folder, caption = self.out / style.name / "reference", f"a {style.class_noun} {style.identifier}"
-    frame, _ = source.photos(style.class_noun, style.number, 1, style=style.labels["style"])
+    folder, caption = self.out / style.name / "reference", f"a {style.cls} {style.identifier}"
+    frame, _ = source.photos(style.cls, style.number, 1, style=style.labels["style"])
     pictures = ((np.asarray(picture), {"text": caption}) for picture in frame.rgb)
     image_folder.write(folder, pictures, overwrite=True)
     return folder
@@ -143,12 +143,12 @@ def style(bench: Styles) -> None:
     config.prior.kind = "none"
     folder = cascade.out / one.name
     image_folder.write(
-      folder / "photos", ((picture, {"text": f"a {one.class_noun} in [V] style"})
-      for picture in source.photos(one.class_noun, one.number, 1, style=name)[0].rgb), overwrite=True,
+      folder / "photos", ((picture, {"text": f"a {one.cls} in [V] style"})
+      for picture in source.photos(one.cls, one.number, 1, style=name)[0].rgb), overwrite=True,
     )  # fmt: skip
     config.with_captions = True
     theta = dreambooth.dreambooth(
-      cascade.generator, cascade.params, folder / "photos", one.class_noun, workdir=folder, config=config
+      cascade.generator, cascade.params, folder / "photos", one.cls, workdir=folder, config=config
     )
     own = cascade.draw(write(contents(), "in [V] style"), theta, EACH)
     gather(found, "DreamBooth-LoRA", bench.judged(own, plain, name))
@@ -161,10 +161,10 @@ def feedback(bench: Styles) -> None:
   found: dict[str, list[np.ndarray]] = {}
   for one in PROTOCOL.subjects:
     print(one.name, flush=True)
-    asked = [prompt for prompt in contents() if prompt.labels["class"] != one.class_noun]
+    asked = [prompt for prompt in contents() if prompt.labels["class"] != one.cls]
     texts, plain = write(asked, one.identifier), repeated(write(asked))
     wanted = np.repeat([vocabulary.CLASSES.index(prompt.labels["class"]) for prompt in asked], EACH)
-    own = vocabulary.CLASSES.index(one.class_noun)
+    own = vocabulary.CLASSES.index(one.cls)
     for way in ("none", "random", "clip"):
       pictures = bench.draw(texts, bench.theta(one, way), EACH)
       seen = bench.judge.probe(pictures)["class"].argmax(1)
