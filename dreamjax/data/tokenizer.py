@@ -18,20 +18,22 @@ class Tokenizer:
   Attributes:
     length: tokens in a row, the end token counted.
     inner: the `transformers` tokenizer.
+    lowers: whether texts are made lower-case first, as they were for DeepFloyd IF.
   """
 
-  def __init__(self, inner: transformers.PreTrainedTokenizerBase, length: int) -> None:
+  def __init__(self, inner: transformers.PreTrainedTokenizerBase, length: int, lowers: bool = False) -> None:
     self.inner = inner
     self.length = length
+    self.lowers = lowers
 
   @classmethod
-  def load(cls, folder: pathlib.Path | str, length: int) -> "Tokenizer":
+  def load(cls, folder: pathlib.Path | str, length: int, lowers: bool = False) -> "Tokenizer":
     """Loads the tokenizer of a folder (or hub id) in the Hugging Face layout.
 
     Raises:
       OSError, ValueError: if there is none.
     """
-    return cls(transformers.AutoTokenizer.from_pretrained(str(folder)), length)
+    return cls(transformers.AutoTokenizer.from_pretrained(str(folder)), length, lowers)
 
   def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Encodes texts.
@@ -41,13 +43,20 @@ class Tokenizer:
       its end token, as the text encoders' authors do.
     """
     rows = self.inner(
-      list(texts), padding="max_length", truncation=True, max_length=self.length, return_attention_mask=True
+      [self._read(text) for text in texts],
+      padding="max_length",
+      truncation=True,
+      max_length=self.length,
+      return_attention_mask=True,
     )
     return np.asarray(rows["input_ids"], np.int32), np.asarray(rows["attention_mask"], bool)
 
   def pieces(self, text: str) -> list[str]:
     """The pieces of a text, without special tokens."""
-    return self.inner.tokenize(text)
+    return self.inner.tokenize(self._read(text))
+
+  def _read(self, text: str) -> str:
+    return text.lower().strip() if self.lowers else text
 
 
 class Tokenizers(Tokenizer):

@@ -47,6 +47,9 @@ class Sampling:
     interval: least and greatest of the times at which there is guidance.
     ratio: of dynamic thresholding (Imagen, section 2.3); 1 is nearly, and 0 exactly, static thresholding. Latents have
       no bounds, so for them it has no meaning.
+    maximum: of the threshold, see `guidance.dynamic_threshold`; None for none.
+    variance: of the ancestral sampler's noise: from 0, diffusers' `fixed_small`, to 1, `fixed_large`, or "learned",
+      what the network says.
     level: how far the low-resolution picture is noised, as a time of the stage's augmentation schedule; for a stage
       that sees none it has no meaning.
   """
@@ -56,6 +59,8 @@ class Sampling:
   guidance: float = 4.0
   interval: tuple[float, float] = (0.0, 1.0)
   ratio: float = 0.995
+  maximum: float | None = None
+  variance: float | str = 0.0
   level: float = 0.0
 
   def __post_init__(self):
@@ -251,14 +256,14 @@ def draw_stage(
   else:
     times = spaced_times(table, sampling.steps, spacing.name, spacing.offset, clean=spacing.clean)
   start = process.draw_noise(keys, (side, side, stage.channels))
-  threshold = functools.partial(guidance.dynamic_threshold, ratio=sampling.ratio)
+  maximum = float("inf") if sampling.maximum is None else sampling.maximum
+  threshold = functools.partial(guidance.dynamic_threshold, ratio=sampling.ratio, maximum=maximum)
   if not sampling.ratio:
     threshold = guidance.static_threshold
   common = {"kind": stage.predicts, "threshold": None if stage.is_latent else threshold}
   match sampling.sampler:
     case "ancestral":
-      gamma = "learned" if isinstance(stage.unet, UNet) and stage.unet.out_channels == 6 else 0.0
-      drawn = samplers.ancestral(predict, start, times, stage.schedule, keys, gamma=gamma, **common)
+      drawn = samplers.ancestral(predict, start, times, stage.schedule, keys, gamma=sampling.variance, **common)
     case "ddim":
       drawn = samplers.ddim(predict, start, times, stage.schedule, **common)
     case "dpm":

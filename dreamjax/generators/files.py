@@ -21,7 +21,7 @@ from dreamjax.convert import pretrained
 from dreamjax.data.tokenizer import Tokenizer
 from dreamjax.diffusion.schedules import Cosine, Schedule, Table
 from dreamjax.generators import exchange, pipelines
-from dreamjax.generators.cascade import Cascade, Sampling, Stage
+from dreamjax.generators.cascade import Cascade, Sampling, Spacing, Stage
 from dreamjax.generators.generator import TEXT
 from dreamjax.generators.masked import Decoding, Masked, TokenStage
 from dreamjax.models.muse import Muse
@@ -44,7 +44,7 @@ def load(name: str | os.PathLike[str]) -> tuple[Cascade | Masked, dict[str, Any]
   """A generator and its parameters.
 
   Args:
-    name: one of `SHIPPED`, or a folder.
+    name: one of `SHIPPED`, or a folder. The stages of DeepFloyd IF, which lie in one each, are joined by "+".
 
   Returns:
     The description, and the tree of parameters, numpy arrays in float32: where they are to live is for the caller to
@@ -54,10 +54,13 @@ def load(name: str | os.PathLike[str]) -> tuple[Cascade | Masked, dict[str, Any]
     FileNotFoundError: if there is no such generator, or a file of it is missing.
     ValueError: if the index or a network is not what it should be.
   """
-  folder = _locate(name)
-  index = _read_index(folder / INDEX)
-  if index["_class_name"] in pipelines.KNOWN:
-    return pipelines.load(folder, index)
+  folders = _locate(name)
+  indices = [_read_index(folder / INDEX) for folder in folders]
+  if all(index["_class_name"] in pipelines.KNOWN for index in indices):
+    return pipelines.load(folders, indices)
+  if len(folders) > 1:
+    raise ValueError(f"{name}: only stages of DeepFloyd IF are joined by +")
+  (folder,), (index,) = folders, indices
   text_folder = folder / index["text_encoder"]
   encoder, encoder_params = _network(text_folder, T5Encoder)
   family = _FAMILIES[index["_class_name"]]
@@ -68,7 +71,7 @@ def load(name: str | os.PathLike[str]) -> tuple[Cascade | Masked, dict[str, Any]
     weights = {part.folder: tree for part, (_, tree) in found.items()}
     params[entry["name"]] = weights.get("", weights)
     stages.append(_stage(folder / INDEX, family, entry, networks))
-  tokenizer = Tokenizer.load(text_folder, index["length"])
+  tokenizer = Tokenizer.load(text_folder, index["length"], index.get("lowers", False))
   return family.generator(index["name"], encoder, tokenizer, tuple(stages)), params
 
 
@@ -118,18 +121,21 @@ def save(
     "name": generator.name,
     "text_encoder": text_encoder or "text_encoder",
     "length": generator.tokenizer.length,
+    "lowers": generator.tokenizer.lowers,
     "stages": [{"name": stage.name, **family.write(stage)} for stage in generator.stages],
   }
   (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _locate(name: str | os.PathLike[str]) -> pathlib.Path:
-  """The folder of a generator."""
+def _locate(name: str | os.PathLike[str]) -> list[pathlib.Path]:
+  """The folders of a generator."""
   if pathlib.Path(name).is_dir():
-    return pathlib.Path(name)
+    return [pathlib.Path(name)]
   if os.fspath(name) in SHIPPED:
     package, folder = SHIPPED[os.fspath(name)]
-    return pathlib.Path(str(importlib.resources.files(package) / folder))
+    return [pathlib.Path(str(importlib.resources.files(package) / folder))]
+  if len(parts := os.fspath(name).split("+")) > 1:
+    return [folder for part in parts for folder in _locate(part)]
   raise FileNotFoundError(f"there is no folder {name}, nor a generator of that name; there are: {', '.join(SHIPPED)}")
 
 
@@ -182,9 +188,12 @@ def _stage(path: pathlib.Path, family: _Family, entry: dict[str, Any], networks:
     raise ValueError(f"{path}: the stage {entry.get('name')!r} is not described as it should be: {error}") from error
 
 
-def _read_diffusion(*, schedule: Any, augmentation: Any = None, sampling: Any = None, **fields: Any) -> Stage:
+def _read_diffusion(
+  *, schedule: Any, augmentation: Any = None, sampling: Any = None, spacing: Any = None, **fields: Any
+) -> Stage:
   return Stage(
     schedule=_schedule(schedule),
+    spacing=Spacing(**(spacing or {})),
     augmentation=None if augmentation is None else _schedule(augmentation),
     sampling=Sampling(**(sampling or {})),
     **fields,
@@ -198,6 +207,7 @@ def _write_diffusion(stage: Stage) -> dict[str, Any]:
     "schedule": _describe(stage.schedule),
     "augmentation": None if stage.augmentation is None else _describe(stage.augmentation),
     "sampling": dataclasses.asdict(stage.sampling),
+    "spacing": dataclasses.asdict(stage.spacing),
   }
 
 

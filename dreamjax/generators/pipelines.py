@@ -1,4 +1,4 @@
-"""Stable Diffusion and SDXL as folders in the layout of diffusers' pipelines.
+"""Stable Diffusion, SDXL and DeepFloyd IF as folders in the layout of diffusers' pipelines.
 
 Such a folder holds `model_index.json`, which names the parts, and each part in a folder of its own: "unet", "vae",
 "text_encoder" and "tokenizer" (SDXL's has a second of both), and "scheduler". What else is there, such as a safety
@@ -6,8 +6,13 @@ checker, is left alone.
 
 Of the scheduler, what the network was trained with is read: the table of betas and what is predicted. By which sampler
 pictures are drawn is for `Sampling` to say, and is DDIM by default; only the spacing of its timesteps is the folder's.
+
+Each stage of IF is a folder by itself, with "text_encoder", "tokenizer", "unet" and "scheduler", and where it enlarges
+pictures "image_noising_scheduler". Together they are a cascade behind the first one's text encoder. Their sampler is
+the ancestral one, with the thresholds and the variance that the scheduler says.
 """
 
+from collections.abc import Sequence
 import json
 import pathlib
 from typing import Any, NamedTuple
@@ -21,6 +26,8 @@ from dreamjax.generators.generator import TEXT
 from dreamjax.models.autoencoder import Autoencoder
 from dreamjax.models.clip import PromptEncoder, TextTower
 from dreamjax.models.latent_unet import LatentUNet
+from dreamjax.models.t5 import T5Encoder
+from dreamjax.models.unet import UNet
 
 BASE = "base"  # the only stage's name
 SCHEDULER = "scheduler/scheduler_config.json"
@@ -40,10 +47,16 @@ class _Pipeline(NamedTuple):
   guidance: float
 
 
-KNOWN = {
+_LATENT = {
   "StableDiffusionPipeline": _Pipeline((("text_encoder", "tokenizer"),), False, 7.5),
   "StableDiffusionXLPipeline": _Pipeline((("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")), True, 5.0),
 }
+_BASE, _LARGER = "IFPipeline", "IFSuperResolutionPipeline"
+KNOWN = (*_LATENT, _BASE, _LARGER)
+
+# Of IF's pipelines (methods of their `__call__`): how long texts are, and by default the steps and the guidance of a
+# base stage and of one that enlarges, and the timestep whose noise is on what is enlarged.
+_IF_LENGTH, _IF_STEPS, _IF_GUIDANCE, _IF_NOISE = 77, (100, 50), (7.0, 4.0), 250
 
 _SETTINGS = (
   Setting("beta_schedule", "linear", "name"),
@@ -58,16 +71,57 @@ _SETTINGS = (
   Setting("rescale_betas_zero_snr", False, known=(False,)),
 )
 _PREDICTS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+_THRESHOLDS = (
+  Setting("thresholding", False, "is_dynamic", known=(False, True)),
+  Setting("dynamic_thresholding_ratio", 0.995, "ratio"),
+  Setting("sample_max_value", 1.0, "maximum"),
+  Setting("clip_sample", True, "clips", known=(False, True)),
+  Setting("clip_sample_range", 1.0, known=(1.0,)),
+  Setting("variance_type", "fixed_small", "variance", known=("fixed_small", "fixed_large", "learned_range")),
+)
+_VARIANCES = {"fixed_small": 0.0, "fixed_large": 1.0, "learned_range": "learned"}
 
 
-def load(folder: pathlib.Path, index: dict[str, Any]) -> tuple[Cascade, dict[str, Any]]:
-  """A pipeline's description and its parameters; see `files.load`.
+def load(folders: Sequence[pathlib.Path], indices: Sequence[dict[str, Any]]) -> tuple[Cascade, dict[str, Any]]:
+  """The description and the parameters of a pipeline, or of the stages of IF; see `files.load`.
 
   Args:
-    folder: where it lies.
-    index: what its `model_index.json` holds.
+    folders: where they lie, the base stage's first.
+    indices: what their `model_index.json` hold.
+
+  Raises:
+    ValueError: for folders that are no cascade together.
   """
-  pipeline = KNOWN[index["_class_name"]]
+  first, *larger = (index["_class_name"] for index in indices)
+  if first == _LARGER:
+    raise ValueError(f"{folders[0]} only enlarges pictures: name it behind the folder of a {_BASE}, joined by +")
+  for folder, kind in zip(folders[1:], larger, strict=True):
+    if first != _BASE or kind != _LARGER:
+      raise ValueError(f"{folder} holds a {kind}, which cannot follow {folders[0]}, a {first}")
+  return _load_if(folders) if first == _BASE else _load_latent(folders[0], indices[0])
+
+
+def _load_if(folders: Sequence[pathlib.Path]) -> tuple[Cascade, dict[str, Any]]:
+  encoder, text_params = _part(folders[0], "text_encoder", T5Encoder)
+  tokenizer = Tokenizer.load(_existing(folders[0] / "tokenizer"), _IF_LENGTH, lowers=True)
+  params, stages = {TEXT: text_params}, []
+  for i, folder in enumerate(folders):
+    name = BASE if i == 0 else "sr" if i == 1 else f"sr_{i}"
+    unet, params[name] = _part(folder, "unet", UNet)
+    schedule, predicts, spacing = _read_scheduler(folder / SCHEDULER)
+    sampling = {"sampler": "ancestral", "steps": _IF_STEPS[i > 0], "guidance": _IF_GUIDANCE[i > 0]}
+    sampling |= _read_thresholds(folder / SCHEDULER)
+    augmentation = None
+    if unet.low_res:
+      augmentation, _, _ = _read_scheduler(folder / "image_noising_scheduler" / "scheduler_config.json")
+      sampling["level"] = (_IF_NOISE + 1) / augmentation.steps
+    own = Sampling(**sampling)
+    stages.append(Stage(name, unet, schedule, predicts, augmentation, own, masks_text=False, spacing=spacing))
+  return Cascade("+".join(folder.resolve().name for folder in folders), encoder, tokenizer, tuple(stages)), params
+
+
+def _load_latent(folder: pathlib.Path, index: dict[str, Any]) -> tuple[Cascade, dict[str, Any]]:
+  pipeline = _LATENT[index["_class_name"]]
   zero = bool(index.get("force_zeros_for_empty_prompt", len(pipeline.texts) > 1))
   unet, unet_params = _part(folder, "unet", LatentUNet)
   autoencoder, autoencoder_params = _part(folder, "vae", Autoencoder)
@@ -103,7 +157,7 @@ def save(folder: pathlib.Path, cascade: Cascade, params: dict[str, Any], dtype: 
   encoder = cascade.text_encoder
   stage = cascade.stages[0]
   count = len(encoder.towers)
-  name, pipeline = next((name, some) for name, some in KNOWN.items() if len(some.texts) == count)
+  name, pipeline = next((name, some) for name, some in _LATENT.items() if len(some.texts) == count)
   pretrained.save(folder / "unet", stage.unet, params[stage.name], dtype)
   pretrained.save(folder / "vae", cascade.autoencoder, params[AUTOENCODER], dtype)
   index: dict[str, Any] = {"_class_name": name, "_diffusers_version": "0.35.0"}
@@ -140,13 +194,30 @@ def _existing(folder: pathlib.Path) -> pathlib.Path:
 
 def _read_scheduler(path: pathlib.Path) -> tuple[Table, str, Spacing]:
   """The table, what is predicted, and the spacing."""
+  fields = _scheduler_fields(path, _SETTINGS)
+  spacing = Spacing(fields.pop("spacing"), fields.pop("offset"), fields.pop("clean"))
+  predicts = _PREDICTS[fields.pop("predicts")]
+  try:
+    return Table(**fields), predicts, spacing
+  except (TypeError, ValueError) as error:
+    raise ValueError(f"{path}: {error}") from error
+
+
+def _read_thresholds(path: pathlib.Path) -> dict[str, Any]:
+  """What the scheduler of a stage of pixels says of its sampling."""
+  fields = _scheduler_fields(path, _THRESHOLDS)
+  is_dynamic, clips = fields.pop("is_dynamic"), fields.pop("clips")
+  if not is_dynamic and not clips:
+    raise ValueError(f"{path}: neither thresholding nor clip_sample is true, but pixels have bounds")
+  fields["variance"] = _VARIANCES[fields["variance"]]
+  return fields if is_dynamic else fields | {"ratio": 0.0, "maximum": None}
+
+
+def _scheduler_fields(path: pathlib.Path, settings: Sequence[Setting]) -> dict[str, Any]:
   if not path.is_file():
     raise FileNotFoundError(f"{path.parent} holds no {path.name}")
   try:
-    fields = read_settings(_SETTINGS, json.loads(path.read_text()))
-    spacing = Spacing(fields.pop("spacing"), fields.pop("offset"), fields.pop("clean"))
-    predicts = _PREDICTS[fields.pop("predicts")]
-    return Table(**fields), predicts, spacing
+    return read_settings(settings, json.loads(path.read_text()))
   except (TypeError, ValueError) as error:
     raise ValueError(f"{path}: {error}") from error
 

@@ -133,12 +133,12 @@ def dreambooth(
     if settings.steps:
       folder = workdir / name
       thetas |= tune_stage(generator, params, generator.stage(name), subject, config, settings, folder, thetas, mesh)
-  levels = {name: config.stages[name].levels[1] for name in thetas if name != TEXT}
+  tuned = [generator.stage(name) for name in thetas if name != TEXT]
   recipe = {
     "method": "dreambooth",
     "prompt": photos.prompts[0],
     "config": config.to_dict(),
-    "sampling": {name: {"level": level} for name, level in levels.items() if generator.stage(name).enlarges},
+    "sampling": {stage.name: _sampling(stage, config.stages[stage.name]) for stage in tuned},
   }
   made = Personalisation(thetas, Card(base, identifier, class_noun, recipe))
   made.save(workdir / "theta.safetensors")
@@ -358,6 +358,16 @@ def _prior_set(
 
 # What may change between two calls for one workdir: how long it goes on, and what is looked at.
 _FREE = ("steps", "log_every", "save_every", "patience", "show")
+
+
+def _sampling(stage: Stage, settings: ml_collections.ConfigDict) -> dict[str, Any]:
+  """How the sampling of a stage changes when it was tuned.
+
+  The small pictures are noised as little as they were. And a learned variance, of which the loss says nothing, no
+  longer belongs to the rest of what the network says.
+  """
+  level = {"level": settings.levels[1]} if stage.enlarges else {}
+  return level | ({"variance": 0.0} if stage.sampling.variance == "learned" else {})
 
 
 def _check(generator: Cascade, config: ml_collections.ConfigDict) -> None:

@@ -1,0 +1,167 @@
+"""DeepFloyd IF as diffusers' folders, a stage in each: together they draw what diffusers draws, one after the other."""
+
+import dataclasses
+import json
+import shutil
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from dreamjax import generators
+from dreamjax.commands import configs
+from dreamjax.data import image_folder
+from dreamjax.data import tokenizer as tokenizers
+from dreamjax.diffusion import process
+from dreamjax.diffusion.samplers import _STEPS
+from dreamjax.generators import cascade as cascades
+from dreamjax.methods import dreambooth
+from dreamjax.theta import LoRA
+
+PROMPTS = ["A Red dog", "a dog on the beach"]
+SEED, STEPS, LEVEL = 3, 10, 250
+SIDES = (8, 16)
+GUIDANCE = (7.0, 4.0)
+
+STAGE = {
+  "out_channels": 6, "norm_num_groups": 4, "encoder_hid_dim": 16, "cross_attention_dim": 64, "attention_head_dim": 4,
+  "mid_block_type": "UNetMidBlock2DSimpleCrossAttn", "encoder_hid_dim_type": "text_proj",
+  "addition_embed_type": "text", "addition_embed_type_num_heads": 2, "cross_attention_norm": "group_norm",
+  "resnet_time_scale_shift": "scale_shift", "block_out_channels": (8, 12), "layers_per_block": 1,
+  "down_block_types": ("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+  "up_block_types": ("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+}  # fmt: skip
+STAGES = (
+  {"sample_size": SIDES[0], "in_channels": 3, "act_fn": "gelu"},
+  {"sample_size": SIDES[1], "in_channels": 6, "class_embed_type": "timestep", "only_cross_attention": True},
+)
+
+
+def make_stages():
+  """Both pipelines of diffusers, with random weights."""
+  torch = pytest.importorskip("torch")
+  diffusers = pytest.importorskip("diffusers")
+  import transformers
+
+  torch.manual_seed(0)
+  words = tokenizers.train(["a dog on the beach", "a red cat in the snow", "qx zv wug"] * 3, 330)
+  options = {"d_model": 16, "d_kv": 8, "num_heads": 2, "d_ff": 24, "num_layers": 2, "feed_forward_proj": "gated-gelu"}
+  encoder = transformers.T5EncoderModel(transformers.T5Config(vocab_size=len(words), **options)).eval()
+  texts = {"tokenizer": words, "text_encoder": encoder}
+  absent = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False, "watermarker": None}
+  noise = {"beta_schedule": "squaredcos_cap_v2"}
+
+  def scheduler(maximum):
+    thresholds = {"thresholding": True, "dynamic_thresholding_ratio": 0.95, "sample_max_value": maximum}
+    return diffusers.DDPMScheduler(variance_type="learned_range", **noise, **thresholds)
+
+  nets = [diffusers.UNet2DConditionModel(**STAGE, **own) for own in STAGES]
+  more = {"image_noising_scheduler": diffusers.DDPMScheduler(**noise)}
+  base = diffusers.IFPipeline(**texts, unet=nets[0], scheduler=scheduler(1.5), **absent)
+  larger = diffusers.IFSuperResolutionPipeline(**texts, unet=nets[1], scheduler=scheduler(1.0), **more, **absent)
+  return base, larger
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory):
+  """The pipelines, and where they lie."""
+  pipelines = make_stages()
+  folders = [tmp_path_factory.mktemp(name) for name in ("I", "II")]
+  for pipeline, folder in zip(pipelines, folders, strict=True):
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.save_pretrained(folder)
+  return types.SimpleNamespace(pipelines=pipelines, folders=folders, name="+".join(map(str, folders)))
+
+
+def theirs(pipelines, monkeypatch):
+  """What diffusers draws of our noise, in [-1, 1]."""
+  from diffusers.pipelines.deepfloyd_if import pipeline_if, pipeline_if_superresolution
+  from diffusers.schedulers import scheduling_ddpm
+  import torch
+
+  def drawing(stage):
+    """A stage's noise, in the order in which diffusers asks for it: the start, the augmentation's, the steps'."""
+    keys = process.fold(cascades.keys_of(SEED, [0, 1]), stage)
+    shape = (SIDES[stage], SIDES[stage], 3)
+    yield process.draw_noise(keys, shape)
+    if stage:
+      yield process.draw_noise(process.fold(keys, process._AUGMENTATION), shape)
+    for step in range(STEPS):
+      yield process.draw_noise(process.fold(process.fold(keys, _STEPS), step), shape)
+
+  pictures = None
+  for i, (pipeline, module) in enumerate(zip(pipelines, (pipeline_if, pipeline_if_superresolution), strict=True)):
+    own = drawing(i)
+    give = lambda *_, own=own, **__: torch.tensor(np.asarray(next(own)).transpose(0, 3, 1, 2))  # noqa: E731
+    for where in (module, scheduling_ddpm):
+      monkeypatch.setattr(where, "randn_tensor", give)
+    more = {"image": pictures, "noise_level": LEVEL} if i else {}
+    options = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE[i], "clean_caption": False, **more}
+    pictures = pipeline(PROMPTS, output_type="pt", **options).images
+  return pictures.numpy().transpose(0, 2, 3, 1)
+
+
+def test_pictures_are_those_that_diffusers_draws(stages, monkeypatch, tmp_path):
+  generator, params = generators.load(stages.name)
+  assert [stage.sampling.steps for stage in generator.stages] == [100, 50]
+  assert [stage.sampling.maximum for stage in generator.stages] == [1.5, 1.0]
+  samplings = [dataclasses.replace(stage.sampling, steps=STEPS) for stage in generator.stages]
+  drawn = generators.sample(generator, params, PROMPTS, samplings=samplings, seed=SEED, size=2)
+  wanted = np.clip(theirs(stages.pipelines, monkeypatch), -1, 1)
+  assert drawn.shape == (2, 16, 16, 3) and wanted.std() > 0.05
+  np.testing.assert_allclose(drawn, wanted, atol=5e-3)
+
+  generators.save(tmp_path / "ours", generator, params, dtype=np.float32)
+  again, same = generators.load(tmp_path / "ours")
+  assert again.stages == generator.stages and again.tokenizer.lowers
+  jax.tree.map(np.testing.assert_array_equal, same, params)
+
+
+def test_texts_are_lower_case(stages):
+  generator, _ = generators.load(stages.name)
+  ids, mask = generator.tokenizer([" A Red DOG", "a red dog"])
+  assert ids.shape == (2, 77)
+  np.testing.assert_array_equal(ids[0], ids[1])
+  np.testing.assert_array_equal(mask[0], mask[1])
+  assert generator.tokenizer.pieces("A Red") == generator.tokenizer.pieces("a red")
+
+
+def test_the_base_stage_is_a_generator_by_itself(stages):
+  generator, _ = generators.load(stages.folders[0])
+  assert [stage.name for stage in generator.stages] == ["base"] and generator.resolution == 8
+
+
+def test_a_subject_is_learned_by_low_rank_updates_of_both(stages, tmp_path):
+  draw = np.random.default_rng(0)
+  pictures = ((draw.random((20, 20, 3), np.float32), {}) for _ in range(2))
+  image_folder.write(tmp_path / "photos", pictures)
+  few = [f"--config.stages.{stage}.{field}=2" for stage in ("base", "sr") for field in ("steps", "rows")]
+  config = configs.load("configs/dreambooth.py:if-xl", [*few, "--config.identifier=qx"])
+  generator, params = generators.load(stages.name)
+  theta = dreambooth.dreambooth(generator, params, tmp_path / "photos", "dog", workdir=tmp_path / "run", config=config)
+  tuned = {"base": {"variance": 0.0}, "sr": {"level": 1e-3, "variance": 0.0}}  # what it learned, it learned of eps
+  assert theta.card.recipe["sampling"] == tuned
+  assert {name: type(own) for name, own in theta.thetas.items()} == {"base": LoRA, "sr": LoRA}
+  samplings = [dataclasses.replace(stage.sampling, steps=2, **tuned[stage.name]) for stage in generator.stages]
+  drawn, plain = (
+    generators.sample(generator, params, ["a qx dog"], theta=some, samplings=samplings) for some in (theta, None)
+  )
+  assert np.isfinite(drawn).all() and np.abs(drawn - plain).max() > 1e-5
+
+
+def test_what_does_not_go_together_is_refused(stages, tmp_path):
+  first, second = map(str, stages.folders)
+  with pytest.raises(ValueError, match="only enlarges pictures: name it behind the folder of a IFPipeline"):
+    generators.load(second)
+  with pytest.raises(ValueError, match="holds a IFPipeline, which cannot follow"):
+    generators.load(f"{first}+{first}")
+  with pytest.raises(ValueError, match="only stages of DeepFloyd IF are joined by +"):
+    generators.load(f"{first}+toybox-cascade")
+  with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere"):
+    generators.load(f"{first}+{tmp_path}/nowhere")
+  shutil.copytree(first, tmp_path / "unbound")
+  path = tmp_path / "unbound/scheduler/scheduler_config.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | {"thresholding": False, "clip_sample": False}))
+  with pytest.raises(ValueError, match="neither thresholding nor clip_sample is true"):
+    generators.load(tmp_path / "unbound")
