@@ -177,13 +177,23 @@ class _Masked:
 def _changed(
   args: argparse.Namespace, own: Sequence[Any], larger: Sequence[bool], fields: Sequence[str], others: Sequence[str]
 ) -> list[dict[str, Any]]:
-  """Samplings, changed where the command line says so, which may not speak of the other family's fields."""
-  prefixes = ["sr_" if is_larger else "" for is_larger in larger]
+  """Samplings, changed where the command line says so.
+
+  It may not speak of the other family's fields, nor of super-resolution where there is none.
+  """
+
+  def refuse(dest: str, has: str) -> None:
+    if getattr(args, dest, None) is not None:
+      flag = "level" if dest == "sr_level" else dest.replace("_", "-")
+      raise ValueError(f"--{flag} has no meaning for this model: it has {has}")
+
   for name in set(others) - set(fields):
-    for prefix in ("", "sr_"):
-      if getattr(args, prefix + name, None) is not None:
-        flag = "level" if name == "level" else (prefix + name).replace("_", "-")
-        raise ValueError(f"--{flag} has no meaning for this model: it has {', '.join(fields)}")
+    refuse(name, ", ".join(fields))
+    refuse(f"sr_{name}", ", ".join(fields))
+  if not any(larger):
+    for name in fields:
+      refuse(f"sr_{name}", "no stage of super-resolution")
+  prefixes = ["sr_" if is_larger else "" for is_larger in larger]
   asked = [{name: getattr(args, prefix + name, None) for name in fields} for prefix in prefixes]
   changes = [{name: value for name, value in some.items() if value is not None} for some in asked]
   return [dataclasses.asdict(dataclasses.replace(x, **some)) for x, some in zip(own, changes, strict=True)]

@@ -1,5 +1,6 @@
 """`dreamjax dreambooth` and `dreamjax sample`, as a user calls them, with a tiny generator in a folder."""
 
+import dataclasses
 import json
 
 import jax
@@ -56,12 +57,15 @@ def test_photos_become_a_theta_and_a_theta_pictures(model, tuned, tmp_path, run,
 
 def test_what_cannot_be_sampled_is_one_line(model, tuned, tmp_path, run):
   (tmp_path / "broken.json").write_text('{"model": "x"}')
+  generator, params = generators.load(model)
+  generators.save(tmp_path / "base", dataclasses.replace(generator, stages=generator.stages[:1]), params)
   for arguments, message in (
     (("--model", model), "say what to draw"),
     (("--model", model, "--prompt", "a [V] dog"), "there is no theta that says which"),
     (("--model", tmp_path / "none", "--prompt", "a dog"), "there are: toybox-cascade"),
     (("--model", model, "--prompt", "a dog", "--n", 0), "--n and --batch must be at least 1"),
     (("--model", model, "--prompt", "a dog", "--theta", tmp_path / "no.safetensors"), "no.safetensors"),
+    (("--model", tmp_path / "base", "--prompt", "a dog", "--level", 0.1), "--level has no meaning for this model: it"),
     (("--model", model, "--prompt", "a dog", "--temperature", 2), "--temperature has no meaning for this model"),
     (
       ("--model", model, "--prompt", "a dog", *("--theta", tuned / "theta.safetensors") * 2),
