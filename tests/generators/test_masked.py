@@ -148,3 +148,11 @@ def test_what_does_not_go_together_is_refused(tiny_masked, adapted):
     masked.Decoding(steps=0)
   with pytest.raises(ValueError, match="has no stage 'x'; there are: base, sr"):
     generator.stage("x")
+
+
+def test_the_generator_that_comes_with_dreamjax_is_whole():
+  generator, params = generators.load("toybox-muse")
+  assert [stage.image for stage in generator.stages] == [64, 128]
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+  size = 2 * sum(leaf.size for stage in generator.stages for leaf in jax.tree.leaves(params[stage.name]))
+  assert size < 30e6  # bytes in half precision
