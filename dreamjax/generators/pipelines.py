@@ -54,8 +54,8 @@ _LATENT = {
 _BASE, _LARGER = "IFPipeline", "IFSuperResolutionPipeline"
 KNOWN = (*_LATENT, _BASE, _LARGER)
 
-# Of IF's pipelines (methods of their `__call__`): how long texts are, and by default the steps and the guidance of a
-# base stage and of one that enlarges, and the timestep whose noise is on what is enlarged.
+# As the pipelines of IF have it: how long texts are; by default the steps and the guidance, of a base stage and of one
+# that enlarges, and the timestep whose noise is on what is enlarged.
 _IF_LENGTH, _IF_STEPS, _IF_GUIDANCE, _IF_NOISE = 77, (100, 50), (7.0, 4.0), 250
 
 _SETTINGS = (
