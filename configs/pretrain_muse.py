@@ -48,16 +48,17 @@ def get_config(which: str = "autoencoder") -> ml_collections.ConfigDict:
   config.task, config.stage, config.name = "tokens", which, "toybox-muse"
   config.text_encoder, config.length = "dreamjax/toybox/weights/t5", 36
   config.least, config.smoothing, config.drop = 0.0, 0.1, 0.1
+  # The world of toybox-cascade's base stage: see configs/pretrain.py.
+  config.view = {"views": 0.4, "light": 0.4, "layout": 0.3, "clutter": 0.4, "fill": (0.72, 0.88)}
   if which == "base":
     config.albums, config.resolution = "runs/albums_calm", 64
-    # The world of toybox-cascade's base stage: see configs/pretrain.py.
-    config.view = {"views": 0.4, "light": 0.4, "layout": 0.3, "clutter": 0.4, "fill": (0.72, 0.88)}
     config.train, config.held_out = {"train": 49152}, {"subjects": 4096}
     config.vqgan, config.image, config.low_vqgan, config.low_image = "runs/vqgan_small/model", 64, "", 0
     config.model = {"width": 192, "heads": 6, "mlp": 768, "depth": 8, "dtype": "float32"}
     config.decoding = {"steps": 18, "temperature": 4.5, "lambda_a": 2.0, "lambda_b": 3.0, "rises": False}
     config.batch, config.steps = 64, 20000
   else:
+    config.albums = "runs/albums_calm_128"
     config.vqgan, config.image = "runs/vqgan/model", 128
     config.low_vqgan, config.low_image = "runs/vqgan_small/model", 64
     config.model = {"width": 160, "heads": 5, "mlp": 640, "depth": 6, "low_depth": 2, "dtype": "float32"}

@@ -2,6 +2,11 @@
 
 dreamjax styledrop --images style --model DIR --workdir runs/style
 dreamjax styledrop --images style --model DIR --workdir runs/style --config configs/styledrop.py:paper --feedback human
+
+amused512 is for a folder of aMUSEd in the layout of diffusers, and is the recipe that diffusers publishes for it at 512
+pixels, of low-rank updates instead of adapters (rank 16, alpha 1, 1e-3 constant behind 500 updates of warm-up, one
+picture in each of 2,000). It has one round; a second one, where feedback asks for it, is trained in the same way. For
+the paper's adapters, --config.first.base.kind=adapters.
 """
 
 import ml_collections
@@ -10,8 +15,8 @@ from dreamjax.methods.styledrop import default_config
 
 
 def get_config(which: str = "toybox") -> ml_collections.ConfigDict:
-  """The recipe for a generator: "toybox", or "paper" for the numbers of its table S3 and its 30 prompts."""
-  config = default_config()
+  """The recipe: "toybox", "paper" for the numbers of its table S3 and its 30 prompts, or "amused512"."""
+  config = default_config(("base",) if which == "amused512" else ("base", "sr"))
   if which == "toybox":
     config.rare = (0.5, 1.0)  # the toybox's vocabulary is small: its words are ordinary ones up to the middle
     walks = [
@@ -30,6 +35,11 @@ def get_config(which: str = "toybox") -> ml_collections.ConfigDict:
     for settings in (config.first, config.second):
       settings.base.steps, settings.base.optimizer.learning_rate = 300, 1e-3
       settings.sr.steps, settings.sr.rows, settings.sr.optimizer.learning_rate = 100, 4, 1e-3
+  elif which == "amused512":
+    for settings in (config.first.base, config.second.base):
+      settings.steps, settings.rows = 2000, 1
+      settings.kind, settings.rank, settings.alpha, settings.pattern = "lora", 16, 1.0, "(query|key|value)$"
+      settings.optimizer.update({"learning_rate": 1e-3, "warmup": 500, "b2": 0.999})
   elif which != "paper":
-    raise ValueError(f"which is toybox or paper, not {which!r}")
+    raise ValueError(f"which is toybox, paper or amused512, not {which!r}")
   return config

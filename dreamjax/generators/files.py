@@ -103,7 +103,7 @@ def save(
     dtype: in which weights are stored, by default float16.
   """
   folder.mkdir(parents=True, exist_ok=True)
-  if isinstance(generator, Cascade) and generator.autoencoder is not None:
+  if pipelines.writes(generator):
     pipelines.save(folder, generator, params, np.float16 if dtype is None else dtype)
     return
   options = {} if dtype is None else {"dtype": dtype}

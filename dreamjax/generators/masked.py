@@ -1,6 +1,7 @@
 """Masked-token generation: a base transformer draws a picture's tokens from a text, a second one those of a larger one.
 
-Muse (Chang et al., 2301.00704). Each stage is a transformer and a VQGAN whose tokens it predicts, decoded in parallel.
+Muse (Chang et al., 2301.00704), and with one stage and a transformer of its own aMUSEd (Patil et al., 2401.01808). Each
+stage is a transformer and a VQGAN whose tokens it predicts, decoded in parallel.
 Guidance mixes what the network says of several branches, each a theta (or none) and a text, as eqs. 1 to 6 of StyleDrop
 (Sohn et al., 2306.00983) do; the branches are drawn side by side, in one program, over the same frozen parameters.
 
@@ -18,10 +19,12 @@ import numpy as np
 
 from dreamjax.data.identifiers import PLACEHOLDER, fill
 from dreamjax.diffusion.process import fold
+from dreamjax.diffusion.resolution import shrink
 from dreamjax.generators.generator import Generator, Text, in_batches, keys_of, spread
 from dreamjax.masked import guidance
 from dreamjax.masked.decoding import decode
 from dreamjax.models.muse import Muse
+from dreamjax.models.uvit import UViT
 from dreamjax.models.vqgan import VQGAN
 from dreamjax.theta import Branches, Personalisation, Theta
 from dreamjax.theta import apply as apply_theta
@@ -64,18 +67,26 @@ class TokenStage:
     transformer: the network that predicts tokens, which also says whether it sees those of a smaller picture.
     vqgan: whose tokens they are.
     decoding: how they are decoded unless it is told otherwise.
+    numbers: what aMUSEd's transformer is told about every picture, see `UViT`; none for Muse's.
+    positive: whether the pixels that the VQGAN sees and makes are from 0 to 1, as aMUSEd's are, and not from -1 to 1.
   """
 
   name: str
-  transformer: Muse
+  transformer: Muse | UViT
   vqgan: VQGAN
   decoding: Decoding = Decoding()
+  numbers: tuple[float, ...] = ()
+  positive: bool = False
 
   def __post_init__(self) -> None:
     """Raises ValueError for networks that do not go together."""
     if self.transformer.codebook != self.vqgan.codebook:
       known = f"{self.transformer.codebook} tokens, its VQGAN {self.vqgan.codebook}"
       raise ValueError(f"stage {self.name}: the transformer knows {known}")
+    wanted = self.transformer.numbers if isinstance(self.transformer, UViT) else 0
+    if len(self.numbers) != wanted:
+      told = f"{wanted} numbers about a picture, not {len(self.numbers)}"
+      raise ValueError(f"stage {self.name}: the transformer is told {told}")
 
   @property
   def image(self) -> int:
@@ -90,8 +101,22 @@ class TokenStage:
     text: Text,
     low: Int[Array, "b l"] | None = None,
   ) -> Float[Array, "b n v"]:
-    """The logits of tokens, some of which are masked; see `Muse`."""
+    """The logits of tokens, some of which are masked; see `Muse` and `UViT`."""
+    if isinstance(self.transformer, UViT):
+      numbers = jnp.broadcast_to(jnp.float32(self.numbers), (len(tokens), len(self.numbers)))
+      seen = text.tokens, None, text.pooled, numbers
+      return apply_theta(self.transformer, params["transformer"], theta, tokens, *seen)
     return apply_theta(self.transformer, params["transformer"], theta, tokens, text.tokens, text.mask, low)
+
+  def encode(self, params: Any, pictures: Float[Array, "b h w 3"]) -> Int[Array, "b n"]:
+    """The tokens of pictures in [-1, 1], made smaller first where they are too large."""
+    own = shrink(pictures, self.image)
+    return self.vqgan.apply({"params": params["vqgan"]}, own / 2 + 0.5 if self.positive else own, method="tokens")
+
+  def decode(self, params: Any, tokens: Int[Array, "b n"]) -> Float[Array, "b h w 3"]:
+    """The pictures of tokens, in [-1, 1]."""
+    pictures = self.vqgan.apply({"params": params["vqgan"]}, tokens, method="decode")
+    return jnp.clip(2 * pictures - 1 if self.positive else pictures, -1, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +126,8 @@ class Masked(Generator[TokenStage]):
   def __post_init__(self) -> None:
     """Raises ValueError for stages that do not go together."""
     for small, large in zip(self.stages, self.stages[1:], strict=False):
+      if not isinstance(large.transformer, Muse):
+        raise ValueError(f"stage {large.name} sees no smaller picture, so none can come before it")
       wanted = (small.transformer.side, small.transformer.codebook)
       if (found := (large.transformer.low_side, large.transformer.low_codebook)) != wanted:
         raise ValueError(f"stage {large.name} sees {found} tokens and words, but {small.name} draws {wanted}")
@@ -174,8 +201,7 @@ def draw(
     folded = fold(keys, number)
     mine = params[stage.name]
     low = draw_tokens(stage, decoding, mine, branches[stage.name], text, own, folded, low)
-    pictures = stage.vqgan.apply({"params": mine["vqgan"]}, low, method="decode")
-    drawn.append(jnp.clip(pictures, -1, 1))
+    drawn.append(stage.decode(mine, low))
   return tuple(drawn)
 
 

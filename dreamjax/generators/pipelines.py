@@ -1,4 +1,4 @@
-"""Stable Diffusion, SDXL and DeepFloyd IF as folders in the layout of diffusers' pipelines.
+"""Stable Diffusion, SDXL, DeepFloyd IF and aMUSEd as folders in the layout of diffusers' pipelines.
 
 Such a folder holds `model_index.json`, which names the parts, and each part in a folder of its own: "unet", "vae",
 "text_encoder" and "tokenizer" (SDXL's has a second of both), and "scheduler". What else is there, such as a safety
@@ -10,6 +10,10 @@ pictures are drawn is for `Sampling` to say, and is DDIM by default; only the sp
 Each stage of IF is a folder by itself, with "text_encoder", "tokenizer", "unet" and "scheduler", and where it enlarges
 pictures "image_noising_scheduler". Together they are a cascade behind the first one's text encoder. Their sampler is
 the ancestral one, with the thresholds and the variance that the scheduler says.
+
+aMUSEd is a "transformer" and a "vqvae" behind one tower of CLIP. Its pipeline lets the temperature fall from 2 in the
+first step to 0 in the last one, which are 2 T / (T - 1) (1 - k / T) in step k of T: what `masked.decoding` calls a
+temperature of 2 T / (T - 1). Guidance of g is a lambda_b of g - 1.
 """
 
 from collections.abc import Sequence
@@ -22,12 +26,15 @@ from dreamjax.convert.table import Setting, read_settings
 from dreamjax.data.tokenizer import Tokenizer, Tokenizers
 from dreamjax.diffusion.schedules import Table
 from dreamjax.generators.cascade import AUTOENCODER, Cascade, Sampling, Spacing, Stage
-from dreamjax.generators.generator import TEXT
+from dreamjax.generators.generator import TEXT, Generator
+from dreamjax.generators.masked import Decoding, Masked, TokenStage
 from dreamjax.models.autoencoder import Autoencoder
 from dreamjax.models.clip import PromptEncoder, TextTower
 from dreamjax.models.latent_unet import LatentUNet
 from dreamjax.models.t5 import T5Encoder
 from dreamjax.models.unet import UNet
+from dreamjax.models.uvit import UViT
+from dreamjax.models.vqgan import VQGAN
 
 BASE = "base"  # the only stage's name
 SCHEDULER = "scheduler/scheduler_config.json"
@@ -47,16 +54,21 @@ class _Pipeline(NamedTuple):
   guidance: float
 
 
+_TOWER = (("text_encoder", "tokenizer"),)
 _LATENT = {
-  "StableDiffusionPipeline": _Pipeline((("text_encoder", "tokenizer"),), False, 7.5),
-  "StableDiffusionXLPipeline": _Pipeline((("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")), True, 5.0),
+  "StableDiffusionPipeline": _Pipeline(_TOWER, False, 7.5),
+  "StableDiffusionXLPipeline": _Pipeline((*_TOWER, ("text_encoder_2", "tokenizer_2")), True, 5.0),
 }
 _BASE, _LARGER = "IFPipeline", "IFSuperResolutionPipeline"
-KNOWN = (*_LATENT, _BASE, _LARGER)
+_TOKENS = "AmusedPipeline"
+KNOWN = (*_LATENT, _BASE, _LARGER, _TOKENS)
 
 # As the pipelines of IF have it: how long texts are; by default the steps and the guidance, of a base stage and of one
 # that enlarges, and the timestep whose noise is on what is enlarged.
 _IF_LENGTH, _IF_STEPS, _IF_GUIDANCE, _IF_NOISE = 77, (100, 50), (7.0, 4.0), 250
+
+# As aMUSEd's pipeline has it: steps, the temperature of the first one, guidance, and how beautiful pictures are to be.
+_TOKEN_STEPS, _TOKEN_HEAT, _TOKEN_GUIDANCE, _BEAUTY = 12, 2.0, 10.0, 6.0
 
 _SETTINGS = (
   Setting("beta_schedule", "linear", "name"),
@@ -79,10 +91,11 @@ _THRESHOLDS = (
   Setting("clip_sample_range", 1.0, known=(1.0,)),
   Setting("variance_type", "fixed_small", "variance", known=("fixed_small", "fixed_large", "learned_range")),
 )
+_MASKING = (Setting("masking_schedule", "cosine", known=("cosine",)), Setting("mask_token_id", None, "mask"))
 _VARIANCES = {"fixed_small": 0.0, "fixed_large": 1.0, "learned_range": "learned"}
 
 
-def load(folders: Sequence[pathlib.Path], indices: Sequence[dict[str, Any]]) -> tuple[Cascade, dict[str, Any]]:
+def load(folders: Sequence[pathlib.Path], indices: Sequence[dict[str, Any]]) -> tuple[Cascade | Masked, dict[str, Any]]:
   """The description and the parameters of a pipeline, or of the stages of IF; see `files.load`.
 
   Args:
@@ -98,7 +111,9 @@ def load(folders: Sequence[pathlib.Path], indices: Sequence[dict[str, Any]]) -> 
   for folder, kind in zip(folders[1:], larger, strict=True):
     if first != _BASE or kind != _LARGER:
       raise ValueError(f"{folder} holds a {kind}, which cannot follow {folders[0]}, a {first}")
-  return _load_if(folders) if first == _BASE else _load_latent(folders[0], indices[0])
+  if first == _BASE:
+    return _load_if(folders)
+  return _load_tokens(folders[0]) if first == _TOKENS else _load_latent(folders[0], indices[0])
 
 
 def _load_if(folders: Sequence[pathlib.Path]) -> tuple[Cascade, dict[str, Any]]:
@@ -125,13 +140,7 @@ def _load_latent(folder: pathlib.Path, index: dict[str, Any]) -> tuple[Cascade, 
   zero = bool(index.get("force_zeros_for_empty_prompt", len(pipeline.texts) > 1))
   unet, unet_params = _part(folder, "unet", LatentUNet)
   autoencoder, autoencoder_params = _part(folder, "vae", Autoencoder)
-  found = [_part(folder, name, TextTower) for name, _ in pipeline.texts]
-  towers, tower_params = zip(*found, strict=True)
-  encoder = PromptEncoder(tuple(towers), pipeline.penultimate, empty_is_zero=zero)
-  tokenizers = []
-  for (_, name), tower in zip(pipeline.texts, towers, strict=True):
-    _existing(folder / name)
-    tokenizers.append(Tokenizer.load(folder / name, tower.length))
+  encoder, tokenizer, text_params = _read_towers(folder, pipeline.texts, pipeline.penultimate, zero)
   side = unet.image * autoencoder.factor
   schedule, predicts, spacing = _read_scheduler(folder / SCHEDULER)
   stage = Stage(
@@ -144,42 +153,79 @@ def _load_latent(folder: pathlib.Path, index: dict[str, Any]) -> tuple[Cascade, 
     spacing=spacing,
     sizes=None if unet.pooled_width is None else (side, side, 0, 0, side, side),
   )
-  params = {
-    TEXT: {f"towers_{i}": tree for i, tree in enumerate(tower_params)},
-    BASE: unet_params,
-    AUTOENCODER: autoencoder_params,
-  }
-  return Cascade(folder.resolve().name, encoder, Tokenizers(tokenizers), (stage,), autoencoder), params
+  params = {TEXT: text_params, BASE: unet_params, AUTOENCODER: autoencoder_params}
+  return Cascade(folder.resolve().name, encoder, tokenizer, (stage,), autoencoder), params
 
 
-def save(folder: pathlib.Path, cascade: Cascade, params: dict[str, Any], dtype: Any) -> None:
+def _load_tokens(folder: pathlib.Path) -> tuple[Masked, dict[str, Any]]:
+  transformer, transformer_params = _part(folder, "transformer", UViT)
+  vqgan, vqgan_params = _part(folder, "vqvae", VQGAN)
+  encoder, tokenizer, text_params = _read_towers(folder, _TOWER, penultimate=True, empty_is_zero=False)
+  fields = _scheduler_fields(folder / SCHEDULER, _MASKING)
+  if fields["mask"] != transformer.mask_id:
+    problem = f"mask_token_id is {fields['mask']}, but the transformer's is {transformer.mask_id}"
+    raise ValueError(f"{folder / SCHEDULER}: {problem}")
+  side = transformer.side * vqgan.factor
+  heat = _TOKEN_HEAT * _TOKEN_STEPS / (_TOKEN_STEPS - 1)
+  decoding = Decoding(_TOKEN_STEPS, heat, lambda_b=_TOKEN_GUIDANCE - 1)
+  stage = TokenStage(BASE, transformer, vqgan, decoding, (side, side, 0, 0, _BEAUTY), positive=True)
+  params = {TEXT: text_params, BASE: {"transformer": transformer_params, "vqgan": vqgan_params}}
+  return Masked(folder.resolve().name, encoder, tokenizer, (stage,)), params
+
+
+def _read_towers(
+  folder: pathlib.Path, texts: Sequence[tuple[str, str]], penultimate: bool, empty_is_zero: bool
+) -> tuple[PromptEncoder, Tokenizers, dict[str, Any]]:
+  """The text encoder of the towers in some folders, their tokenizers, and its parameters."""
+  towers, params = zip(*(_part(folder, name, TextTower) for name, _ in texts), strict=True)
+  tokenizers = [
+    Tokenizer.load(_existing(folder / name), tower.length) for (_, name), tower in zip(texts, towers, strict=True)
+  ]
+  encoder = PromptEncoder(tuple(towers), penultimate, empty_is_zero)
+  return encoder, Tokenizers(tokenizers), {f"towers_{i}": tree for i, tree in enumerate(params)}
+
+
+def writes(generator: Generator) -> bool:
+  """Whether `save` writes a generator: whether it reads texts as Stable Diffusion, SDXL and aMUSEd do."""
+  return isinstance(generator.text_encoder, PromptEncoder)
+
+
+def save(folder: pathlib.Path, generator: Cascade | Masked, params: dict[str, Any], dtype: Any) -> None:
   """Writes what `load` reads, and so does `from_pretrained` of diffusers; see `files.save`."""
-  encoder = cascade.text_encoder
-  stage = cascade.stages[0]
-  count = len(encoder.towers)
-  name, pipeline = next((name, some) for name, some in _LATENT.items() if len(some.texts) == count)
-  pretrained.save(folder / "unet", stage.unet, params[stage.name], dtype)
-  pretrained.save(folder / "vae", cascade.autoencoder, params[AUTOENCODER], dtype)
-  index: dict[str, Any] = {"_class_name": name, "_diffusers_version": "0.35.0"}
-  for i, (texts, tokens) in enumerate(pipeline.texts):
-    tower = encoder.towers[i]
-    pretrained.save(folder / texts, tower, params[TEXT][f"towers_{i}"], dtype)
-    cascade.tokenizer.all[i].inner.save_pretrained(folder / tokens)
-    kind = "CLIPTextModel" if tower.projection is None else "CLIPTextModelWithProjection"
-    index |= {texts: ["transformers", kind], tokens: ["transformers", "CLIPTokenizer"]}
-  index |= {
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-    "scheduler": ["diffusers", "DDIMScheduler"],
-  }
-  if count == 1:
-    nothing = {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
-    index |= nothing
+  encoder, (stage,) = generator.text_encoder, generator.stages
+  own = params[stage.name]
+  if isinstance(generator, Masked):
+    name, texts, more = _TOKENS, _TOWER, {}
+    networks = {
+      "transformer": ("UVit2DModel", stage.transformer, own["transformer"]),
+      "vqvae": ("VQModel", stage.vqgan, own["vqgan"]),
+    }
+    kind = "AmusedScheduler"
+    scheduler = {"masking_schedule": "cosine", "mask_token_id": stage.transformer.mask_id}
   else:
-    index |= {"force_zeros_for_empty_prompt": encoder.empty_is_zero}
+    name, texts = next((name, some.texts) for name, some in _LATENT.items() if len(some.texts) == len(encoder.towers))
+    networks = {
+      "unet": ("UNet2DConditionModel", stage.unet, own),
+      "vae": ("AutoencoderKL", generator.autoencoder, params[AUTOENCODER]),
+    }
+    kind, scheduler = "DDIMScheduler", _write_scheduler(stage)
+    more = {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
+    if len(texts) > 1:
+      more = {"force_zeros_for_empty_prompt": encoder.empty_is_zero}
+  index: dict[str, Any] = {"_class_name": name, "_diffusers_version": "0.35.0"}
+  for part, (cls, module, weights) in networks.items():
+    pretrained.save(folder / part, module, weights, dtype)
+    index[part] = ["diffusers", cls]
+  for i, (part, tokens) in enumerate(texts):
+    tower = encoder.towers[i]
+    pretrained.save(folder / part, tower, params[TEXT][f"towers_{i}"], dtype)
+    generator.tokenizer.all[i].inner.save_pretrained(folder / tokens)
+    cls = "CLIPTextModel" if tower.projection is None else "CLIPTextModelWithProjection"
+    index |= {part: ["transformers", cls], tokens: ["transformers", "CLIPTokenizer"]}
+  index |= {"scheduler": ["diffusers", kind], **more}
   (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
   (folder / SCHEDULER).parent.mkdir(exist_ok=True)
-  (folder / SCHEDULER).write_text(json.dumps(_write_scheduler(stage), indent=2) + "\n")
+  (folder / SCHEDULER).write_text(json.dumps({"_class_name": kind, **scheduler}, indent=2) + "\n")
 
 
 def _part(folder: pathlib.Path, name: str, kind: type) -> tuple[Any, dict[str, Any]]:
@@ -226,7 +272,6 @@ def _write_scheduler(stage: Stage) -> dict[str, Any]:
   table, spacing = stage.schedule, stage.spacing
   said = next(theirs for theirs, ours in _PREDICTS.items() if ours == stage.predicts)
   return {
-    "_class_name": "DDIMScheduler",
     "beta_schedule": table.name,
     "beta_start": table.start,
     "beta_end": table.end,

@@ -29,7 +29,6 @@ from dreamjax.data import identifiers, image_folder, priors
 from dreamjax.data.image_folder import METADATA
 from dreamjax.data.photos import in_rounds
 from dreamjax.data.photos import read as read_photos
-from dreamjax.diffusion.resolution import shrink
 from dreamjax.eval import metrics, protocols
 from dreamjax.eval.encoders import Encoders
 from dreamjax.generators import masked
@@ -375,11 +374,7 @@ def _tune(
 
 def _tokens(stage: TokenStage, params: Any, pictures: np.ndarray) -> np.ndarray:
   """The tokens of pictures, [n, t]."""
-
-  @jax.jit
-  def encode(pictures: Any) -> Any:
-    return stage.vqgan.apply({"params": params["vqgan"]}, shrink(pictures, stage.image), method="tokens")
-
+  encode = jax.jit(lambda picture: stage.encode(params, picture))
   return np.concatenate([np.asarray(encode(jnp.asarray(picture)[None])) for picture in pictures])
 
 

@@ -116,7 +116,7 @@ def task(config: ml_collections.ConfigDict, examples: Examples, held_out: Exampl
     branches = Branches.of(params["transformer"], [None] * len(texts))
     keys = keys_of(config.seed, numbers)
     made = masked.draw_tokens(stage, stage.decoding, params, branches, stacked, jnp.asarray(shares), keys, low)
-    return jnp.clip(vqgan.apply({"params": params["vqgan"]}, made, method="decode"), -1, 1)
+    return stage.decode(params, made)
 
   def measure(theta: Any) -> dict[str, float]:
     return {} if judge is None else judge(list(draw(theta, count)), prompts)

@@ -1,0 +1,161 @@
+"""aMUSEd as a folder of diffusers: what it draws, what is written back, and a style that it learns."""
+
+import dataclasses
+import json
+import shutil
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreamjax import generators
+from dreamjax.commands import configs
+from dreamjax.data import image_folder
+from dreamjax.diffusion.process import fold
+from dreamjax.generators.cascade import keys_of
+from dreamjax.generators.masked import Masked
+from dreamjax.masked import decoding
+from dreamjax.methods import styledrop
+from dreamjax.theta import Adapters, LoRA
+from tests.generators.conftest import make_tokenizer, make_tower
+
+PROMPTS = ["a red dog", "a dog on the beach"]
+SEED, STEPS, GUIDANCE, HEAT = 3, 10, 4.0, 2.0
+SIDE, WORDS = 4, 12  # tokens of a row, and of the codebook
+
+TRANSFORMER = {
+  "hidden_size": 16, "cond_embed_dim": 10, "micro_cond_encode_dim": 8, "micro_cond_embed_dim": 40,
+  "encoder_hidden_size": 8, "vocab_size": 16, "codebook_size": WORDS, "in_channels": 12, "block_out_channels": 12,
+  "num_res_blocks": 1, "downsample": True, "upsample": True, "block_num_heads": 2, "num_hidden_layers": 2,
+  "num_attention_heads": 2, "intermediate_size": 20, "sample_size": SIDE,
+}  # fmt: skip
+VQ = {
+  "block_out_channels": (8, 12), "down_block_types": ("DownEncoderBlock2D",) * 2,
+  "up_block_types": ("UpDecoderBlock2D",) * 2, "layers_per_block": 1, "latent_channels": 6, "norm_num_groups": 4,
+  "num_vq_embeddings": WORDS, "mid_block_add_attention": False, "lookup_from_codebook": True,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def amused(tmp_path_factory):
+  """A pipeline of diffusers with random weights, and the folder where it wrote them."""
+  torch = pytest.importorskip("torch")
+  diffusers = pytest.importorskip("diffusers")
+  torch.manual_seed(0)
+  words = make_tokenizer("!")
+  parts = {"tokenizer": words, "text_encoder": make_tower(words, 8, projects=True)}
+  parts |= {"transformer": diffusers.UVit2DModel(**TRANSFORMER), "vqvae": diffusers.VQModel(**VQ)}
+  pipeline = diffusers.AmusedPipeline(**parts, scheduler=diffusers.AmusedScheduler(mask_token_id=15))
+  with torch.no_grad():
+    for network in (pipeline.transformer, pipeline.vqvae):
+      for weights in network.parameters():
+        if weights.ndim > 1:
+          weights.mul_(3)  # or all would be much alike
+    pipeline.vqvae.quantize.embedding.weight.normal_()
+  pipeline.set_progress_bar_config(disable=True)
+  folder = tmp_path_factory.mktemp("amused")
+  pipeline.save_pretrained(folder)
+  return types.SimpleNamespace(pipeline=pipeline, folder=folder)
+
+
+def theirs(pipeline, monkeypatch):
+  """What diffusers draws of our noise, in [-1, 1]."""
+  from diffusers.schedulers import scheduling_amused
+  import torch
+
+  keys = fold(keys_of(SEED, [0, 1]), 0)
+  noise = [[np.asarray(x) for x in decoding._noise(keys, jnp.int32(k), (SIDE**2, WORDS))] for k in range(1, STEPS + 1)]
+  words, places = (iter(kind) for kind in zip(*noise, strict=True))
+  # A draw from probabilities p is the greatest of log p + noise.
+  draw = lambda p, *_, **__: (torch.log(p) + torch.tensor(next(words)).reshape(p.shape)).argmax(-1, keepdim=True)  # noqa: E731
+  monkeypatch.setattr(torch, "multinomial", draw)
+  monkeypatch.setattr(scheduling_amused, "gumbel_noise", lambda *_, **__: torch.tensor(next(places)))
+  options = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "temperature": (HEAT, 0)}
+  return 2 * pipeline(PROMPTS, output_type="np", **options).images - 1
+
+
+def ours(generator, params):
+  """What we draw."""
+  (stage,) = generator.stages
+  own = dataclasses.replace(stage.decoding, steps=STEPS, temperature=HEAT * STEPS / (STEPS - 1), lambda_b=GUIDANCE - 1)
+  return generators.sample(generator, params, PROMPTS, decodings=[own], seed=SEED, size=2)
+
+
+def test_pictures_are_those_that_diffusers_draws(amused, monkeypatch, tmp_path):
+  generator, params = generators.load(amused.folder)
+  (stage,) = generator.stages
+  assert isinstance(generator, Masked) and generator.resolution == SIDE * 2
+  assert stage.decoding.steps == 12 and stage.decoding.lambda_b == 9 and stage.numbers == (8, 8, 0, 0, 6)
+  assert stage.decoding.temperature * (1 - 1 / 12) == pytest.approx(2)
+  drawn, wanted = ours(generator, params), theirs(amused.pipeline, monkeypatch)
+  assert wanted.std() > 0.1 and np.abs(wanted[0] - wanted[1]).max() > 0.1
+  np.testing.assert_allclose(drawn, wanted, atol=1e-3)
+
+  generators.save(tmp_path / "ours", generator, params, dtype=np.float32)
+  written = type(amused.pipeline).from_pretrained(tmp_path / "ours")
+  written.set_progress_bar_config(disable=True)
+  np.testing.assert_allclose(theirs(written, monkeypatch), wanted, atol=1e-4)
+  again, same = generators.load(tmp_path / "ours")
+  assert again.stages == generator.stages
+  jax.tree.map(np.testing.assert_array_equal, same, params)
+
+
+def test_tokens_are_those_that_diffusers_finds(amused):
+  import torch
+
+  generator, params = generators.load(amused.folder)
+  (stage,) = generator.stages
+  pictures = np.random.default_rng(0).random((2, 8, 8, 3), np.float32)  # aMUSEd's are from 0 to 1, ours from -1 to 1
+  vqvae = amused.pipeline.vqvae
+  with torch.no_grad():
+    z = vqvae.encode(torch.tensor(pictures.transpose(0, 3, 1, 2))).latents
+    wanted = vqvae.quantize(z)[2][2].reshape(2, -1).numpy()
+  found = stage.encode(params["base"], jnp.asarray(2 * pictures - 1))
+  assert len(np.unique(wanted)) > 1
+  np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("kind", ["lora", "adapters"])
+def test_a_style_is_learned(amused, tmp_path, kind):
+  draw = np.random.default_rng(0)
+  image_folder.write(tmp_path / "style", [(draw.random((8, 8, 3), np.float32), {"text": "a dog in crayon style"})])
+  few = [f"--config.first.base.{field}" for field in ("steps=3", "optimizer.warmup=0", f"kind={kind}")]
+  config = configs.load("configs/styledrop.py:amused512", few)
+  generator, params = generators.load(amused.folder)
+  theta = styledrop.styledrop(generator, params, tmp_path / "style", workdir=tmp_path / "run", config=config)
+  assert isinstance(theta.thetas["base"], {"lora": LoRA, "adapters": Adapters}[kind])
+  back = generators.load_theta(tmp_path / "run" / "theta.safetensors", generator, params)
+  (stage,) = generator.stages
+  text = generator.encode(params, ["a cat in crayon style"])
+  hidden = jnp.full((1, SIDE**2), stage.transformer.mask_id, jnp.int32)
+  plain, styled = (stage.predict(params["base"], own, hidden, text) for own in (None, back.thetas["base"]))
+  assert 1e-5 < np.abs(styled - plain).max() < 1e3
+  drawn = generators.sample(generator, params, ["a cat"], theta=back)
+  assert drawn.shape == (1, 8, 8, 3) and np.isfinite(drawn).all()
+
+
+@pytest.mark.parametrize(
+  ("path", "changes", "problem"),
+  [
+    ("scheduler/scheduler_config.json", {"masking_schedule": "linear"}, "masking_schedule is 'linear'"),
+    ("scheduler/scheduler_config.json", {"mask_token_id": 12}, "mask_token_id is 12, but the transformer's is 15"),
+    ("transformer/config.json", {"codebook_size": 13}, "has shape"),
+  ],
+)
+def test_a_folder_that_does_not_fit_is_refused(amused, tmp_path, path, changes, problem):
+  shutil.copytree(amused.folder, tmp_path / "damaged")
+  file = tmp_path / "damaged" / path
+  file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+  with pytest.raises(ValueError, match=problem):
+    generators.load(tmp_path / "damaged")
+
+
+def test_what_does_not_go_together_is_refused(amused):
+  generator, _ = generators.load(amused.folder)
+  (stage,) = generator.stages
+  with pytest.raises(ValueError, match="told 5 numbers about a picture, not 0"):
+    dataclasses.replace(stage, numbers=())
+  with pytest.raises(ValueError, match="sees no smaller picture"):
+    dataclasses.replace(generator, stages=(stage, stage))
