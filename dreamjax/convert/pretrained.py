@@ -101,7 +101,7 @@ def load(
     FileNotFoundError: if there is no such model, or a file of it is missing.
     ValueError: if the model is of a kind that is not known or not wanted, or its weights do not fit it.
   """
-  folder = _locate(name)
+  folder = locate(name)
   config = json.loads(_existing(folder / CONFIG).read_text())
   if (model_type := _name(config)) not in KINDS:
     known = ", ".join(KINDS)
@@ -161,12 +161,21 @@ def _shapes(kind: _Kind, module: nn.Module) -> dict[str, Any]:
   return jax.eval_shape(module.init, jax.random.key(0), *kind.inputs(module))["params"]
 
 
-def _locate(name: str | os.PathLike[str]) -> pathlib.Path:
-  """The folder, downloaded where need be."""
+def locate(name: str | os.PathLike[str], parts: bool = False) -> pathlib.Path:
+  """The folder of a model, downloaded from the Hugging Face hub where there is none.
+
+  Args:
+    name: a folder, or else the name of a repository.
+    parts: whether the models lie in folders of the folder, as those of a pipeline do.
+
+  Raises:
+    FileNotFoundError: if there is neither.
+  """
   if pathlib.Path(name).is_dir():
     return pathlib.Path(name)
+  files = [f"*/{file}" for file in _HUB_FILES] + ["model_index.json"] if parts else list(_HUB_FILES)
   try:
-    return pathlib.Path(huggingface_hub.snapshot_download(os.fspath(name), allow_patterns=_HUB_FILES))
+    return pathlib.Path(huggingface_hub.snapshot_download(os.fspath(name), allow_patterns=files))
   except (OSError, huggingface_hub.errors.HFValidationError) as error:
     problem = f"there is no folder {name}, nor could a model of that name be had from the Hugging Face hub"
     raise FileNotFoundError(f"{problem}: {error}") from error

@@ -12,6 +12,7 @@ import importlib.resources
 import json
 import os
 import pathlib
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +34,8 @@ from dreamjax.theta import Personalisation
 INDEX = "model_index.json"
 _SCHEDULES = {"cosine": Cosine, "table": Table}
 
+_REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
 #: Generators that come with dreamjax: the package that each lies in, and the folder there.
 SHIPPED = {
   "toybox-cascade": ("dreamjax.toybox", "weights/cascade"),
@@ -44,7 +47,8 @@ def load(name: str | os.PathLike[str]) -> tuple[Cascade | Masked, dict[str, Any]
   """A generator and its parameters.
 
   Args:
-    name: one of `SHIPPED`, or a folder. The stages of DeepFloyd IF, which lie in one each, are joined by "+".
+    name: one of `SHIPPED`, a folder, or else a repository of the Hugging Face hub, such as "owner/model". The stages of
+      DeepFloyd IF, which lie in one each, are joined by "+".
 
   Returns:
     The description, and the tree of parameters, numpy arrays in float32: where they are to live is for the caller to
@@ -136,6 +140,8 @@ def _locate(name: str | os.PathLike[str]) -> list[pathlib.Path]:
     return [pathlib.Path(str(importlib.resources.files(package) / folder))]
   if len(parts := os.fspath(name).split("+")) > 1:
     return [folder for part in parts for folder in _locate(part)]
+  if _REPOSITORY.fullmatch(os.fspath(name)) and not pathlib.Path(name).parent.exists():
+    return [pretrained.locate(name, parts=True)]
   raise FileNotFoundError(f"there is no folder {name}, nor a generator of that name; there are: {', '.join(SHIPPED)}")
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import huggingface_hub
 import jax
 import numpy as np
 import pytest
@@ -80,6 +81,30 @@ def test_variants_of_half_precision_are_read(pipelines, tmp_path, variant):
   whole, found = generators.load(folder)[1], generators.load(tmp_path / "half")[1]
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-3), found, whole)
   assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(found))
+
+
+def test_a_pipeline_comes_from_the_hub_without_what_is_not_read(pipelines, tmp_path, monkeypatch):
+  asked = []
+
+  def download(name, allow_patterns):
+    asked.append(name)
+    folder = pipelines.folder("sdxl")
+    for path in (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()):
+      if list(huggingface_hub.utils.filter_repo_objects([path], allow_patterns=allow_patterns)):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / path, tmp_path / path)
+    others = ["sd_xl_base_1.0.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors", "unet/model.onnx"]
+    assert not list(huggingface_hub.utils.filter_repo_objects(others, allow_patterns=allow_patterns))
+    return tmp_path
+
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+  generator, params = generators.load("someone/sd-xl")
+  wanted, same = generators.load(pipelines.folder("sdxl"))
+  assert asked == ["someone/sd-xl"] and generator.stages == wanted.stages
+  jax.tree.map(np.testing.assert_array_equal, params, same)
+  with pytest.raises(FileNotFoundError, match="nor a generator of that name"):
+    generators.load(tmp_path.name + "/none/such")
+  assert len(asked) == 1
 
 
 def test_what_does_not_go_together_is_refused(pipelines):
