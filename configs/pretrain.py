@@ -17,11 +17,11 @@ second, and its loss was 4 % lower after 450 steps than AdamW's on the same batc
 What all of this lacked was pictures: the network had seen less than two million. On an NVIDIA H100 it saw 2.6 million
 more in five minutes, beside other trainings (20 to 40 steps a second where it had at least half of the GPU): 5,000
 steps of 512, of 196,608 pictures drawn there, with --config.start=dreamjax/toybox/weights/cascade/base
---config.resident=True --config.batch=512 --config.pieces=1 --config.optimizer.learning_rate=2e-3 --config.optimizer.decay=constant. The loss
-fell from 0.116 to 0.104. To compile the update took more than two minutes; without autotuning of convolutions
-(--xla_gpu_autotune_level=0) a step takes ten times as long. Of 500 captions that the whole cascade drew
-(tests/benchmarks/cascade.py captions), class was found in 0.960, context in 0.947, colour in 0.945, style in 0.994, as
-in real pictures; before, in 0.920, 0.903, 0.856 and 0.988.
+--config.resident=True --config.batch=512 --config.pieces=1 --config.optimizer.learning_rate=2e-3
+--config.optimizer.decay=constant. The loss fell from 0.116 to 0.104. To compile the update took more than two minutes;
+without autotuning of convolutions (--xla_gpu_autotune_level=0) a step takes ten times as long. Of 500 captions that the
+whole cascade drew (tests/benchmarks/cascade.py captions), class was found in 0.960, context in 0.947, colour in 0.945,
+style in 0.994, as in real pictures; before, in 0.920, 0.903, 0.856 and 0.988.
 
 The stage of super-resolution was trained for 8,000 steps to predict v, which left it grainy, then 2,900 to predict x0
 with both pictures going around it, 0.4 to 1.0 a second.
