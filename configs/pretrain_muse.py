@@ -7,18 +7,21 @@ dreamjax pretrain --config configs/pretrain_muse.py:base --workdir runs/muse_bas
 dreamjax pretrain --config configs/pretrain_muse.py:sr --workdir runs/muse_sr
 dreamjax pretrain --config configs/pretrain_muse.py:muse --workdir runs/muse
 
-The VQGANs come first, each from the one before, the first still without a codebook: what is trained behind them sees
-their tokens. The last command joins both transformers into the folder runs/muse/model, a generator. The first run on
-pictures of a size draws their album.
+The VQGANs come first, both from the autoencoder, which is the small one still without a codebook: what is trained
+behind them sees their tokens. The last command joins both transformers into the folder runs/muse/model, a generator.
+The first run on pictures of a size and a world draws their album.
 
-The weights of toybox-muse were trained so. The autoencoder, the small VQGAN and the first 300 steps of the large one,
-with 1,024 words, are a CPU's work of some hours. The rest was done in ten minutes on an NVIDIA H100, several trainings
-at once, on 98,304 small pictures and 16,384 large ones drawn there, with --config.resident=True and, for the
-transformers, --config.model.dtype=bfloat16 and --config.optimizer.learning_rate=2e-3: the small VQGAN 2,500 steps of 64
-pictures (70 to 140 a second; from 19.9 to 21.1 dB), the large one 2,500 of 32 with 4,096 words, whose vectors then gave
-way to 8,192 clusters, and 4,000 more (80 to 105 a second; 24.8 dB of what it draws in its album, 99 % of the words in
-use); the base transformer 4,480 steps of 512 out of the 6,400 that its learning rate was to fall over (23 to 52 a
-second), the one of super-resolution 2,600 of 128 (23 to 30 a second). The first update took a minute to compile.
+The weights of toybox-muse were trained so in ten minutes on an NVIDIA H100, two or three trainings at once, on 196,608
+small pictures, 16,384 large ones for the VQGAN and 32,768 for the transformer, drawn there; with
+--config.resident=True, --config.optimizer.learning_rate=2e-3 and, for the transformers, --config.model.dtype=bfloat16.
+The autoencoder took 1,000 steps of 64 pictures (40 a second; 25.9 dB), the small VQGAN 3,500 of 64 (45 a second; 21.3
+dB, 92 % of the words in use), the large one 5,000 of 32 (35 to 70 a second; 24.8 dB, 82 %), the base transformer 6,000
+of 512 (13 to 43 a second) and the one of super-resolution 3,000 of 128 (15 a second); the first update of each took a
+minute or two to compile. Of the large one's 4,096 words those 578 were left out that none of 3,000 pictures used.
+
+Before, there were squares of 4 pixels instead of 2, half as many words and a likeness of 0.02 in the small VQGAN, and
+super-resolution was trained in the full world: of 500 captions class was found in 0.871, context in 0.914, colour in
+0.924, style in 0.978. With all of this changed it is 0.967, 0.930, 0.900 and 0.988.
 """
 
 import ml_collections
@@ -72,21 +75,23 @@ def _vqgan(config: ml_collections.ConfigDict, which: str) -> ml_collections.Conf
   """A VQGAN of pictures of 64x64 before it has a codebook, then with one, then of pictures of 128x128."""
   config.task = "vqgan"
   config.model = {
-    "widths": (48, 96), "blocks": 1, "latent": 96, "embedding": 32, "codebook": 1024, "patch": 4, "groups": 8,
+    "widths": (48, 96, 96), "blocks": 1, "latent": 96, "embedding": 32, "codebook": 2048, "patch": 2, "groups": 8,
   }  # fmt: skip
   config.discriminator = {"widths": (32, 64, 128), "groups": 8}
   config.perceptual = "dreamjax/toybox/weights/dino"
   config.likeness, config.adversarial, config.adversarial_from = 0.02, 0.0, 0
   config.commitment, config.entropy, config.temperature = 0.25, 0.02, 0.1
   config.batch, config.pieces = 16, 1
+  if which != "autoencoder":
+    config.start = "runs/autoencoder/model"
   if which == "vqgan":
-    config.start, config.quantised, config.clustered, config.steps = "runs/vqgan_small/model", True, 256, 3000
-    config.model.codebook, config.likeness = 8192, 0.005
+    config.quantised, config.clustered, config.steps = True, 128, 5000
+    config.model.codebook, config.likeness = 4096, 0.005
     return config
   config.albums, config.resolution = "runs/albums_calm", 64
   config.view = {"views": 0.4, "light": 0.4, "layout": 0.3, "clutter": 0.4, "fill": (0.72, 0.88)}
   config.train, config.held_out = {"train": 49152}, {"subjects": 4096}
-  config.quantised, config.clustered, config.steps = False, 0, 600
+  config.quantised, config.clustered, config.steps = False, 0, 1000
   if which == "vqgan_small":
-    config.start, config.quantised, config.clustered, config.steps = "runs/autoencoder/model", True, 1024, 2400
+    config.quantised, config.clustered, config.steps, config.likeness = True, 512, 3500, 0.3
   return config
