@@ -1,4 +1,4 @@
-"""Thetas of Stable Diffusion in the files of other programs, and theirs as thetas.
+"""Thetas of Stable Diffusion and DeepFloyd IF in the files of other programs, and theirs as thetas.
 
 Low-rank updates are known in three layouts, in all of which a layer has the name that it has in diffusers:
 
@@ -6,10 +6,12 @@ Low-rank updates are known in three layouts, in all of which a layer has the nam
   peft       a folder for each network, of adapter_model.safetensors beside adapter_config.json
   kohya      one file; "lora_unet_<layer, _ for .>.lora_down.weight" and ".alpha"; SDXL's layers by their first names
 
-Full weights are written as a diffusers folder of the tuned generator.
+Full weights are written as a diffusers folder of the tuned generator. Of DeepFloyd IF each stage is a network "unet" by
+itself, and has a folder of its own, named as the stage is; kohya's layout is not known for it.
 """
 
 from collections.abc import Iterable, Iterator
+import dataclasses
 import json
 import pathlib
 import re
@@ -20,7 +22,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from dreamjax.convert import clip, latent_unet, pretrained
+from dreamjax.convert import clip, latent_unet, pretrained, unet
 from dreamjax.convert.table import Table, View
 from dreamjax.generators import pipelines
 from dreamjax.generators.cascade import Cascade
@@ -32,6 +34,10 @@ FORMATS = ("diffusers", "peft", "kohya")
 WEIGHTS = "pytorch_lora_weights.safetensors"  # where diffusers looks for the first layout
 _UNKNOWN = ("use_dora", "use_rslora", "alpha_pattern")  # settings of peft that make another update of the same numbers
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+#: A network's name in diffusers, the part of the generator, where it is there, and its table.
+_Network = tuple[str, str, Path, Table]
 
 
 class _Layer(NamedTuple):
@@ -56,7 +62,7 @@ def save(path: pathlib.Path, form: str, generator: Cascade, params: Any, made: P
   Args:
     path: a folder, made where missing.
     form: one of `FORMATS`.
-    generator: Stable Diffusion or SDXL.
+    generator: Stable Diffusion, SDXL or DeepFloyd IF.
     params: its parameters.
     made: what is written: low-rank updates, or full weights for "diffusers".
 
@@ -68,28 +74,48 @@ def save(path: pathlib.Path, form: str, generator: Cascade, params: Any, made: P
   """
   if form not in FORMATS:
     raise ValueError(f"unknown format {form!r}; there are: {', '.join(FORMATS)}")
-  layers = _layers(generator, params)
+  by_folder = _layers(generator, params)
   kinds = {type(theta) for theta in made.thetas.values()}
   if kinds == {Full} and form == "diffusers":
     whole = {**params, **{part: theta.merge(params[part]) for part, theta in made.thetas.items()}}
+    if pipelines.is_if(generator):
+      return pipelines.save_stages(path, _as_tuned(generator, made), whole, np.float16)
     pipelines.save(path, generator, whole, np.float16)
     return [path]
   if kinds != {LoRA}:
     known = "low-rank updates, or full weights," if form == "diffusers" else "low-rank updates"
     found = ", ".join(f"{part}: {type(theta).__name__}" for part, theta in made.thetas.items())
     raise ValueError(f"{form} knows {known} for all parts; those of this theta are {found}")
-  updates = dict(_updates(layers, made))
+  if form == "kohya" and pipelines.is_if(generator):
+    raise ValueError("kohya's format is not known for DeepFloyd IF: use another one")
+  known_parts = {layer.part for layers in by_folder.values() for layer in layers.values()}
+  if odd := set(made.thetas) - known_parts:
+    raise ValueError(f"{form} has no place for updates of {', '.join(sorted(odd))}")
   files = {"diffusers": _diffusers_files, "peft": _peft_files, "kohya": lambda some: _kohya_files(some, generator)}
   written = []
-  for name, (tensors, metadata) in files[form](updates).items():
-    (path / name).parent.mkdir(parents=True, exist_ok=True)
-    safetensors.numpy.save_file(tensors, path / name, metadata=metadata)
-    written.append(path / name)
-  if form == "peft":
-    for network, some in _by_network(updates).items():
-      settings = {"peft_type": "LORA", **_adapter(some)}
-      (path / network / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
+  for folder, layers in by_folder.items():
+    if not (updates := dict(_updates(layers, made))):
+      continue
+    for name, (tensors, metadata) in files[form](updates).items():
+      file = path / folder / name
+      file.parent.mkdir(parents=True, exist_ok=True)
+      safetensors.numpy.save_file(tensors, file, metadata=metadata)
+      written.append(file)
+    if form == "peft":
+      for network, some in _by_network(updates).items():
+        settings = {"peft_type": "LORA", **_adapter(some)}
+        (path / folder / network / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
   return written
+
+
+def _as_tuned(generator: Cascade, made: Personalisation) -> Cascade:
+  """The generator, whose stages are sampled as the theta says."""
+  changes = made.card.recipe.get("sampling", {})
+  stages = [
+    dataclasses.replace(stage, sampling=dataclasses.replace(stage.sampling, **changes.get(stage.name, {})))
+    for stage in generator.stages
+  ]
+  return dataclasses.replace(generator, stages=tuple(stages))
 
 
 def load(path: pathlib.Path, generator: Cascade, params: Any) -> Personalisation:
@@ -99,8 +125,9 @@ def load(path: pathlib.Path, generator: Cascade, params: Any) -> Personalisation
   given, and no identifier.
 
   Args:
-    path: the file; of the layout of peft, the file of one network.
-    generator: Stable Diffusion or SDXL.
+    path: the file; of the layout of peft, the file of one network. Of DeepFloyd IF it is for the stage in whose folder
+      it lies, as `save` has it, or else for the first one.
+    generator: Stable Diffusion, SDXL or DeepFloyd IF.
     params: its parameters, or their shapes.
 
   Raises:
@@ -109,7 +136,8 @@ def load(path: pathlib.Path, generator: Cascade, params: Any) -> Personalisation
   with pretrained.open_tensors(path) as file:
     tensors = {key: file.get_tensor(key).astype(np.float32) for key in file.keys()}
     metadata = file.metadata() or {}
-  layers = _layers(generator, params)
+  by_folder = _layers(generator, params)
+  layers = by_folder.get(_folder(path, by_folder), next(iter(by_folder.values())))
   found: dict[str, dict[Path, Any]] = {}
   for name, update in _read(path, tensors, metadata, layers, generator).items():
     part, layer, view = layers[name]
@@ -133,13 +161,19 @@ def is_foreign(path: pathlib.Path) -> bool:
     return False
 
 
-def _layers(generator: Cascade, params: Any) -> dict[str, _Layer]:
-  """All layers that may have an update, by the names of diffusers, such as "unet.conv_in"."""
+def _layers(generator: Cascade, params: Any) -> dict[str, dict[str, _Layer]]:
+  """All layers that may have an update, by their folder and the names of diffusers, such as "unet.conv_in"."""
+  if pipelines.is_if(generator):
+    return {stage.name: _layers_of([("unet", stage.name, (), unet.TABLE)], params) for stage in generator.stages}
   if generator.autoencoder is None:
     raise ValueError(f"{generator.name} is none of the generators that diffusers has: there are no such files for it")
-  networks: list[tuple[str, str, Path, Table]] = [("unet", generator.stages[0].name, (), latent_unet.TABLE)]
+  networks: list[_Network] = [("unet", generator.stages[0].name, (), latent_unet.TABLE)]
   for i, _ in enumerate(generator.text_encoder.towers):
     networks.append((f"text_encoder{'_2' if i else ''}", TEXT, (f"towers_{i}",), clip.TEXT_TABLE))
+  return {"": _layers_of(networks, params)}
+
+
+def _layers_of(networks: Iterable[_Network], params: Any) -> dict[str, _Layer]:
   found = {}
   for name, part, where, table in networks:
     tree = params[part]
@@ -154,7 +188,10 @@ def _layers(generator: Cascade, params: Any) -> dict[str, _Layer]:
 
 def _updates(layers: dict[str, _Layer], made: Personalisation) -> Iterator[tuple[str, _Update]]:
   names = {(layer.part, layer.path): (name, layer.view) for name, layer in layers.items()}
+  parts = {layer.part for layer in layers.values()}
   for part, theta in made.thetas.items():
+    if part not in parts:
+      continue
     flat = {path: np.asarray(x, np.float32) for path, x in flatten_dict(theta.weights).items()}
     for layer in dict.fromkeys(path[:-1] for path in flat):
       name, view = names[part, layer]
@@ -274,6 +311,8 @@ def _read(
 
 def _kohya_names(layers: Iterable[str], generator: Cascade) -> dict[str, str]:
   """All names that kohya has for the layers."""
+  if pipelines.is_if(generator):
+    return {}
   prefixes = {"unet": ["lora_unet"], "text_encoder": ["lora_te", "lora_te1"], "text_encoder_2": ["lora_te2"]}
   rows, known = generator.stages[0].unet.blocks + 1, {}
   for name in layers:
@@ -283,6 +322,11 @@ def _kohya_names(layers: Iterable[str], generator: Cascade) -> dict[str, str]:
       names.append(f"lora_unet_{first}")
     known |= {key.replace(".", "_"): name for key in names}
   return known
+
+
+def _folder(path: pathlib.Path, known: Iterable[str]) -> str:
+  """The stage of IF that a file is for, by the folders that it lies in."""
+  return next((name for name in (path.parent.name, path.parent.parent.name) if name in known), "")
 
 
 def _network(path: pathlib.Path) -> str:

@@ -82,9 +82,9 @@ def load(name: str | os.PathLike[str]) -> tuple[Cascade | Masked, dict[str, Any]
 def load_theta(path: pathlib.Path | str, generator: Cascade | Masked, params: Any) -> Personalisation:
   """Reads a personalisation of a generator; ValueError if it was trained beside another one. See `theta.load`.
 
-  For Stable Diffusion, low-rank updates of other programs are read as well, see `exchange.load`.
+  For Stable Diffusion and DeepFloyd IF, low-rank updates of other programs are read as well, see `exchange.load`.
   """
-  if isinstance(generator, Cascade) and generator.autoencoder is not None and exchange.is_foreign(pathlib.Path(path)):
+  if isinstance(generator, Cascade) and exchange.is_foreign(pathlib.Path(path)):
     return exchange.load(pathlib.Path(path), generator, params)
   return theta.load(pathlib.Path(path), generator.base(params))
 

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from dreamjax.convert import pretrained
 from dreamjax.convert.table import Setting, read_settings
+from dreamjax.convert.unet import write as write_unet
 from dreamjax.data.tokenizer import Tokenizer, Tokenizers
 from dreamjax.diffusion.schedules import Table
 from dreamjax.generators.cascade import AUTOENCODER, Cascade, Sampling, Spacing, Stage
@@ -37,7 +38,7 @@ from dreamjax.models.uvit import UViT
 from dreamjax.models.vqgan import VQGAN
 
 BASE = "base"  # the only stage's name
-SCHEDULER = "scheduler/scheduler_config.json"
+SCHEDULER, NOISE = "scheduler/scheduler_config.json", "image_noising_scheduler/scheduler_config.json"
 
 
 class _Pipeline(NamedTuple):
@@ -107,10 +108,10 @@ def load(folders: Sequence[pathlib.Path], indices: Sequence[dict[str, Any]]) -> 
   """
   first, *larger = (index["_class_name"] for index in indices)
   if first == _LARGER:
-    raise ValueError(f"{folders[0]} only enlarges pictures: name it behind the folder of a {_BASE}, joined by +")
+    raise ValueError(f"{folders[0]} only enlarges pictures: name it behind the folder of an {_BASE}, joined by +")
   for folder, kind in zip(folders[1:], larger, strict=True):
     if first != _BASE or kind != _LARGER:
-      raise ValueError(f"{folder} holds a {kind}, which cannot follow {folders[0]}, a {first}")
+      raise ValueError(f"{folder} holds {kind}, which cannot follow {first} in {folders[0]}")
   if first == _BASE:
     return _load_if(folders)
   return _load_tokens(folders[0]) if first == _TOKENS else _load_latent(folders[0], indices[0])
@@ -128,7 +129,7 @@ def _load_if(folders: Sequence[pathlib.Path]) -> tuple[Cascade, dict[str, Any]]:
     sampling |= _read_thresholds(folder / SCHEDULER)
     augmentation = None
     if unet.low_res:
-      augmentation, _, _ = _read_scheduler(folder / "image_noising_scheduler" / "scheduler_config.json")
+      augmentation, _, _ = _read_scheduler(folder / NOISE)
       sampling["level"] = (_IF_NOISE + 1) / augmentation.steps
     own = Sampling(**sampling)
     stages.append(Stage(name, unet, schedule, predicts, augmentation, own, masks_text=False, spacing=spacing))
@@ -208,7 +209,8 @@ def save(folder: pathlib.Path, generator: Cascade | Masked, params: dict[str, An
       "unet": ("UNet2DConditionModel", stage.unet, own),
       "vae": ("AutoencoderKL", generator.autoencoder, params[AUTOENCODER]),
     }
-    kind, scheduler = "DDIMScheduler", _write_scheduler(stage)
+    kind = "DDIMScheduler"
+    scheduler = {**_write_scheduler(stage), "set_alpha_to_one": stage.spacing.clean, "clip_sample": False}
     more = {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
     if len(texts) > 1:
       more = {"force_zeros_for_empty_prompt": encoder.empty_is_zero}
@@ -223,9 +225,50 @@ def save(folder: pathlib.Path, generator: Cascade | Masked, params: dict[str, An
     cls = "CLIPTextModel" if tower.projection is None else "CLIPTextModelWithProjection"
     index |= {part: ["transformers", cls], tokens: ["transformers", "CLIPTokenizer"]}
   index |= {"scheduler": ["diffusers", kind], **more}
-  (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-  (folder / SCHEDULER).parent.mkdir(exist_ok=True)
-  (folder / SCHEDULER).write_text(json.dumps({"_class_name": kind, **scheduler}, indent=2) + "\n")
+  _write_config(folder / "model_index.json", index)
+  _write_config(folder / SCHEDULER, {"_class_name": kind, **scheduler})
+
+
+def is_if(generator: Cascade) -> bool:
+  """Whether a cascade's networks are those of DeepFloyd IF, which `save_stages` writes."""
+  stages = generator.stages
+  known = all(isinstance(stage.unet, UNet) and isinstance(stage.schedule, Table) for stage in stages)
+  return known and all(write_unet(stage.unet).get("_class_name") for stage in stages)
+
+
+def save_stages(folder: pathlib.Path, cascade: Cascade, params: dict[str, Any], dtype: Any) -> list[pathlib.Path]:
+  """Writes the stages of DeepFloyd IF into folders of their names, which `load` and diffusers read.
+
+  The text encoder is in the first one alone: diffusers' pipelines take it from one to the next.
+  """
+  written = []
+  for stage in cascade.stages:
+    own = folder / stage.name
+    index: dict[str, Any] = {"_class_name": _LARGER if stage.enlarges else _BASE, "_diffusers_version": "0.35.0"}
+    pretrained.save(own / "unet", stage.unet, params[stage.name], dtype)
+    index |= {"unet": ["diffusers", "UNet2DConditionModel"], "scheduler": ["diffusers", "DDPMScheduler"]}
+    _write_config(
+      own / SCHEDULER, {"_class_name": "DDPMScheduler", **_write_scheduler(stage), **_write_thresholds(stage)}
+    )
+    if written:
+      index |= {"text_encoder": [None, None], "tokenizer": [None, None]}
+    else:
+      pretrained.save(own / "text_encoder", cascade.text_encoder, params[TEXT], dtype)
+      cascade.tokenizer.inner.save_pretrained(own / "tokenizer")
+      index |= {"text_encoder": ["transformers", "T5EncoderModel"]}
+      index |= {"tokenizer": ["transformers", type(cascade.tokenizer.inner).__name__]}
+    if stage.enlarges:
+      _write_config(own / NOISE, {"_class_name": "DDPMScheduler", **_write_table(stage.augmentation)})
+      index |= {"image_noising_scheduler": ["diffusers", "DDPMScheduler"]}
+    absent = {part: [None, None] for part in ("safety_checker", "feature_extractor", "watermarker")}
+    _write_config(own / "model_index.json", index | absent | {"requires_safety_checker": False})
+    written.append(own)
+  return written
+
+
+def _write_config(path: pathlib.Path, config: dict[str, Any]) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _part(folder: pathlib.Path, name: str, kind: type) -> tuple[Any, dict[str, Any]]:
@@ -269,16 +312,29 @@ def _scheduler_fields(path: pathlib.Path, settings: Sequence[Setting]) -> dict[s
 
 
 def _write_scheduler(stage: Stage) -> dict[str, Any]:
-  table, spacing = stage.schedule, stage.spacing
-  said = next(theirs for theirs, ours in _PREDICTS.items() if ours == stage.predicts)
+  spacing = stage.spacing
+  return {
+    **_write_table(stage.schedule),
+    "prediction_type": next(theirs for theirs, ours in _PREDICTS.items() if ours == stage.predicts),
+    "timestep_spacing": spacing.name,
+    "steps_offset": spacing.offset,
+  }
+
+
+def _write_table(table: Table) -> dict[str, Any]:
   return {
     "beta_schedule": table.name,
     "beta_start": table.start,
     "beta_end": table.end,
     "num_train_timesteps": table.steps,
-    "prediction_type": said,
-    "timestep_spacing": spacing.name,
-    "steps_offset": spacing.offset,
-    "set_alpha_to_one": spacing.clean,
-    "clip_sample": False,
   }
+
+
+def _write_thresholds(stage: Stage) -> dict[str, Any]:
+  """What `_read_thresholds` reads."""
+  sampling = stage.sampling
+  variance = next(theirs for theirs, ours in _VARIANCES.items() if ours == sampling.variance)
+  if not sampling.ratio:
+    return {"clip_sample": True, "variance_type": variance}
+  thresholds = {"dynamic_thresholding_ratio": sampling.ratio, "sample_max_value": sampling.maximum}
+  return {"thresholding": True, **thresholds, "variance_type": variance}

@@ -1,6 +1,7 @@
 """DeepFloyd IF as diffusers' folders, a stage in each: together they draw what diffusers draws, one after the other."""
 
 import dataclasses
+import functools
 import json
 import shutil
 import types
@@ -16,8 +17,9 @@ from dreamjax.data import tokenizer as tokenizers
 from dreamjax.diffusion import process
 from dreamjax.diffusion.samplers import _STEPS
 from dreamjax.generators import cascade as cascades
+from dreamjax.generators import exchange
 from dreamjax.methods import dreambooth
-from dreamjax.theta import LoRA
+from dreamjax.theta import Card, Full, LoRA, Personalisation
 
 PROMPTS = ["A Red dog", "a dog on the beach"]
 SEED, STEPS, LEVEL = 3, 10, 250
@@ -118,6 +120,64 @@ def test_pictures_are_those_that_diffusers_draws(stages, monkeypatch, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, same, params)
 
 
+def personalised(generator, params, kind):
+  """Thetas of both stages that change much."""
+  draw = np.random.default_rng(0)
+  pattern = "attention/(query|key|value|text_key|text_value|out)$"
+  thetas = {}
+  for name in ("base", "sr"):
+    if kind is LoRA:
+      theta = LoRA.init(jax.random.key(0), params[name], 2, alpha=3.0, pattern=pattern)
+      thetas[name] = jax.tree.map(lambda x: 0.3 * draw.standard_normal(x.shape, np.float32), theta)
+    else:
+      thetas[name] = Full(jax.tree.map(lambda x: x + 0.1 * draw.standard_normal(x.shape, np.float32), params[name]))
+  recipe = {"sampling": {name: {"variance": 0.0} for name in thetas}}
+  return Personalisation(thetas, Card(generator.base(params), "qx", "dog", recipe))
+
+
+@pytest.mark.parametrize("kind", [LoRA, Full])
+def test_diffusers_draws_the_same_of_what_was_learned(stages, monkeypatch, tmp_path, kind):
+  diffusers = pytest.importorskip("diffusers")
+  pytest.importorskip("peft")
+  generator, params = generators.load(stages.name)
+  made = personalised(generator, params, kind)
+  samplings = [dataclasses.replace(stage.sampling, steps=STEPS, variance=0.0) for stage in generator.stages]
+  drawn, plain = (
+    generators.sample(generator, params, PROMPTS, theta=theta, samplings=samplings, seed=SEED, size=2)
+    for theta in (made, None)
+  )
+  assert np.abs(drawn - plain).max() > 0.1
+  written = exchange.save(tmp_path, "diffusers", generator, params, made)
+  if kind is LoRA:
+    assert written == [tmp_path / name / exchange.WEIGHTS for name in ("base", "sr")]
+    pipelines = [diffusers.DiffusionPipeline.from_pretrained(folder) for folder in stages.folders]
+    for pipeline, file in zip(pipelines, written, strict=True):
+      pipeline.load_lora_weights(file.parent, weight_name=file.name)
+      scheduler = diffusers.DDPMScheduler.from_config(pipeline.scheduler.config, variance_type="fixed_small")
+      pipeline.register_modules(scheduler=scheduler)
+    back = generators.load_theta(written[1], generator, params)
+    assert list(back.thetas) == ["sr"]
+    layers = lambda theta: theta.expand(params["sr"])["theta"]  # noqa: E731
+    same = functools.partial(np.testing.assert_allclose, atol=1e-6)
+    jax.tree.map(same, layers(back.thetas["sr"]), layers(made.thetas["sr"]))
+    with pytest.raises(ValueError, match="kohya's format is not known for DeepFloyd IF"):
+      exchange.save(tmp_path, "kohya", generator, params, made)
+  else:
+    base = diffusers.DiffusionPipeline.from_pretrained(written[0])
+    texts = {"text_encoder": base.text_encoder, "tokenizer": base.tokenizer}
+    pipelines = [base, diffusers.DiffusionPipeline.from_pretrained(written[1], **texts)]
+    again, halved = generators.load("+".join(map(str, written)))
+    merged = {name: made.thetas[name].merge(params[name]) for name in ("base", "sr")}
+    same = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4)  # they are stored in float16
+    jax.tree.map(same, {name: halved[name] for name in merged}, merged)
+    drawn = generators.sample(again, halved, PROMPTS, samplings=samplings, seed=SEED, size=2)
+    assert [stage.sampling.variance for stage in again.stages] == [0.0, 0.0]
+  for pipeline in pipelines:
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.to(dtype=pipeline.unet.dtype)
+  np.testing.assert_allclose(drawn, np.clip(theirs(pipelines, monkeypatch), -1, 1), atol=5e-3)
+
+
 def test_texts_are_lower_case(stages):
   generator, _ = generators.load(stages.name)
   ids, mask = generator.tokenizer([" A Red DOG", "a red dog"])
@@ -152,9 +212,9 @@ def test_a_subject_is_learned_by_low_rank_updates_of_both(stages, tmp_path):
 
 def test_what_does_not_go_together_is_refused(stages, tmp_path):
   first, second = map(str, stages.folders)
-  with pytest.raises(ValueError, match="only enlarges pictures: name it behind the folder of a IFPipeline"):
+  with pytest.raises(ValueError, match="only enlarges pictures: name it behind the folder of an IFPipeline"):
     generators.load(second)
-  with pytest.raises(ValueError, match="holds a IFPipeline, which cannot follow"):
+  with pytest.raises(ValueError, match="holds IFPipeline, which cannot follow"):
     generators.load(f"{first}+{first}")
   with pytest.raises(ValueError, match="only stages of DeepFloyd IF are joined by +"):
     generators.load(f"{first}+toybox-cascade")
