@@ -28,6 +28,9 @@ import ml_collections
 
 from dreamjax.train.optimizer import default_config as optimizer
 
+# The world of toybox-cascade's base stage: see configs/pretrain.py.
+CALM = {"views": 0.4, "light": 0.4, "layout": 0.3, "clutter": 0.4, "fill": (0.72, 0.88)}
+
 
 def get_config(which: str = "autoencoder") -> ml_collections.ConfigDict:
   """The config of one part."""
@@ -51,8 +54,7 @@ def get_config(which: str = "autoencoder") -> ml_collections.ConfigDict:
   config.task, config.stage, config.name = "tokens", which, "toybox-muse"
   config.text_encoder, config.length = "dreamjax/toybox/weights/t5", 36
   config.least, config.smoothing, config.drop = 0.0, 0.1, 0.1
-  # The world of toybox-cascade's base stage: see configs/pretrain.py.
-  config.view = {"views": 0.4, "light": 0.4, "layout": 0.3, "clutter": 0.4, "fill": (0.72, 0.88)}
+  config.view = dict(CALM)
   if which == "base":
     config.albums, config.resolution = "runs/albums_calm", 64
     config.train, config.held_out = {"train": 49152}, {"subjects": 4096}
@@ -89,7 +91,7 @@ def _vqgan(config: ml_collections.ConfigDict, which: str) -> ml_collections.Conf
     config.model.codebook, config.likeness = 4096, 0.005
     return config
   config.albums, config.resolution = "runs/albums_calm", 64
-  config.view = {"views": 0.4, "light": 0.4, "layout": 0.3, "clutter": 0.4, "fill": (0.72, 0.88)}
+  config.view = dict(CALM)
   config.train, config.held_out = {"train": 49152}, {"subjects": 4096}
   config.quantised, config.clustered, config.steps = False, 0, 1000
   if which == "vqgan_small":

@@ -25,7 +25,7 @@ import safetensors.numpy
 from dreamjax.convert import clip, latent_unet, pretrained, unet
 from dreamjax.convert.table import Table, View
 from dreamjax.generators import pipelines
-from dreamjax.generators.cascade import Cascade
+from dreamjax.generators.cascade import Cascade, own_samplings
 from dreamjax.generators.generator import TEXT
 from dreamjax.theta import Card, Full, LoRA, Personalisation
 from dreamjax.theta.kinds import Path
@@ -110,12 +110,8 @@ def save(path: pathlib.Path, form: str, generator: Cascade, params: Any, made: P
 
 def _as_tuned(generator: Cascade, made: Personalisation) -> Cascade:
   """The generator, whose stages are sampled as the theta says."""
-  changes = made.card.recipe.get("sampling", {})
-  stages = [
-    dataclasses.replace(stage, sampling=dataclasses.replace(stage.sampling, **changes.get(stage.name, {})))
-    for stage in generator.stages
-  ]
-  return dataclasses.replace(generator, stages=tuple(stages))
+  pairs = zip(generator.stages, own_samplings(generator, made), strict=True)
+  return dataclasses.replace(generator, stages=tuple(dataclasses.replace(x, sampling=own) for x, own in pairs))
 
 
 def load(path: pathlib.Path, generator: Cascade, params: Any) -> Personalisation:

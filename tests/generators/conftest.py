@@ -120,7 +120,11 @@ def noise():
 
 @pytest.fixture(scope="session")
 def pipelines(tmp_path_factory):
-  """make(name): a new pipeline; folder(name): where diffusers wrote it; theirs(pipeline), ours(generator, params)."""
+  """Pipelines of diffusers, by name.
+
+  tokenizer, tower: make parts; make(name): a new pipeline; folder(name): where diffusers wrote it; theirs(pipeline),
+  ours(generator, params): what is drawn.
+  """
   pytest.importorskip("torch")
   pytest.importorskip("diffusers")
   made = {}
@@ -131,4 +135,5 @@ def pipelines(tmp_path_factory):
       make_pipeline(name).save_pretrained(made[name])
     return made[name]
 
-  return types.SimpleNamespace(make=make_pipeline, folder=folder, theirs=theirs, ours=ours)
+  parts = {"tokenizer": make_tokenizer, "tower": make_tower}
+  return types.SimpleNamespace(make=make_pipeline, folder=folder, theirs=theirs, ours=ours, **parts)

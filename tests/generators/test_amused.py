@@ -19,7 +19,6 @@ from dreamjax.generators.masked import Masked
 from dreamjax.masked import decoding
 from dreamjax.methods import styledrop
 from dreamjax.theta import Adapters, LoRA
-from tests.generators.conftest import make_tokenizer, make_tower
 
 PROMPTS = ["a red dog", "a dog on the beach"]
 SEED, STEPS, GUIDANCE, HEAT = 3, 10, 4.0, 2.0
@@ -39,13 +38,13 @@ VQ = {
 
 
 @pytest.fixture(scope="module")
-def amused(tmp_path_factory):
+def amused(tmp_path_factory, pipelines):
   """A pipeline of diffusers with random weights, and the folder where it wrote them."""
   torch = pytest.importorskip("torch")
   diffusers = pytest.importorskip("diffusers")
   torch.manual_seed(0)
-  words = make_tokenizer("!")
-  parts = {"tokenizer": words, "text_encoder": make_tower(words, 8, projects=True)}
+  words = pipelines.tokenizer("!")
+  parts = {"tokenizer": words, "text_encoder": pipelines.tower(words, 8, projects=True)}
   parts |= {"transformer": diffusers.UVit2DModel(**TRANSFORMER), "vqvae": diffusers.VQModel(**VQ)}
   pipeline = diffusers.AmusedPipeline(**parts, scheduler=diffusers.AmusedScheduler(mask_token_id=15))
   with torch.no_grad():
