@@ -6,9 +6,11 @@ dreamjax dreambooth --images photos --class-noun dog --model DIR --workdir runs/
 sd15 and sdxl are for folders of Stable Diffusion in the layout of diffusers: the first is the recipe of all weights
 that diffusers publishes for Stable Diffusion 1 with class images (5e-6, 800 updates of one photo and one picture of the
 class), the second the one of low-rank updates of SDXL's attention (1e-4, rank 4, 500 updates of four photos, without
-class images). if-xl is for two stages of DeepFloyd IF, --model I+II, and is diffusers' of low-rank updates of their
-attention, too (5e-6 times the batch, 1,200 updates of four photos, and 1e-6, 2,000), but for what the second stage
-sees: the photos made small, with next to no noise, where diffusers' script shows it the noisy photos themselves.
+class images). inversion, for either, is textual inversion with the numbers of diffusers (2e-3, 3,000 updates of four
+photos): only what [V] stands for is learned, from one prompt, "a [V] class", where theirs draws among templates. if-xl
+is for two stages of DeepFloyd IF, --model I+II, and is diffusers' of low-rank updates of their attention, too (5e-6
+times the batch, 1,200 updates of four photos, and 1e-6, 2,000), but for what the second stage sees: the photos made
+small, with next to no noise, where diffusers' script shows it the noisy photos themselves.
 """
 
 import ml_collections
@@ -17,8 +19,8 @@ from dreamjax.methods.dreambooth import default_config
 
 
 def get_config(which: str = "toybox") -> ml_collections.ConfigDict:
-  """The recipe: "toybox"; "paper", the paper's 1,000 updates of all weights of both stages; "sd15", "sdxl", "if-xl"."""
-  config = default_config(("base",) if which in ("sd15", "sdxl") else ("base", "sr"))
+  """The recipe: "toybox", "paper" (1,000 updates of all weights), "sd15", "sdxl", "inversion" or "if-xl"."""
+  config = default_config(("base",) if which in ("sd15", "sdxl", "inversion") else ("base", "sr"))
   if which == "toybox":
     config.rare = (0.5, 1.0)  # the toybox's vocabulary is small: its words are ordinary ones up to the middle
     config.prior.count = 32
@@ -36,6 +38,11 @@ def get_config(which: str = "toybox") -> ml_collections.ConfigDict:
     base.steps, base.rows, base.prior_rows, base.optimizer.learning_rate = 500, 4, 0, 1e-4
     base.kind, base.rank, base.alpha, base.pattern = "lora", 4, 4.0, "(self|cross|attention)/(query|key|value|out)$"
     config.prior.kind = "none"
+  elif which == "inversion":
+    config.train_text, config.text_rate = "embeddings", 1.0
+    base = config.stages.base
+    base.kind, base.steps, base.rows, base.prior_rows, base.optimizer.learning_rate = "none", 3000, 4, 0, 2e-3
+    config.prior.kind = "none"
   elif which == "if-xl":
     for stage, steps, rate in ((config.stages.base, 1200, 2e-5), (config.stages.sr, 2000, 1e-6)):
       stage.steps, stage.rows, stage.prior_rows, stage.optimizer.learning_rate = steps, 4, 0, rate
@@ -43,5 +50,5 @@ def get_config(which: str = "toybox") -> ml_collections.ConfigDict:
       stage.pattern, stage.levels = "attention/(query|key|value|text_key|text_value|out)$", (1e-3, 1e-3)
     config.prior.kind = "none"
   elif which != "paper":
-    raise ValueError(f"which is toybox, paper, sd15, sdxl or if-xl, not {which!r}")
+    raise ValueError(f"which is toybox, paper, sd15, sdxl, inversion or if-xl, not {which!r}")
   return config

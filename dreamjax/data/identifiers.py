@@ -79,6 +79,11 @@ def objection(tokenizer: Tokenizer, identifier: str) -> str | None:
   )
 
 
+def tokens(tokenizer: Tokenizer, identifier: str) -> list[int]:
+  """The ids of an identifier's tokens, as they are within a prompt."""
+  return _ids(tokenizer, [identifier])
+
+
 def _ids(tokenizer: Tokenizer, texts: Iterable[str]) -> list[int]:
   return [i for text in texts for i in tokenizer.inner.encode(text, add_special_tokens=False)]
 

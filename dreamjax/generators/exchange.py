@@ -6,6 +6,9 @@ Low-rank updates are known in three layouts, in all of which a layer has the nam
   peft       a folder for each network, of adapter_model.safetensors beside adapter_config.json
   kohya      one file; "lora_unet_<layer, _ for .>.lora_down.weight" and ".alpha"; SDXL's layers by their first names
 
+Embeddings of the identifier's tokens are one file for diffusers' `load_textual_inversion`, whatever the layout of the
+rest, for all programs read that: "<identifier>" or, of SDXL, "clip_l" and "clip_g", of [tokens, width].
+
 Full weights are written as a diffusers folder of the tuned generator. Of DeepFloyd IF each stage is a network "unet" by
 itself, and has a folder of its own, named as the stage is; kohya's layout is not known for it.
 """
@@ -24,14 +27,17 @@ import safetensors.numpy
 
 from dreamjax.convert import clip, latent_unet, pretrained, unet
 from dreamjax.convert.table import Table, View
+from dreamjax.data import identifiers
 from dreamjax.generators import pipelines
 from dreamjax.generators.cascade import Cascade, own_samplings
 from dreamjax.generators.generator import TEXT
-from dreamjax.theta import Card, Full, LoRA, Personalisation
+from dreamjax.theta import Card, Embeddings, Full, LoRA, Personalisation
 from dreamjax.theta.kinds import Path
 
 FORMATS = ("diffusers", "peft", "kohya")
 WEIGHTS = "pytorch_lora_weights.safetensors"  # where diffusers looks for the first layout
+EMBEDDINGS = "learned_embeds.safetensors"  # and for embeddings
+_TOWERS = ("clip_l", "clip_g")  # what the embeddings of SDXL's two towers are called
 _UNKNOWN = ("use_dora", "use_rslora", "alpha_pattern")  # settings of peft that make another update of the same numbers
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -64,7 +70,7 @@ def save(path: pathlib.Path, form: str, generator: Cascade, params: Any, made: P
     form: one of `FORMATS`.
     generator: Stable Diffusion, SDXL or DeepFloyd IF.
     params: its parameters.
-    made: what is written: low-rank updates, or full weights for "diffusers".
+    made: what is written: low-rank updates, embeddings, both, or for "diffusers" full weights.
 
   Returns:
     What was written.
@@ -76,23 +82,27 @@ def save(path: pathlib.Path, form: str, generator: Cascade, params: Any, made: P
     raise ValueError(f"unknown format {form!r}; there are: {', '.join(FORMATS)}")
   by_folder = _layers(generator, params)
   kinds = {type(theta) for theta in made.thetas.values()}
-  if kinds == {Full} and form == "diffusers":
+  if Full in kinds and kinds <= {Full, Embeddings} and form == "diffusers":
     whole = {**params, **{part: theta.merge(params[part]) for part, theta in made.thetas.items()}}
     if pipelines.is_if(generator):
       return pipelines.save_stages(path, _as_tuned(generator, made), whole, np.float16)
     pipelines.save(path, generator, whole, np.float16)
     return [path]
-  if kinds != {LoRA}:
-    known = "low-rank updates, or full weights," if form == "diffusers" else "low-rank updates"
+  if not kinds <= {LoRA, Embeddings}:
+    known = "low-rank updates, embeddings, or full weights" if form == "diffusers" else "low-rank updates, embeddings"
     found = ", ".join(f"{part}: {type(theta).__name__}" for part, theta in made.thetas.items())
     raise ValueError(f"{form} knows {known} for all parts; those of this theta are {found}")
   if form == "kohya" and pipelines.is_if(generator):
     raise ValueError("kohya's format is not known for DeepFloyd IF: use another one")
+  embeddings = {part: theta for part, theta in made.thetas.items() if isinstance(theta, Embeddings)}
+  made = Personalisation({part: x for part, x in made.thetas.items() if part not in embeddings}, made.card)
   known_parts = {layer.part for layers in by_folder.values() for layer in layers.values()}
   if odd := set(made.thetas) - known_parts:
     raise ValueError(f"{form} has no place for updates of {', '.join(sorted(odd))}")
+  if embeddings and pipelines.is_if(generator):
+    raise ValueError("diffusers reads embeddings for Stable Diffusion and SDXL only, not for DeepFloyd IF")
   files = {"diffusers": _diffusers_files, "peft": _peft_files, "kohya": lambda some: _kohya_files(some, generator)}
-  written = []
+  written = [_save_embeddings(path, theta, made.card.identifier) for theta in embeddings.values()]
   for folder, layers in by_folder.items():
     if not (updates := dict(_updates(layers, made))):
       continue
@@ -114,11 +124,39 @@ def _as_tuned(generator: Cascade, made: Personalisation) -> Cascade:
   return dataclasses.replace(generator, stages=tuple(dataclasses.replace(x, sampling=own) for x, own in pairs))
 
 
+def _save_embeddings(path: pathlib.Path, theta: Embeddings, identifier: str) -> pathlib.Path:
+  """Writes embeddings. A word that is in the vocabulary cannot be learned there: hence the brackets."""
+  rows = [np.asarray(x, np.float32) for _, x in sorted(flatten_dict(theta.weights, sep="/").items())]
+  names = _TOWERS if len(rows) > 1 else (f"<{identifier.replace(' ', '-')}>",)
+  path.mkdir(parents=True, exist_ok=True)
+  safetensors.numpy.save_file(dict(zip(names, rows, strict=True)), path / EMBEDDINGS, metadata={"format": "pt"})
+  return path / EMBEDDINGS
+
+
+def _load_embeddings(
+  path: pathlib.Path, tensors: dict[str, np.ndarray], generator: Cascade, params: Any
+) -> Personalisation:
+  """Embeddings as a theta, in which rare words stand for the tokens."""
+  names = _TOWERS if set(tensors) == set(_TOWERS) else tuple(tensors)
+  rows = [np.atleast_2d(tensors[name]) for name in names]
+  identifier = " ".join(identifiers.choose(generator.tokenizer, 0, len(rows[0]), rare=(0.5, 1.0)))
+  theta = Embeddings.init(params[TEXT], identifiers.tokens(generator.tokenizer, identifier))
+  tables = sorted(flatten_dict(theta.weights).items())
+  if [x.shape for x in rows] != [x.shape for _, x in tables]:
+    raise ValueError(
+      f"{path} holds embeddings of shapes {[x.shape for x in rows]}, which do not fit a text encoder of "
+      f"{' and '.join(str(x.shape[1]) for _, x in tables)} channels"
+    )
+  weights = unflatten_dict({where: x for (where, _), x in zip(tables, rows, strict=True)})
+  recipe = {"method": "imported", "file": path.name}
+  return Personalisation({TEXT: theta.replace(weights=weights)}, Card(generator.base(params), identifier, "", recipe))
+
+
 def load(path: pathlib.Path, generator: Cascade, params: Any) -> Personalisation:
-  """Reads low-rank updates of another program, in any of the three layouts.
+  """Reads low-rank updates of another program, in any of the three layouts, or embeddings.
 
   Such files do not say which model they were trained beside, nor what stands for [V]: the card has the one that is
-  given, and no identifier.
+  given, and of low-rank updates no identifier. For embeddings rare words stand, one for each token.
 
   Args:
     path: the file; of the layout of peft, the file of one network. Of DeepFloyd IF it is for the stage in whose folder
@@ -132,6 +170,8 @@ def load(path: pathlib.Path, generator: Cascade, params: Any) -> Personalisation
   with pretrained.open_tensors(path) as file:
     tensors = {key: file.get_tensor(key).astype(np.float32) for key in file.keys()}
     metadata = file.metadata() or {}
+  if _are_embeddings({key: x.shape for key, x in tensors.items()}):
+    return _load_embeddings(path, tensors, generator, params)
   by_folder = _layers(generator, params)
   layers = by_folder.get(_folder(path, by_folder), next(iter(by_folder.values())))
   found: dict[str, dict[Path, Any]] = {}
@@ -149,12 +189,19 @@ def load(path: pathlib.Path, generator: Cascade, params: Any) -> Personalisation
 
 
 def is_foreign(path: pathlib.Path) -> bool:
-  """Whether a file holds low-rank updates in one of the layouts of others."""
+  """Whether a file holds low-rank updates in one of the layouts of others, or embeddings."""
   try:
     with safetensors.safe_open(path, "np") as file:
-      return any(re.search(r"lora[._](A|B|down|up)\b", key) for key in file.keys())
+      shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
   except (safetensors.SafetensorError, OSError):
     return False
+  return _are_embeddings(shapes) or any(re.search(r"lora[._](A|B|down|up)\b", key) for key in shapes)
+
+
+def _are_embeddings(shapes: dict[str, tuple[int, ...]]) -> bool:
+  """Whether these are what others call embeddings: vectors, or rows of a few, for one tower or for SDXL's two."""
+  named = set(shapes) == set(_TOWERS) or (len(shapes) == 1 and "/" not in next(iter(shapes)))
+  return named and all(len(shape) in (1, 2) for shape in shapes.values())
 
 
 def _layers(generator: Cascade, params: Any) -> dict[str, dict[str, _Layer]]:

@@ -33,7 +33,7 @@ from dreamjax.generators.cascade import AUTOENCODER, Cascade, Sampling, Stage
 from dreamjax.generators.generator import TEXT
 from dreamjax.methods.denoising import Recipe, stage_loss
 from dreamjax.methods.workdirs import bind
-from dreamjax.theta import Base, Card, Full, LoRA, Personalisation, Theta
+from dreamjax.theta import Base, Card, Embeddings, Full, LoRA, Personalisation, Theta
 from dreamjax.train.logs import Sheet
 from dreamjax.train.loop import fit
 from dreamjax.train.optimizer import averaged, make_optimizer
@@ -42,14 +42,16 @@ from dreamjax.train.state import TrainState
 from dreamjax.train.step import make_step
 
 PRIORS = ("images", "frozen", "none")
-KINDS = ("full", "lora")
+KINDS = ("full", "lora", "none")
+TEXTS = ("frozen", "tuned", "embeddings")
 
 
 def default_stage() -> ml_collections.ConfigDict:
   """How one stage is tuned.
 
-  steps: updates; rows: photos in each; prior_rows: pictures of the class in each; kind: "full" or "lora"; rank, alpha
-  and pattern: of the low-rank updates, and which layers have any (a regular expression); levels: least and greatest
+  steps: updates; rows: photos in each; prior_rows: pictures of the class in each; kind: "full", "lora", or "none" where
+  only the text encoder is tuned; rank, alpha and pattern: of the low-rank updates, and which layers have any (a regular
+  expression); levels: least and greatest
   noise on the small pictures, for stages of super-resolution; crop: "center", or "random" for any square along a
   photo's longer side; flip: whether every second photo is mirrored; optimizer: see `train.optimizer`.
   """
@@ -66,14 +68,16 @@ def default_config(stages: Sequence[str] = ("base", "sr")) -> ml_collections.Con
   """The paper's recipe.
 
   seed: of all randomness; identifier: what [V] stands for, "" to choose a rare word; rare: where in the vocabulary rare
-  words are looked for; with_captions: see `data.photos.read`; train_text: whether the base stage's training tunes the
-  text encoder too, at the learning rate's share `text_rate`; prior: "kind" is one of `PRIORS`, "weight" is lambda,
+  words are looked for; with_captions: see `data.photos.read`; train_text: what the base stage's training does to
+  the text encoder: nothing ("frozen"), what it does to the network ("tuned"), or it learns what the identifier's tokens
+  stand for and nothing else ("embeddings": textual inversion, Gal et al., 2208.01618), at the learning rate's multiple
+  `text_rate`; prior: "kind" is one of `PRIORS`, "weight" is lambda,
   "count" how many pictures are drawn, by "sampling", each stage's; patience: 0, or after how many checkpoints without a
   smaller loss on a photo that is held out a stage's training ends; show: prompts that are drawn at each checkpoint,
   into the folder `samples` beside the log; stages: by name, each as `default_stage` has it.
   """
   return ml_collections.ConfigDict({
-    "seed": 0, "identifier": "", "rare": identifiers.RARE, "with_captions": False, "train_text": False,
+    "seed": 0, "identifier": "", "rare": identifiers.RARE, "with_captions": False, "train_text": "frozen",
     "text_rate": 0.2, "patience": 0, "show": (),
     "prior": {
       "kind": "images", "weight": 1.0, "count": 200, "batch": 8,
@@ -177,10 +181,12 @@ def tune_stage(
 
   What was tuned `before` is drawn with, where pictures are to be shown.
   """
-  tunes_text = config.train_text and stage is generator.stages[0]
-  theta = {stage.name: _start(params[stage.name], settings, config.seed)}
-  if tunes_text:
+  tunes_text = config.train_text != "frozen" and stage is generator.stages[0]
+  theta = {} if settings.kind == "none" else {stage.name: _start(params[stage.name], settings, config.seed)}
+  if tunes_text and config.train_text == "tuned":
     theta[TEXT] = _start(params[TEXT], settings, config.seed)
+  elif tunes_text:
+    theta[TEXT] = Embeddings.init(params[TEXT], identifiers.tokens(generator.tokenizer, subject.identifier))
   small = 0
   if stage.enlarges:
     small = generator.stages[generator.stages.index(stage) - 1].image
@@ -374,10 +380,17 @@ def _check(generator: Cascade, config: ml_collections.ConfigDict) -> None:
   """Raises ValueError for what a config cannot ask for."""
   if config.prior.kind not in PRIORS:
     raise ValueError(f"prior.kind is one of {', '.join(PRIORS)}, not {config.prior.kind!r}")
+  if config.train_text not in TEXTS:
+    raise ValueError(f"train_text is one of {', '.join(TEXTS)}, not {config.train_text!r}")
   for name, settings in config.stages.items():
-    generator.stage(name)
+    stage = generator.stage(name)
     if settings.kind not in KINDS:
       raise ValueError(f"stages.{name}.kind is one of {', '.join(KINDS)}, not {settings.kind!r}")
+    if settings.kind == "none" and not (config.train_text == "embeddings" and stage is generator.stages[0]):
+      raise ValueError(
+        f"stages.{name}.kind is none, which leaves nothing to tune: that is for the first stage, where train_text is "
+        "embeddings; for a stage that is not to be tuned at all, set its steps to 0"
+      )
     if settings.rows < 1 or settings.prior_rows < 0 or settings.steps < 0:
       raise ValueError(f"stages.{name}: rows is at least 1, prior_rows and steps at least 0")
   for name in config.prior.sampling:

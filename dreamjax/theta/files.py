@@ -17,10 +17,10 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from dreamjax.theta.kinds import Adapters, Full, LoRA, SoftPrompt, Theta
+from dreamjax.theta.kinds import Adapters, Embeddings, Full, LoRA, SoftPrompt, Theta
 
 FORMAT = "dreamjax theta 1"
-KINDS = {"full": Full, "lora": LoRA, "adapters": Adapters, "prompt": SoftPrompt}
+KINDS = {"full": Full, "embeddings": Embeddings, "lora": LoRA, "adapters": Adapters, "prompt": SoftPrompt}
 
 
 class Base(NamedTuple):

@@ -3,6 +3,8 @@
 A theta is a pytree whose leaves are what is trained, in float32; the rest of it is static. With one kernel W:
 
   full weights   W' = theta
+  embeddings     W'_i = theta_i, for the rows i of an identifier in a table W of tokens
+                                                         ("Textual Inversion", Gal et al., 2208.01618, section 3)
   low rank       W' = W + scale A B                      ("LoRA", Hu et al., 2021, section 4.1)
 
 and with y what leaves a module, beside which W stays as it is
@@ -69,6 +71,57 @@ class Full(struct.PyTreeNode):
     flat, tuned = flatten_dict(params), flatten_dict(self.weights)
     _check_fit({path: x.shape for path, x in tuned.items()}, flat)
     return unflatten_dict(flat | {path: x.astype(flat[path].dtype) for path, x in tuned.items()})
+
+
+class Embeddings(struct.PyTreeNode):
+  """What a text encoder takes some tokens for, those of an identifier: rows of its table, or of each tower's.
+
+  No other row is a parameter, so nothing that an optimizer does, weight decay included, can change it.
+
+  Attributes:
+    weights: a tree like that of the parameters, of the tables "tokens/embedding" alone: [k, d].
+    ids: of the k tokens.
+  """
+
+  weights: dict[str, Any]
+  ids: tuple[int, ...] = struct.field(pytree_node=False)
+
+  stored = np.float32  # in files, by default
+
+  @classmethod
+  def init(cls, params: dict[str, Any], ids: Sequence[int]) -> "Embeddings":
+    """The rows as they are.
+
+    Args:
+      params: of a text encoder.
+      ids: the tokens.
+
+    Raises:
+      ValueError: if there are none, or one twice, or the network has no table of tokens, or one without these.
+    """
+    if not ids or len(set(ids)) != len(ids):
+      raise ValueError(f"embeddings are of one token or more, each once, not of {list(ids)}")
+    flat = flatten_dict(params)
+    tables = {path: flat[path] for path in _matching("(^|/)tokens/embedding$", flat)}
+    if odd := [i for i in ids if not 0 <= i < min(map(len, tables.values()))]:
+      raise ValueError(f"the text encoder knows no token {', '.join(map(str, odd))}")
+    weights = {path: jnp.array(table[np.array(ids)], jnp.float32) for path, table in tables.items()}
+    return cls(unflatten_dict(weights), tuple(map(int, ids)))
+
+  def expand(self, params: dict[str, Any]) -> dict[str, Any]:
+    """The variables that the text encoder is applied with. ValueError if `params` are those of another one."""
+    return {"params": self.merge(params)}
+
+  def merge(self, params: dict[str, Any]) -> dict[str, Any]:
+    """The parameters with these rows in their tables, in the dtypes of `params`. The way back is to keep `params`."""
+    flat, tuned = flatten_dict(params), flatten_dict(self.weights)
+    _check_fit({path: (*np.shape(flat.get(path))[:1], x.shape[1]) for path, x in tuned.items()}, flat)
+    ids = np.array(self.ids)
+    for path, rows in tuned.items():
+      if len(flat[path]) <= ids.max():
+        raise ValueError(f"the theta is for token {ids.max()}, but {'/'.join(path)} has only {len(flat[path])}")
+      flat[path] = jnp.asarray(flat[path]).at[ids].set(rows.astype(flat[path].dtype))
+    return unflatten_dict(flat)
 
 
 class LoRA(struct.PyTreeNode):
@@ -264,7 +317,7 @@ class SoftPrompt(struct.PyTreeNode):
     return {"params": params, "theta": {"soft_tokens": tokens, "soft_mask": jnp.ones(len(tokens))}}
 
 
-Theta = Full | LoRA | Adapters | SoftPrompt
+Theta = Full | Embeddings | LoRA | Adapters | SoftPrompt
 
 
 class Branches(struct.PyTreeNode):
@@ -285,12 +338,12 @@ class Branches(struct.PyTreeNode):
       thetas: one for each branch; None for the base model itself.
 
     Raises:
-      ValueError: if one is for another module, or changes the parameters themselves, as full weights do.
+      ValueError: if one is for another module, or changes the parameters themselves, as full weights and embeddings do.
     """
     flat = []
     for theta in thetas:
-      if isinstance(theta, Full):
-        raise ValueError("full weights are no branch beside others: they share no parameters with them")
+      if isinstance(theta, Full | Embeddings):
+        raise ValueError("full weights and embeddings are no branch beside others: they share no parameters with them")
       flat.append({} if theta is None else flatten_dict(theta.expand(params)["theta"]))
     collection = {}
     for path in sorted({path for branch in flat for path in branch}):

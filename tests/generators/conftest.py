@@ -91,13 +91,13 @@ def make_pipeline(kind):
   return diffusers.StableDiffusionPipeline(**parts, **absent)
 
 
-def theirs(pipeline):
+def theirs(pipeline, prompts=PROMPTS):
   """What diffusers draws of the same noise, in [-1, 1]."""
   import torch
 
   pipeline.set_progress_bar_config(disable=True)
   drawn = pipeline(
-    PROMPTS,
+    prompts,
     latents=torch.tensor(noise().transpose(0, 3, 1, 2)),
     num_inference_steps=STEPS,
     guidance_scale=GUIDANCE,
@@ -106,10 +106,10 @@ def theirs(pipeline):
   return 2 * drawn.images - 1
 
 
-def ours(generator, params, theta=None):
+def ours(generator, params, theta=None, prompts=PROMPTS):
   """What we draw, in [-1, 1]."""
   samplings = [Sampling(steps=STEPS, guidance=GUIDANCE)]
-  return generators.sample(generator, params, PROMPTS, theta=theta, samplings=samplings, seed=SEED, size=2)
+  return generators.sample(generator, params, prompts, theta=theta, samplings=samplings, seed=SEED, size=2)
 
 
 def noise():

@@ -9,8 +9,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from dreamjax import cli, generators
+from dreamjax.data import identifiers
 from dreamjax.generators import exchange
-from dreamjax.theta import Card, Full, LoRA, Personalisation
+from dreamjax.theta import Card, Embeddings, Full, LoRA, Personalisation
 
 PATTERN = "(self|cross|attention)/(query|key|value|out)$"
 
@@ -91,6 +92,42 @@ def test_updates_come_back_as_they_were(pipelines, tmp_path, name, form):
     )
 
 
+@pytest.mark.parametrize("identifier", ["z", "x y"])
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_diffusers_draws_the_same_with_our_embeddings_and_they_come_back(pipelines, tmp_path, name, identifier):
+  import torch
+
+  folder = pipelines.folder(name)
+  pipeline = fresh(folder)
+  generator, params = generators.load(folder)
+  theta = Embeddings.init(params["text"], identifiers.tokens(generator.tokenizer, identifier))
+  rng = np.random.default_rng(0)
+  theta = jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32), theta)
+  made = Personalisation({"text": theta}, Card(generator.base(params), identifier, "dog", {}))
+  prompts = ["a red [V] dog", "a dog on the beach"]
+  wanted = pipelines.ours(generator, params, made, prompts)
+  change = np.abs(
+    wanted - pipelines.ours(generator, params, prompts=[prompt.replace("[V]", identifier) for prompt in prompts])
+  )
+  assert change[0].max() > 0.02 and change[1].max() == 0
+  (file,) = exchange.save(tmp_path, "diffusers", generator, params, made)
+  tensors = load_file(file)
+  if name == "sd":
+    pipeline.load_textual_inversion(tmp_path)
+    (word,) = tensors
+  else:
+    word, places = "<mine>", {"clip_l": ("text_encoder", "tokenizer"), "clip_g": ("text_encoder_2", "tokenizer_2")}
+    for tower, (encoder, tokenizer) in places.items():
+      rows = {word: torch.tensor(tensors[tower])}
+      parts = {"text_encoder": getattr(pipeline, encoder), "tokenizer": getattr(pipeline, tokenizer)}
+      pipeline.load_textual_inversion(rows, **parts)
+  drawn = pipelines.theirs(pipeline, [prompt.replace("[V]", word) for prompt in prompts])
+  np.testing.assert_allclose(drawn, wanted, atol=1e-3)
+  again = generators.load_theta(file, generator, params)
+  assert len(again.card.identifier.split()) == len(identifier.split())
+  np.testing.assert_allclose(pipelines.ours(generator, params, again, prompts), wanted, atol=1e-5)
+
+
 def test_the_command_writes_what_the_function_does(pipelines, tmp_path, capsys):
   folder = pipelines.folder("sd")
   _, _, made = personalised(folder, text=False)
@@ -134,6 +171,9 @@ def test_what_is_not_known_is_refused(pipelines, tmp_path, tiny_cascade):
     save_file({x: np.ascontiguousarray(y) for x, y in (tensors | change).items()}, tmp_path / f"{name}.safetensors")
     with pytest.raises(ValueError, match=problem):
       generators.load_theta(tmp_path / f"{name}.safetensors", generator, params)
+  save_file({"<z>": np.ones((1, 7), np.float32)}, tmp_path / "embeddings.safetensors")
+  with pytest.raises(ValueError, match=r"shapes \[\(1, 7\)\], which do not fit a text encoder of 8 and 12 channels"):
+    generators.load_theta(tmp_path / "embeddings.safetensors", generator, params)
   settings = {"lora_adapter_metadata": json.dumps({"unet.use_rslora": True})}
   save_file(tensors, tmp_path / "rs.safetensors", metadata=settings)
   with pytest.raises(ValueError, match="use_rslora is True, and only plain low-rank updates"):

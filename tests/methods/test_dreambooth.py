@@ -10,7 +10,7 @@ import pytest
 
 from dreamjax import generators
 from dreamjax.convert import latent_unet
-from dreamjax.data import tokenizer
+from dreamjax.data import identifiers, tokenizer
 from dreamjax.data.latents import Latents
 from dreamjax.diffusion.schedules import Table
 from dreamjax.generators.cascade import Cascade, Sampling, Stage, own_samplings
@@ -110,7 +110,7 @@ def test_a_prior_of_weight_zero_is_plain_fine_tuning(tiny_cascade, photos, tmp_p
 def test_full_weights_text_encoder_and_frozen_prior(tiny_cascade, photos, tmp_path):
   generator, params = tiny_cascade
   before = jax.tree.map(np.array, params)
-  config = recipe(prior__kind="frozen", train_text=True, stages__base__kind="full", stages__sr__steps=0)
+  config = recipe(prior__kind="frozen", train_text="tuned", stages__base__kind="full", stages__sr__steps=0)
   config.show = ("a [V] dog", "a dog")
   made = dreambooth.dreambooth(generator, params, photos, "dog", workdir=tmp_path, config=config)
   same(before, params)  # what is frozen stays as it was, to the bit
@@ -161,7 +161,10 @@ def test_rows_hold_each_photo_equally_often_and_the_class_s_prompt_last(tiny_cas
   ("changes", "message"),
   [
     ({"prior__kind": "some"}, "prior.kind is one of images, frozen, none, not 'some'"),
-    ({"stages__base__kind": "dora"}, "stages.base.kind is one of full, lora"),
+    ({"stages__base__kind": "dora"}, "stages.base.kind is one of full, lora, none, not 'dora'"),
+    ({"stages__base__kind": "none"}, "stages.base.kind is none, which leaves nothing to tune"),
+    ({"train_text": "embeddings", "stages__sr__kind": "none"}, "stages.sr.kind is none, which leaves nothing to tune"),
+    ({"train_text": "all"}, "train_text is one of frozen, tuned, embeddings, not 'all'"),
     ({"stages__sr__rows": 0}, "rows is at least 1"),
     ({"stages__base__pattern": "no_such_layer"}, "'no_such_layer' matches none of"),
     ({"prior__sampling": {"base": {"steps": 0}}}, "one step or more"),
@@ -236,6 +239,29 @@ def tiny_latent():
   return Cascade("tiny-xl", encoder, two, (stage,), autoencoder), params
 
 
+def test_textual_inversion_moves_the_identifier_s_rows_and_nothing_else(tiny_cascade, photos, tmp_path):
+  generator, params = tiny_cascade
+  before = jax.tree.map(np.array, params)
+  config = recipe(
+    identifier="qx zv", prior__kind="none", train_text="embeddings", text_rate=1.0,
+    stages__base__kind="none", stages__sr__steps=0,
+  )  # fmt: skip
+  made = dreambooth.dreambooth(generator, params, photos, "dog", workdir=tmp_path, config=config)
+  same(before, params)
+  assert set(made.thetas) == {"text"}
+  ids = identifiers.tokens(generator.tokenizer, "qx zv")
+  tuned = made.thetas["text"].merge(params["text"])
+  table, own = tuned["tokens"].pop("embedding"), params["text"]["tokens"]["embedding"]
+  same(tuned, {**params["text"], "tokens": {}})
+  moved = np.abs(np.asarray(table) - own).max(axis=1)
+  assert (moved[ids] > 1e-3).all() and np.delete(moved, ids).max() == 0
+  loaded = generators.load_theta(tmp_path / "theta.safetensors", generator, params)
+  same(dict(loaded.thetas), dict(made.thetas))
+  drawn = [generators.sample(generator, params, ["a [V] dog"], theta=theta, size=1) for theta in (made, loaded)]
+  np.testing.assert_array_equal(*drawn)
+  assert np.abs(drawn[0] - generators.sample(generator, params, ["a qx zv dog"], size=1)).max() > 1e-4
+
+
 def latent_recipe(**changes):
   config = dreambooth.default_config(("base",))
   config.identifier = "qx"
@@ -254,7 +280,7 @@ def latent_recipe(**changes):
       "prior__kind": "frozen",
       "stages__base__kind": "lora",
       "stages__base__pattern": "(self|cross|attention)/",
-      "train_text": True,
+      "train_text": "tuned",
     },
   ],
   ids=["full", "lora"],
@@ -265,7 +291,7 @@ def test_a_subject_is_learned_on_latents(tiny_latent, photos, tmp_path, changes)
   config = latent_recipe(**changes)
   made = dreambooth.dreambooth(generator, params, photos, "dog", workdir=tmp_path, config=config)
   same(before, params)
-  assert set(made.thetas) == ({"base", "text"} if config.train_text else {"base"})
+  assert set(made.thetas) == ({"base", "text"} if config.train_text == "tuned" else {"base"})
   losses = [json.loads(line) for line in (tmp_path / "base/log.jsonl").read_text().splitlines()]
   assert all(np.isfinite(line["loss"]) for line in losses)
   tuned = generators.sample(generator, params, ["a [V] dog"], theta=made, size=1)

@@ -10,7 +10,7 @@ import pytest
 from dreamjax import theta as thetas
 from dreamjax.models.t5 import T5Encoder
 from dreamjax.models.vit import ViT
-from dreamjax.theta import Full, LoRA
+from dreamjax.theta import Embeddings, Full, LoRA
 
 T5 = T5Encoder(vocab=20, width=8, head_width=4, heads=3, mlp=12, depth=2, buckets=8, max_distance=9)
 VIT = ViT(image=8, patch=4, width=8, depth=2, heads=2, mlp=12)
@@ -255,3 +255,27 @@ def test_arguments_of_apply_are_passed_on(make):
   module, params, x = make("convnet")
   _, state = thetas.apply(module, params, begin("lora", params), x, capture_intermediates=True, mutable="intermediates")
   assert state["intermediates"]["down"]["__call__"][0].shape == (2, 4, 4, 8)
+
+
+def test_embeddings_are_refused_where_they_do_not_belong():
+  params = T5.init(jax.random.key(0), jnp.zeros((1, 3), int), jnp.ones((1, 3), bool))["params"]
+  theta = Embeddings.init(params, [17, 3])
+  equal(theta.merge(params), params)
+  for ids, message in (
+    ([], "one token or more"),
+    ([3, 3], "each once"),
+    ([3, 20], "knows no token 20"),
+    ([-1], "no token -1"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      Embeddings.init(params, ids)
+  with pytest.raises(ValueError, match="matches none of"):
+    Embeddings.init({"out": {"kernel": jnp.ones((2, 2))}}, [1])
+  with pytest.raises(ValueError, match=r"tokens/embedding of shape \(20, 8\), but here it is \(20, 6\)"):
+    theta.merge({"tokens": {"embedding": jnp.ones((20, 6))}})
+  with pytest.raises(ValueError, match="for token 17, but tokens/embedding has only 9"):
+    theta.merge({"tokens": {"embedding": jnp.ones((9, 8))}})
+  with pytest.raises(ValueError, match="changes tokens/embedding, which this model does not have"):
+    theta.merge({"out": {"kernel": jnp.ones((2, 2))}})
+  with pytest.raises(ValueError, match="embeddings are no branch"):
+    thetas.Branches.of(params, [theta])
