@@ -19,16 +19,18 @@ from dreamjax.methods.dreambooth import default_config
 
 
 def get_config(which: str = "toybox") -> ml_collections.ConfigDict:
-  """The recipe: "toybox", "paper" (1,000 updates of all weights), "sd15", "sdxl", "inversion" or "if-xl"."""
+  """The recipe: "toybox", "captioned", "paper" (all weights, 1,000 updates), "sd15", "sdxl", "inversion", "if-xl"."""
   config = default_config(("base",) if which in ("sd15", "sdxl", "inversion") else ("base", "sr"))
-  if which == "toybox":
+  if which in ("toybox", "captioned"):
+    config.captions = 0.5 if which == "captioned" else 0.0
+    config.wordings = ("a [V] {noun}", "a photo of a [V] {noun}", "a photograph of a [V] {noun}")
     config.rare = (0.5, 1.0)  # the toybox's vocabulary is small: its words are ordinary ones up to the middle
     config.prior.count = 32
     base, sr = config.stages.base, config.stages.sr
-    base.steps, base.optimizer.learning_rate, base.optimizer.decay = 600, 5e-4, "cosine"
-    sr.steps, sr.rows, sr.prior_rows, sr.optimizer.learning_rate = 60, 4, 2, 1e-4
+    base.steps, base.optimizer.learning_rate, base.optimizer.decay = 400, 5e-4, "cosine"
+    sr.steps, sr.rows, sr.prior_rows, sr.optimizer.learning_rate = 40, 4, 2, 1e-4
     config.prior.sampling.base.steps = 30
-    config.prior.sampling.sr.steps = 10
+    config.prior.sampling.sr.steps = 5
   elif which == "sd15":
     base = config.stages.base
     base.steps, base.rows, base.prior_rows, base.optimizer.learning_rate = 800, 1, 1, 5e-6
@@ -50,5 +52,5 @@ def get_config(which: str = "toybox") -> ml_collections.ConfigDict:
       stage.pattern, stage.levels = "attention/(query|key|value|text_key|text_value|out)$", (1e-3, 1e-3)
     config.prior.kind = "none"
   elif which != "paper":
-    raise ValueError(f"which is toybox, paper, sd15, sdxl, inversion or if-xl, not {which!r}")
+    raise ValueError(f"which is toybox, captioned, paper, sd15, sdxl, inversion or if-xl, not {which!r}")
   return config

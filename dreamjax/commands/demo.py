@@ -17,6 +17,7 @@ from dreamjax.eval import report
 from dreamjax.eval.evaluate import evaluate
 from dreamjax.methods import dreambooth
 from dreamjax.toybox import source, vocabulary
+from dreamjax.toybox.captions import where
 
 CLASS, NUMBER, PHOTOS = "dog", source.TRAIN_SUBJECTS + 7, 4
 #: What the toy is drawn as: six contexts, two styles, an accessory, another colour.
@@ -42,7 +43,7 @@ def add(commands: Any) -> None:
   parser.add_argument("--subject", type=int, default=NUMBER, help="the toy's number (%(default)s)")
   parser.add_argument("--n", type=int, default=2, help="pictures of each prompt (%(default)s)")
   parser.add_argument(
-    "--config", default="configs/dreambooth.py:toybox", metavar="FILE[:VARIANT]", help="the recipe (%(default)s)"
+    "--config", default="configs/dreambooth.py:captioned", metavar="FILE[:VARIANT]", help="the recipe (%(default)s)"
   )
   parser.set_defaults(run=run)
 
@@ -56,9 +57,11 @@ def run(args: argparse.Namespace) -> None:
   config = configs.load(args.config, args.overrides)
   name = f"{args.cls}-{args.subject}"
   photos = args.out / "photos" / name
-  frame, _ = source.photos(args.cls, args.subject, PHOTOS)
+  frame, labels = source.photos(args.cls, args.subject, PHOTOS)
   originals = list(jax.device_get(frame.rgb))
-  image_folder.write(photos, ((picture, {"class": args.cls}) for picture in originals), overwrite=True)
+  said = [f"a [V] {args.cls} {where(int(context))}" for context in labels.context]
+  seen = ({"text": text, "class": args.cls} for text in said)
+  image_folder.write(photos, zip(originals, seen, strict=True), overwrite=True)
 
   generator, params = generators.load("toybox-cascade")
   params = jax.device_put(params)
@@ -74,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
   report.write(result, args.out)
   sheet = [*originals, *(before / 2 + 0.5), *(drawn / 2 + 0.5)]
   captions = [
-    *[f"photo {i + 1}" for i in range(PHOTOS)],
+    *[f"photo {i + 1}: {text}" for i, text in enumerate(said)],
     *[f"{prompt} (before)" for prompt in plain],
     *[entry["text"] for entry in known],
   ]

@@ -29,7 +29,7 @@ from dreamjax.generators.generator import TEXT, Generator, Text, in_batches, key
 from dreamjax.models.autoencoder import Autoencoder
 from dreamjax.models.latent_unet import LatentUNet
 from dreamjax.models.unet import UNet
-from dreamjax.theta import Personalisation, Theta
+from dreamjax.theta import Full, Personalisation, Theta
 from dreamjax.theta import apply as apply_theta
 
 SAMPLERS = ("ancestral", "ddim", "dpm")
@@ -349,6 +349,8 @@ def batches(
   rows = np.array([1 + distinct.index(prompt) for prompt in prompts])
   used = {name: params[name] for name in (*(stage.name for stage in stages), AUTOENCODER) if name in params}
   tuned = {stage.name: thetas[stage.name] for stage in stages if stage.name in thetas}
+  for name in [name for name, theta in tuned.items() if isinstance(theta, Full)]:
+    used[name] = tuned.pop(name).merge(used[name])  # the program of the base model draws them
   for count, places in in_batches(len(prompts), size):
     text = jax.tree.map(lambda x, places=places: x[rows[places]], texts)
     text, keys = spread((text, keys_of(seed, first + places)), mesh)

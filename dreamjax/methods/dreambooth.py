@@ -5,9 +5,11 @@ of the class, drawn by the frozen generator, and their prompt c_pr = "a [class]"
 
     loss = E w_t ||network(x_t, c) - target||^2 + lambda E w_t' ||network(x_pr_t', c_pr) - target_pr||^2           (1)
 
-(eq. 2 of the paper). A batch holds rows of both kinds; what tells them apart is their prompt and their weight. Where
-the prior is "frozen", the rows of the class are the subject's photos with the prompt c_pr, and the target is what the
-frozen network says of them: no pictures need be drawn. The stages of super-resolution are tuned as well (supplement,
+(eq. 2 of the paper). A batch holds rows of both kinds; what tells them apart is their prompt and their weight. Photos
+may have more wordings of c, and captions, "a [V] dog on the beach", in a share of the rows: the more there are, the
+less is the subject bound to one prompt, and what is said of the place need not be learned with it. Where the prior is
+"frozen", the rows of the class are the subject's photos with the prompt c_pr, and the target is what the frozen network
+says of them: no pictures need be drawn. The stages of super-resolution are tuned as well (supplement,
 "super-resolution"), on the photos and what they look like when they are small, and with less noise on the small ones
 than in the training before, so that fine detail is not blurred: levels of 1e-5 instead of 1e-3.
 """
@@ -44,6 +46,7 @@ from dreamjax.train.step import make_step
 PRIORS = ("images", "frozen", "none")
 KINDS = ("full", "lora", "none")
 TEXTS = ("frozen", "tuned", "embeddings")
+WORDING = "a [V] {noun}"  # the paper's
 
 
 def default_stage() -> ml_collections.ConfigDict:
@@ -68,17 +71,18 @@ def default_config(stages: Sequence[str] = ("base", "sr")) -> ml_collections.Con
   """The paper's recipe.
 
   seed: of all randomness; identifier: what [V] stands for, "" to choose a rare word; rare: where in the vocabulary rare
-  words are looked for; with_captions: see `data.photos.read`; train_text: what the base stage's training does to
-  the text encoder: nothing ("frozen"), what it does to the network ("tuned"), or it learns what the identifier's tokens
-  stand for and nothing else ("embeddings": textual inversion, Gal et al., 2208.01618), at the learning rate's multiple
-  `text_rate`; prior: "kind" is one of `PRIORS`, "weight" is lambda,
-  "count" how many pictures are drawn, by "sampling", each stage's; patience: 0, or after how many checkpoints without a
-  smaller loss on a photo that is held out a stage's training ends; show: prompts that are drawn at each checkpoint,
-  into the folder `samples` beside the log; stages: by name, each as `default_stage` has it.
+  words are looked for; wordings: the prompts that photos have, one of which each row draws, with {noun} for the class
+  noun; captions: the share of rows of photos whose prompt is the photo's caption instead, see `data.photos.read`;
+  train_text: what the base stage's training does to the text encoder: nothing ("frozen"), what it does to the network
+  ("tuned"), or it learns what the identifier's tokens stand for and nothing else ("embeddings": textual inversion, Gal
+  et al., 2208.01618), at the learning rate's multiple `text_rate`; prior: "kind" is one of `PRIORS`, "weight" is
+  lambda, "count" how many pictures are drawn, by "sampling", each stage's; patience: 0, or after how many checkpoints
+  without a smaller loss on a photo that is held out a stage's training ends; show: prompts that are drawn at each
+  checkpoint, into the folder `samples` beside the log; stages: by name, each as `default_stage` has it.
   """
   return ml_collections.ConfigDict({
-    "seed": 0, "identifier": "", "rare": identifiers.RARE, "with_captions": False, "train_text": "frozen",
-    "text_rate": 0.2, "patience": 0, "show": (),
+    "seed": 0, "identifier": "", "rare": identifiers.RARE, "wordings": (WORDING,), "captions": 0.0,
+    "train_text": "frozen", "text_rate": 0.2, "patience": 0, "show": (),
     "prior": {
       "kind": "images", "weight": 1.0, "count": 200, "batch": 8,
       "sampling": {name: {"sampler": "ancestral"} for name in stages},
@@ -117,12 +121,13 @@ def dreambooth(
   workdir = pathlib.Path(workdir)
   config = config or default_config([stage.name for stage in generator.stages])
   _check(generator, config)
-  photos = read_photos(pathlib.Path(images), generator.resolution, class_noun, with_captions=config.with_captions)
+  photos = read_photos(pathlib.Path(images), generator.resolution, class_noun, with_captions=config.captions > 0)
   class_prompt = f"a {class_noun}".strip()
+  wordings = tuple(" ".join(wording.replace("{noun}", class_noun).split()) for wording in config.wordings)
   identifier = (
     config.identifier
     or identifiers.choose(
-      generator.tokenizer, config.seed, rare=tuple(config.rare), common=[class_prompt, *photos.prompts]
+      generator.tokenizer, config.seed, rare=tuple(config.rare), common=[class_prompt, *wordings, *photos.prompts]
     )[0]
   )
   base = generator.base(params)
@@ -131,7 +136,7 @@ def dreambooth(
   drawn = None
   if config.prior.kind == "images" and any(stage.prior_rows for stage in config.stages.values()):
     drawn = _prior_set(generator, params, base, class_prompt, config, cache or workdir / "priors", mesh)
-  subject = Subject(photos, identifier, class_prompt, drawn)
+  subject = Subject(photos, identifier, wordings, class_prompt, drawn)
   thetas: dict[str, Theta] = {}
   for name, settings in config.stages.items():
     if settings.steps:
@@ -155,15 +160,22 @@ class Subject:
 
   Attributes:
     photos: of the subject.
-    identifier: what [V] in their prompts stands for.
+    identifier: what [V] in prompts stands for.
+    wordings: prompts that any of the photos may have.
     class_prompt: the prompt of pictures of the class.
     prior: such pictures, [n, h, w, 3] bytes, or None.
   """
 
   photos: Photos
   identifier: str
+  wordings: tuple[str, ...]
   class_prompt: str
   prior: np.ndarray | None
+
+  def prompts(self) -> list[str]:
+    """The photos' own, one each, then the wordings, and in the end that of pictures of the class."""
+    own = [identifiers.fill(prompt, self.identifier) for prompt in (*self.photos.prompts, *self.wordings)]
+    return [*own, self.class_prompt]
 
 
 def tune_stage(
@@ -191,8 +203,7 @@ def tune_stage(
   if stage.enlarges:
     small = generator.stages[generator.stages.index(stage) - 1].image
   recipe = Recipe(levels=tuple(settings.levels), small=small, min_snr=settings.min_snr)
-  prompts = [identifiers.fill(prompt, subject.identifier) for prompt in subject.photos.prompts]
-  texts = [*prompts, subject.class_prompt]
+  texts = subject.prompts()
   if tunes_text:
     read: Any = generator.tokenizer(texts)
   else:
@@ -260,8 +271,8 @@ class RowSource:
     self._held_out = Photos(photos.names[kept:], photos.prompts[kept:], photos.pictures[kept:])
     self._photos = Photos(photos.names[:kept], photos.prompts[:kept], photos.pictures[:kept])
     self._see, self._texts, self._seed, self._settings = see, texts, config.seed, settings
-    self._prior = subject.prior
-    self._kind, self._weight = config.prior.kind, config.prior.weight
+    self._prior, self._wordings = subject.prior, len(photos) + np.arange(len(subject.wordings))
+    self._kind, self._weight, self._captions = config.prior.kind, config.prior.weight, config.captions
     self._prior_rows = 0 if self._kind == "none" else settings.prior_rows
 
   def __call__(self, i: int) -> Rows:
@@ -272,13 +283,15 @@ class RowSource:
     if self._settings.flip:
       mirrored = draw.random(count) < 0.5
       images = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+    captioned = draw.random(count) < self._captions
+    told = np.where(captioned, places, draw.choice(self._wordings, count))  # of `Subject.prompts`
     images = [images]
     if others and self._kind == "frozen":
       images.append(self._photos.batch(i, others, seed=self._seed + 1, crop=self._settings.crop)[1])
     elif others:
       chosen = draw.choice(len(self._prior), others, replace=len(self._prior) < others)
       images.append(self._prior[chosen].astype(np.float32) / np.float32(127.5) - np.float32(1))
-    return self._rows(np.concatenate(images), places, others, draw)
+    return self._rows(np.concatenate(images), told, others, draw)
 
   def held_out(self) -> Rows:
     """The photos that are not trained on, each several times, for as many times and noises."""
@@ -286,11 +299,11 @@ class RowSource:
     images = self._held_out.images()[places]
     return self._rows(images, len(self._photos) + places, 0, np.random.default_rng((self._seed, 3)))
 
-  def _rows(self, images: np.ndarray, places: np.ndarray, others: int, draw: np.random.Generator) -> Rows:
+  def _rows(self, images: np.ndarray, told: np.ndarray, others: int, draw: np.random.Generator) -> Rows:
     """Rows of which the last `others` are of the class; losses.py says why these weights."""
     total, count = len(images), len(images) - others
     is_prior = np.arange(total) >= count
-    which = np.append(places, np.full(others, -1))  # the class's prompt is the last one
+    which = np.append(told, np.full(others, -1))  # the class's prompt is the last one
     weights = np.where(is_prior, self._weight * total / max(others, 1), total / count).astype(np.float32)
     conditioning = {"prior": is_prior}
     if self._kind == "frozen":
@@ -380,6 +393,10 @@ def _check(generator: Cascade, config: ml_collections.ConfigDict) -> None:
   """Raises ValueError for what a config cannot ask for."""
   if config.prior.kind not in PRIORS:
     raise ValueError(f"prior.kind is one of {', '.join(PRIORS)}, not {config.prior.kind!r}")
+  if not 0 <= config.captions <= 1:
+    raise ValueError(f"captions is a share from 0 to 1, not {config.captions}")
+  if not config.wordings or any(identifiers.PLACEHOLDER not in wording for wording in config.wordings):
+    raise ValueError(f"wordings are prompts with {identifiers.PLACEHOLDER} in them, not {config.wordings}")
   if config.train_text not in TEXTS:
     raise ValueError(f"train_text is one of {', '.join(TEXTS)}, not {config.train_text!r}")
   for name, settings in config.stages.items():

@@ -214,6 +214,11 @@ def split(labels: Labels) -> tuple[str, str]:
   return caption(labels, style=False), "" if index == _PHOTO else f"in {vocabulary.STYLES[index]} style"
 
 
+def where(context: int) -> str:
+  """Says a context, by its place in `vocabulary.CONTEXTS`, in its usual wording, such as "on the beach"."""
+  return _CONTEXT_WORDINGS[vocabulary.CONTEXTS[context]][0]
+
+
 def parse(text: str) -> Parsed:
   """Reads a caption: one of ours, or a prompt with other words among ours, such as "a red [V] dog in the jungle".
 

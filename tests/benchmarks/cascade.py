@@ -7,7 +7,8 @@ python tests/benchmarks/cascade.py prior               # with and without the cl
 python tests/benchmarks/cascade.py noun                # with the right class noun, a wrong one, none
 python tests/benchmarks/cascade.py sr                  # the stage of super-resolution, tuned and not
 
-Thetas are kept in --out, so that a command goes on where it was cut off. Intervals are of 95 %, over subjects.
+--recipe configs/dreambooth.py:toybox learns from photos without captions, which they have by default. Thetas are kept
+in --out, so that a command goes on where it was cut off. Intervals are of 95 %, over subjects.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from dreamjax.eval import metrics, protocols
 from dreamjax.generators import cascade as cascades
 from dreamjax.methods import dreambooth
 from dreamjax.toybox import album, source, vocabulary
+from dreamjax.toybox.captions import where
 
 PHOTOS, CANDIDATES = 4, 32
 CLASSES = ("dog", "cat", "rabbit", "bird", "fish", "car", "boat", "robot", "teapot", "backpack")
@@ -39,8 +41,8 @@ WRONG = {"dog": "teapot", "cat": "car", "rabbit": "boat", "bird": "chair", "fish
 class Bench:
   """The generator, what judges it, and the subjects' photos and thetas."""
 
-  def __init__(self, out: pathlib.Path, model: str, subjects: int) -> None:
-    self.out, self.classes = out, CLASSES[:subjects]
+  def __init__(self, out: pathlib.Path, model: str, subjects: int, recipe: str) -> None:
+    self.out, self.classes, self.recipe = out, CLASSES[:subjects], recipe
     self.generator, params = generators.load(model)
     self.params = jax.device_put(params)
     self.judge = truth.toybox_encoders()
@@ -49,16 +51,22 @@ class Bench:
     """Photos 1 to 4 teach the subject; those behind them are unseen."""
     return list(source.photos(cls, source.TRAIN_SUBJECTS, 2 * PHOTOS)[0].rgb)
 
+  def contexts(self, cls: str) -> np.ndarray:
+    """Where the photos that teach the subject were taken."""
+    return np.asarray(source.photos(cls, source.TRAIN_SUBJECTS, 2 * PHOTOS)[1].context[:PHOTOS])
+
   def learn(self, cls: str, name: str, noun: str | None = None, **changes: Any) -> Any:
     """The theta of a subject, by the toybox's recipe with some changes."""
     noun = cls if noun is None else noun
-    config = configs.load("configs/dreambooth.py:toybox", [f"--config.{key}={value}" for key, value in changes.items()])
+    config = configs.load(self.recipe, [f"--config.{key}={value}" for key, value in changes.items()])
     folder = self.out / cls / name
     path = folder / "theta.safetensors"
     if path.exists():
       return generators.load_theta(path, self.generator, self.params)
-    photos = self.out / cls / "photos"
-    image_folder.write(photos, ((picture, {}) for picture in self.photos(cls)[:PHOTOS]), overwrite=True)
+    photos = self.out / cls / f"photos-{name}"
+    said = [" ".join(f"a [V] {noun} {where(int(context))}".split()) for context in self.contexts(cls)]
+    known = ({"text": text} for text in said)
+    image_folder.write(photos, zip(self.photos(cls)[:PHOTOS], known, strict=True), overwrite=True)
     return dreambooth.dreambooth(
       self.generator, self.params, photos, noun, workdir=folder, config=config, cache=self.out / "priors"
     )
@@ -130,8 +138,12 @@ def subjects(bench: Bench) -> None:
       "untuned": bench.draw(write("")),
       "real": [to_uint8(np.asarray(x)) for x in bench.photos(cls)[PHOTOS:]],
     }
+    elsewhere = ~np.isin(np.asarray(wanted), bench.contexts(cls))
     for name, some in pictures.items():
-      found.setdefault(f"retrieval, {name}", []).append(retrieval(some))
+      right = retrieval(some)
+      found.setdefault(f"retrieval, {name}", []).append(right)
+      if name == "tuned":
+        found.setdefault("retrieval, tuned, where no photo was taken", []).append(right[elsewhere])
       if name != "real":
         scores = jnp.asarray(bench.judge.probe(some)["context"])
         found.setdefault(f"context, {name}", []).append(np.asarray(metrics.accuracy(scores, wanted)))
@@ -173,7 +185,7 @@ def sr(bench: Bench) -> None:
   stage = bench.generator.stages[-1]
   small_side = bench.generator.stages[0].image
   usual = stage.sampling.level
-  low = configs.load("configs/dreambooth.py:toybox").stages[stage.name].levels[1]
+  low = configs.load(bench.recipe).stages[stage.name].levels[1]
   scores: dict[str, list[np.ndarray]] = {}
   enlarge = jax.jit(cascades.draw_stage, static_argnums=(0, 1))
   for cls in bench.classes:
@@ -217,9 +229,10 @@ def main() -> None:
     "--out", type=pathlib.Path, default=pathlib.Path("runs/benchmark"), help="for thetas (%(default)s)"
   )
   parser.add_argument("--subjects", type=int, default=len(CLASSES), help="of the ten (%(default)s)")
+  parser.add_argument("--recipe", default="configs/dreambooth.py:captioned", help="for subjects (%(default)s)")
   args = parser.parse_args()
   cli._cache_compilations()
-  COMMANDS[args.what](Bench(args.out, args.model, args.subjects))
+  COMMANDS[args.what](Bench(args.out, args.model, args.subjects, args.recipe))
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ def vqgan(bench: Styles, count: int = 256) -> None:
 
 def style(bench: Styles) -> None:
   """StyleDrop's first round, beside the untuned generator and beside DreamBooth-LoRA on the cascade."""
-  cascade = Bench(bench.out / "cascade", "toybox-cascade", 0)
+  cascade = Bench(bench.out / "cascade", "toybox-cascade", 0, "configs/dreambooth.py:toybox")
   found: dict[str, list[np.ndarray]] = {}
   for one in PROTOCOL.subjects:
     print(one.name, flush=True)
@@ -146,7 +146,7 @@ def style(bench: Styles) -> None:
       folder / "photos", ((picture, {"text": f"a {one.cls} in [V] style"})
       for picture in source.photos(one.cls, one.number, 1, style=name)[0].rgb), overwrite=True,
     )  # fmt: skip
-    config.with_captions = True
+    config.captions = 1.0
     theta = dreambooth.dreambooth(
       cascade.generator, cascade.params, folder / "photos", one.cls, workdir=folder, config=config
     )

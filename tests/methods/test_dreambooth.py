@@ -1,5 +1,6 @@
 """DreamBooth on a tiny cascade, from a folder of photos to a theta."""
 
+import dataclasses
 import json
 
 import jax
@@ -140,26 +141,55 @@ def test_patience_ends_a_training_and_keeps_the_best(tiny_cascade, photos, tmp_p
   assert 3 <= len(held_out) < 40
 
 
-def test_rows_hold_each_photo_equally_often_and_the_class_s_prompt_last(tiny_cascade, photos):
-  generator, params = tiny_cascade
-  config = recipe()
-  read = dreambooth.read_photos(photos, 16, "dog")
-  prior = np.zeros((5, 16, 16, 3), np.uint8)
-  texts = {"which": np.arange(5)}  # four photos, then the class
-  subject = dreambooth.Subject(read, "qx", "a dog", prior)
-  rows = dreambooth.RowSource(subject, lambda x, _: x[:, ::2, ::2], texts, config, config.stages.base)
-  seen = [rows(i) for i in range(6)]
-  counts = np.bincount(np.concatenate([r.prompt["which"] for r in seen]), minlength=5)
-  np.testing.assert_array_equal(counts, [3, 3, 3, 3, 12])
+@pytest.fixture
+def draw_rows(photos):
+  """draw_rows(share of captions, updates): rows whose prompts are numbers: four captions, three wordings, the class."""
+
+  def draw(captions, updates):
+    config = recipe(captions=captions)
+    read = dreambooth.read_photos(photos, 16, "dog")
+    prior = np.zeros((5, 16, 16, 3), np.uint8)
+    subject = dreambooth.Subject(read, "qx", ("a [V] dog", "one [V] dog", "the [V] dog"), "a dog", prior)
+    texts = {"which": np.arange(len(subject.prompts()))}
+    rows = dreambooth.RowSource(subject, lambda x, _: x[:, ::2, ::2], texts, config, config.stages.base)
+    return [rows(i) for i in range(updates)]
+
+  return draw
+
+
+def test_rows_hold_each_photo_equally_often_and_the_class_s_prompt_last(draw_rows):
+  seen = draw_rows(1.0, 6)
+  counts = np.bincount(np.concatenate([r.prompt["which"] for r in seen]))
+  np.testing.assert_array_equal(counts, [3, 3, 3, 3, 0, 0, 0, 12])
   for r in seen:
     np.testing.assert_array_equal(r.conditioning["prior"], [False, False, True, True])
     np.testing.assert_array_equal(r.image[2:], np.full((2, 8, 8, 3), -1.0))
     assert r.image.shape == (4, 8, 8, 3)
 
 
+def test_wordings_and_captions_have_their_shares_of_the_rows(draw_rows):
+  told = {share: np.stack([r.prompt["which"] for r in draw_rows(share, 100)])[:, :2] for share in (0.0, 0.3, 1.0)}
+  counts = np.bincount(told[0.0].ravel(), minlength=8)
+  assert counts[:4].sum() == 0 and (np.abs(counts[4:7] / 200 - 1 / 3) < 5 * (2 / 9 / 200) ** 0.5).all()
+  assert abs((told[0.3] < 4).mean() - 0.3) < 5 * (0.3 * 0.7 / 200) ** 0.5
+  captioned = told[0.3] < 4
+  np.testing.assert_array_equal(told[0.3][captioned], told[1.0][captioned])  # a photo has no other's caption
+
+
+def test_prompts_are_those_of_the_photos_the_wordings_and_the_class(photos):
+  read = dreambooth.read_photos(photos, 16, "dog")
+  captioned = dataclasses.replace(read, prompts=("a [V] dog on the beach", *read.prompts[1:]))
+  prompts = dreambooth.Subject(captioned, "qx", ("one [V] dog",), "a dog", None).prompts()
+  assert prompts == ["a qx dog on the beach", "a qx dog", "a qx dog", "a qx dog", "one qx dog", "a dog"]
+
+
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
+    ({"wordings": ("a dog",)}, r"wordings are prompts with \[V\] in them"),
+    ({"wordings": ()}, r"wordings are prompts with \[V\] in them"),
+    ({"captions": 1.5}, "captions is a share from 0 to 1, not 1.5"),
+    ({"captions": 0.5}, "captions are asked for, but"),
     ({"prior__kind": "some"}, "prior.kind is one of images, frozen, none, not 'some'"),
     ({"stages__base__kind": "dora"}, "stages.base.kind is one of full, lora, none, not 'dora'"),
     ({"stages__base__kind": "none"}, "stages.base.kind is none, which leaves nothing to tune"),
