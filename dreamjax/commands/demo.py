@@ -15,6 +15,7 @@ from dreamjax.data import image_folder
 from dreamjax.data.contact_sheet import contact_sheet
 from dreamjax.eval import report
 from dreamjax.eval.evaluate import evaluate
+from dreamjax.generators import cascade
 from dreamjax.methods import dreambooth
 from dreamjax.toybox import source, vocabulary
 from dreamjax.toybox.captions import where
@@ -68,7 +69,8 @@ def run(args: argparse.Namespace) -> None:
   theta = dreambooth.dreambooth(generator, params, photos, args.cls, workdir=args.out / "run", config=config)
   prompts = {prompt.replace("dog", args.cls): labels for prompt, labels in PROMPTS.items()}
   plain = [f"a {args.cls}"] * PHOTOS
-  before = generators.sample(generator, params, plain, seed=config.seed)
+  samplings = cascade.own_samplings(generator, theta)  # for both, so that one program draws both
+  before = generators.sample(generator, params, plain, samplings=samplings, seed=config.seed)
   drawn = generators.sample(generator, params, list(prompts), theta=theta, n=args.n, seed=config.seed)
 
   known = [{"text": prompt, "class": args.cls, **labels} for prompt, labels in prompts.items() for _ in range(args.n)]

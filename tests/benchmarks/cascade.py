@@ -93,7 +93,7 @@ def say(name: str, values: list[np.ndarray]) -> None:
   clusters = np.repeat(np.arange(len(values)), [len(x) for x in values])
   flat = jnp.asarray(np.concatenate(values), jnp.float32)
   low, high = metrics.bootstrap(jax.random.key(0), flat, jnp.asarray(clusters), len(values))
-  print(f"{name}: {float(flat.mean()):.3f} ({float(low):.3f} to {float(high):.3f})", flush=True)
+  print(f"{name}: {float(flat.mean()):.4f} ({float(low):.4f} to {float(high):.4f})", flush=True)
 
 
 def captions(bench: Bench, count: int = 500) -> None:
@@ -215,6 +215,9 @@ def sr(bench: Bench) -> None:
         )
   for name, values in scores.items():
     say(name, values)
+    if not name.startswith("untuned"):
+      before = scores[f"untuned, {name.partition(', ')[2]}"]
+      say(f"{name}, less that of untuned", [own - other for own, other in zip(values, before, strict=True)])
 
 
 COMMANDS = {"captions": captions, "speed": speed, "dreambooth": subjects, "prior": prior, "noun": noun, "sr": sr}

@@ -245,3 +245,8 @@ def test_matches_sees_every_disagreement():
   assert captions.matches(parsed, labels)
   for name, index in dataclasses.asdict(parsed).items():
     assert not captions.matches(dataclasses.replace(parsed, **{name: index + 1}), labels), name
+
+
+def test_a_place_that_is_said_is_read():
+  for i, name in enumerate(vocabulary.CONTEXTS):
+    assert captions.parse(f"a [V] dog {captions.where(i)}").context == i, name
