@@ -3,14 +3,15 @@
 dreamjax dreambooth --images photos --class-noun dog --model DIR --workdir runs/dog
 dreamjax dreambooth --images photos --class-noun dog --model DIR --workdir runs/dog --config configs/dreambooth.py:paper
 
-sd15 and sdxl are for folders of Stable Diffusion in the layout of diffusers: the first is the recipe of all weights
-that diffusers publishes for Stable Diffusion 1 with class images (5e-6, 800 updates of one photo and one picture of the
-class), the second the one of low-rank updates of SDXL's attention (1e-4, rank 4, 500 updates of four photos, without
-class images). inversion, for either, is textual inversion with the numbers of diffusers (2e-3, 3,000 updates of four
-photos): only what [V] stands for is learned, from one prompt, "a [V] class", where theirs draws among templates. if-xl
-is for two stages of DeepFloyd IF, --model I+II, and is diffusers' of low-rank updates of their attention, too (5e-6
-times the batch, 1,200 updates of four photos, and 1e-6, 2,000), but for what the second stage sees: the photos made
-small, with next to no noise, where diffusers' script shows it the noisy photos themselves.
+captioned is toybox for photos that have captions, which half of the rows are told. sd15 and sdxl are for folders of
+Stable Diffusion in the layout of diffusers: the first is the recipe of all weights that diffusers publishes for Stable
+Diffusion 1 with class images (5e-6, 800 updates of one photo and one picture of the class), the second the one of
+low-rank updates of SDXL's attention (1e-4, rank 4, 500 updates of four photos, without class images). inversion, for
+either, is textual inversion with the numbers of diffusers (2e-3, 3,000 updates of four photos): only what [V] stands
+for is learned, from one prompt, "a [V] class", where theirs draws among templates. if-xl is for two stages of DeepFloyd
+IF, --model I+II, and is diffusers' of low-rank updates of their attention, too (5e-6 times the batch, 1,200 updates of
+four photos, and 1e-6, 2,000), but for what the second stage sees: the photos made small, with next to no noise, where
+diffusers' script shows it the noisy photos themselves.
 """
 
 import ml_collections
