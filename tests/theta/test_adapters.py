@@ -106,7 +106,7 @@ def test_branches_side_by_side_are_each_branch_alone(params, moved):
   wanted = [thetas.apply(MODULE, params, theta, *INPUTS) for theta in several]
   run = jax.jit(jax.vmap(lambda branch: thetas.apply(MODULE, params, branch, *INPUTS)))
   np.testing.assert_allclose(run(Branches.of(params, several)), jnp.stack(wanted), atol=1e-4)
-  with pytest.raises(ValueError, match="full weights are no branch"):
+  with pytest.raises(ValueError, match="full weights and embeddings are no branch"):
     Branches.of(params, [None, Full.init(params, "mlp")])
 
 
