@@ -7,7 +7,7 @@ Low-rank updates are known in three layouts, in all of which a layer has the nam
   kohya      one file; "lora_unet_<layer, _ for .>.lora_down.weight" and ".alpha"; SDXL's layers by their first names
 
 Embeddings of the identifier's tokens are one file for diffusers' `load_textual_inversion`, whatever the layout of the
-rest, for all programs read that: "<identifier>" or, of SDXL, "clip_l" and "clip_g", of [tokens, width].
+rest: "<identifier>" or, of SDXL, "clip_l" and "clip_g", of [tokens, width].
 
 Full weights are written as a diffusers folder of the tuned generator. Of DeepFloyd IF each stage is a network "unet" by
 itself, and has a folder of its own, named as the stage is; kohya's layout is not known for it.

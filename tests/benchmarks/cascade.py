@@ -12,6 +12,7 @@ in --out, so that a command goes on where it was cut off. Intervals are of 95 %,
 """
 
 import argparse
+import functools
 import pathlib
 import statistics
 import time
@@ -38,6 +39,12 @@ WRONG = {"dog": "teapot", "cat": "car", "rabbit": "boat", "bird": "chair", "fish
          "boat": "dog", "robot": "fish", "teapot": "dog", "backpack": "bird"}  # fmt: skip
 
 
+@functools.cache
+def photographed(cls: str) -> Any:
+  """Photos of a class's subject and what they show: those that teach it, and as many unseen ones."""
+  return source.photos(cls, source.TRAIN_SUBJECTS, 2 * PHOTOS)
+
+
 class Bench:
   """The generator, what judges it, and the subjects' photos and thetas."""
 
@@ -49,11 +56,11 @@ class Bench:
 
   def photos(self, cls: str) -> list[np.ndarray]:
     """Photos 1 to 4 teach the subject; those behind them are unseen."""
-    return list(source.photos(cls, source.TRAIN_SUBJECTS, 2 * PHOTOS)[0].rgb)
+    return list(photographed(cls)[0].rgb)
 
   def contexts(self, cls: str) -> np.ndarray:
     """Where the photos that teach the subject were taken."""
-    return np.asarray(source.photos(cls, source.TRAIN_SUBJECTS, 2 * PHOTOS)[1].context[:PHOTOS])
+    return np.asarray(photographed(cls)[1].context[:PHOTOS])
 
   def learn(self, cls: str, name: str, noun: str | None = None, **changes: Any) -> Any:
     """The theta of a subject, by the toybox's recipe with some changes."""
