@@ -21,7 +21,7 @@ setuptools.setup(
   package_data={
     "dreamjax.commands": ["*.html"],
     "dreamjax.eval": ["*.html", "published/*.json"],
-    "dreamjax.toybox": ["protocols/*.json", "weights/**/*.json", "weights/**/*.safetensors"],
+    "dreamjax.toybox": ["photos/*/*", "protocols/*.json", "weights/**/*.json", "weights/**/*.safetensors"],
   },
   entry_points={"console_scripts": ["dreamjax = dreamjax.cli:main"]},
   install_requires=[

@@ -72,7 +72,7 @@ def get_config(which: str = "base") -> ml_collections.ConfigDict:
     }  # fmt: skip
     config.predicts = "x0"  # noise of patches this large does not pass the first level (Li & He, 2511.13720)
     config.small, config.levels = 32, (0.0, 0.3)  # above, the small pictures show too little to be made larger
-    config.sampling = {"sampler": "ddim", "steps": 20, "guidance": 1.0, "ratio": 0.0, "level": 0.02}
+    config.sampling = {"sampler": "ddim", "steps": 8, "guidance": 1.0, "ratio": 0.0, "level": 0.02}
     config.batch, config.pieces, config.steps, config.judged = 8, 4, 8000, 0
     config.optimizer.learning_rate, config.optimizer.ema = 1e-3, 0.999
   else:

@@ -1,12 +1,16 @@
 """`dreamjax demo`: teaches the toybox's cascade a toy that it has never seen, and draws that toy everywhere."""
 
 import argparse
+import importlib.resources
+import json
 import pathlib
+import shutil
 import time
 from typing import Any
 
 import jax
 import numpy as np
+from PIL import Image
 import rich
 
 from dreamjax import generators
@@ -58,11 +62,8 @@ def run(args: argparse.Namespace) -> None:
   config = configs.load(args.config, args.overrides)
   name = f"{args.cls}-{args.subject}"
   photos = args.out / "photos" / name
-  frame, labels = source.photos(args.cls, args.subject, PHOTOS)
-  originals = list(jax.device_get(frame.rgb))
-  said = [f"a [V] {args.cls} {where(int(context))}" for context in labels.context]
-  seen = ({"text": text, "class": args.cls} for text in said)
-  image_folder.write(photos, zip(originals, seen, strict=True), overwrite=True)
+  photograph(args.cls, args.subject, photos)
+  seen = [json.loads(line) for line in (photos / image_folder.METADATA).read_text().splitlines()]
 
   generator, params = generators.load("toybox-cascade")
   params = jax.device_put(params)
@@ -77,9 +78,10 @@ def run(args: argparse.Namespace) -> None:
   image_folder.write(args.out / "pictures" / name, zip(drawn / 2 + 0.5, known, strict=True), overwrite=True)
   result = evaluate(args.out / "pictures", args.out / "photos", truth.toybox_encoders(), identifier="[V]")
   report.write(result, args.out)
+  originals = [np.asarray(Image.open(photos / photo["file_name"])) / 255 for photo in seen]
   sheet = [*originals, *(before / 2 + 0.5), *(drawn / 2 + 0.5)]
   captions = [
-    *[f"photo {i + 1}: {text}" for i, text in enumerate(said)],
+    *[f"photo {i + 1}: {photo['text']}" for i, photo in enumerate(seen)],
     *[f"{prompt} (before)" for prompt in plain],
     *[entry["text"] for entry in known],
   ]
@@ -87,3 +89,15 @@ def run(args: argparse.Namespace) -> None:
   minutes = (time.perf_counter() - began) / 60
   rich.print(report.table(result))
   print(f"sheet.png, sheet.html and scores.json are in {args.out}; it took {minutes:.1f} minutes")
+
+
+def photograph(cls: str, subject: int, folder: pathlib.Path) -> None:
+  """Photos of a toy, with captions, into a folder: copied if dreamjax brings them, or else rendered."""
+  brought = pathlib.Path(str(importlib.resources.files("dreamjax.toybox") / "photos")) / f"{cls}-{subject}"
+  if brought.is_dir():
+    shutil.copytree(brought, folder, dirs_exist_ok=True)
+    return
+  frame, labels = source.photos(cls, subject, PHOTOS)
+  texts = [f"a [V] {cls} {where(int(context))}" for context in labels.context]
+  seen = ({"text": text, "class": cls} for text in texts)
+  image_folder.write(folder, zip(jax.device_get(frame.rgb), seen, strict=True), overwrite=True)

@@ -241,7 +241,7 @@ def main() -> None:
   parser.add_argument("--subjects", type=int, default=len(CLASSES), help="of the ten (%(default)s)")
   parser.add_argument("--recipe", default="configs/dreambooth.py:captioned", help="for subjects (%(default)s)")
   args = parser.parse_args()
-  cli._cache_compilations()
+  cli.prepare_xla()
   COMMANDS[args.what](Bench(args.out, args.model, args.subjects, args.recipe))
 
 

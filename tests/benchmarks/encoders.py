@@ -42,7 +42,7 @@ def retrieval(dino):
 
 
 def main():
-  cli._cache_compilations()
+  cli.prepare_xla()
   loaded = encoders.load(pathlib.Path(str(importlib.resources.files("dreamjax.toybox") / "weights")))
   # One toy in each picture: of two, nothing says which is the subject.
   pictures, _, labels = draw(1024, style_share=0.0, other_share=0.0)

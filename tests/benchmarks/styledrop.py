@@ -263,8 +263,8 @@ def main() -> None:
   parser.add_argument("--model", default="toybox-muse", help="a name or a folder (%(default)s)")
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/benchmark_muse"), help="(%(default)s)")
   args = parser.parse_args()
-  cli._cache_compilations()
-  COMMANDS[args.what](Styles(args.out, args.model, 0))
+  cli.prepare_xla()
+  COMMANDS[args.what](Styles(args.out, args.model, 0, ""))
 
 
 if __name__ == "__main__":
