@@ -25,6 +25,9 @@ style in 0.994, as in real pictures; before, in 0.920, 0.903, 0.856 and 0.988.
 
 The stage of super-resolution was trained for 8,000 steps to predict v, which left it grainy, then 2,900 to predict x0
 with both pictures going around it, 0.4 to 1.0 a second.
+It is sampled in 8 steps of DDIM: of eight unseen photos that were made small and large again, 5, 8, 10 and 20 steps
+left 24.6, 24.3, 24.0 and 23.3 dB of PSNR and 0.3, 0.6, 0.9 and 1.8 times the photos' high frequencies: after 20 that is
+grain, after 5 detail is missing.
 """
 
 import ml_collections

@@ -65,8 +65,7 @@ def run(args: argparse.Namespace) -> None:
   photograph(args.cls, args.subject, photos)
   seen = [json.loads(line) for line in (photos / image_folder.METADATA).read_text().splitlines()]
 
-  generator, params = generators.load("toybox-cascade")
-  params = jax.device_put(params)
+  generator, params = generators.load("toybox-cascade", put=generators.to_device)
   theta = dreambooth.dreambooth(generator, params, photos, args.cls, workdir=args.out / "run", config=config)
   prompts = {prompt.replace("dog", args.cls): labels for prompt, labels in PROMPTS.items()}
   plain = [f"a {args.cls}"] * PHOTOS

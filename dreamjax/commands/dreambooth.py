@@ -33,7 +33,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
   """Runs the command, or goes on with it where it was cut off."""
-  generator, params = generators.load(args.model)
+  generator, params = generators.load(args.model, put=generators.to_device)
   if isinstance(generator, generators.Masked):
     config = configs.load(args.config or MASKED, args.overrides)
     made = styledrop.subject(generator, params, args.images, args.class_noun, workdir=args.workdir, config=config)

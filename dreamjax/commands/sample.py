@@ -7,7 +7,6 @@ import json
 import pathlib
 from typing import Any
 
-import jax
 import numpy as np
 import tqdm
 
@@ -63,8 +62,7 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> None:
   """Runs the command."""
   recipe = _read(args.recipe) if args.recipe else _recipe(args)
-  generator, params = generators.load(recipe["model"])
-  params = jax.device_put(params)
+  generator, params = generators.load(recipe["model"], put=generators.to_device)
   thetas = [generators.load_theta(path, generator, params) for path in recipe["thetas"]]
   family: _Cascade | _Masked = (_Masked if isinstance(generator, Masked) else _Cascade)(generator, params, thetas)
   if "samplings" not in recipe:

@@ -38,7 +38,7 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> None:
   """Runs the command, or goes on with it where it was cut off."""
   config = configs.load(args.config, args.overrides)
-  generator, params = generators.load(args.model)
+  generator, params = generators.load(args.model, put=generators.to_device)
   load = truth.toybox_encoders if args.encoders is None else lambda: encoders.load(args.encoders)
   try:
     made = styledrop.styledrop(

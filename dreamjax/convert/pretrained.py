@@ -16,7 +16,7 @@ import safetensors
 import safetensors.numpy
 
 from dreamjax.convert import autoencoder, clip, controlnet, latent_unet, muse, resnet, t5, unet, uvit, vit, vqgan
-from dreamjax.convert.table import Table
+from dreamjax.convert.table import Put, Table, leave
 from dreamjax.models.autoencoder import Autoencoder
 from dreamjax.models.clip import CLIP, TextTower, VisionTower
 from dreamjax.models.controlnet import ControlNet
@@ -84,7 +84,11 @@ KINDS = {
 
 
 def load(
-  name: str | os.PathLike[str], dtype: Any = np.float32, *, kinds: tuple[type[nn.Module], ...] = (nn.Module,)
+  name: str | os.PathLike[str],
+  dtype: Any = np.float32,
+  *,
+  kinds: tuple[type[nn.Module], ...] = (nn.Module,),
+  put: Put = leave,
 ) -> tuple[nn.Module, dict[str, Any]]:
   """A model with its weights.
 
@@ -92,10 +96,12 @@ def load(
     name: a folder, or else the name of a model on the Hugging Face hub.
     dtype: of the weights.
     kinds: what the model may be.
+    put: put(path, array) is called with each parameter as soon as it is read, and what it returns takes the array's
+      place: so weights need not all be in the host's memory on their way to devices. By default they stay there.
 
   Returns:
-    The module and its tree of parameters, for `module.apply({"params": params}, ...)`. They are numpy arrays: where
-    they are to live is for the caller to say, by one `jax.device_put`.
+    The module and its tree of parameters, for `module.apply({"params": params}, ...)`: numpy arrays, unless `put` makes
+    something else of them.
 
   Raises:
     FileNotFoundError: if there is no such model, or a file of it is missing.
@@ -120,7 +126,7 @@ def load(
 
   try:
     module = kind.read(config)
-    return module, kind.table.to_ours(_shapes(kind, module), files, read, dtype)
+    return module, kind.table.to_ours(_shapes(kind, module), files, read, dtype, put)
   except ValueError as error:
     raise ValueError(f"{folder}: {error}") from error
 

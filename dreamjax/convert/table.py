@@ -8,6 +8,15 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 import numpy as np
 
+#: put(path, array) -> what becomes of a parameter of ours as soon as it is read: it may go to devices, or be left here.
+Put = Callable[[str, np.ndarray], Any]
+
+
+def leave(path: str, array: np.ndarray) -> np.ndarray:
+  """The `Put` that leaves parameters in the host's memory."""
+  del path
+  return array
+
 
 class View(NamedTuple):
   """The same numbers in our layout and in theirs."""
@@ -108,18 +117,24 @@ class Table(NamedTuple):
     return {path: (sources[key], view) for key, (path, view) in wanted.items()}
 
   def to_ours(
-    self, shapes: dict[str, Any], keys: Iterable[str], read: Callable[[str], np.ndarray], dtype: Any
+    self,
+    shapes: dict[str, Any],
+    keys: Iterable[str],
+    read: Callable[[str], np.ndarray],
+    dtype: Any,
+    put: Put = leave,
   ) -> dict[str, Any]:
-    """Their parameters as ours, read one at a time.
+    """Their parameters as ours, read and put in their places one at a time.
 
     Args:
       shapes: our tree of parameters; of its leaves only the shape counts.
       keys: all that their checkpoint holds.
       read: returns what it holds under a key.
       dtype: the dtype of the result.
+      put: where to.
 
     Returns:
-      A tree like `shapes`, of numpy arrays.
+      A tree like `shapes`, of what `put` returns.
 
     Raises:
       ValueError: if a key is missing or unknown, or if a shape differs.
@@ -130,7 +145,7 @@ class Table(NamedTuple):
       tensor, shape = read(key), view.theirs_of(shapes[path])
       if tensor.shape != shape:
         raise ValueError(f"{key} has shape {tensor.shape} in the checkpoint, but {shape} in the model")
-      params[path] = np.asarray(view.ours(tensor), dtype, order="C")
+      params[path] = put(path, np.asarray(view.ours(tensor), dtype, order="C"))
     return unflatten_dict(params, sep="/")
 
   def to_theirs(self, params: dict[str, Any], dtype: Any) -> dict[str, np.ndarray]:

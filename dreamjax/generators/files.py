@@ -15,16 +15,19 @@ import pathlib
 import re
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from dreamjax import theta
 from dreamjax.convert import pretrained
+from dreamjax.convert.table import Put, leave
 from dreamjax.data.tokenizer import Tokenizer
 from dreamjax.diffusion.schedules import Cosine, Schedule, Table
 from dreamjax.generators import exchange, pipelines
 from dreamjax.generators.cascade import Cascade, Sampling, Spacing, Stage
 from dreamjax.generators.generator import TEXT
 from dreamjax.generators.masked import Decoding, Masked, TokenStage
+from dreamjax.generators.pipelines import network
 from dreamjax.models.muse import Muse
 from dreamjax.models.t5 import T5Encoder
 from dreamjax.models.unet import UNet
@@ -43,16 +46,17 @@ SHIPPED = {
 }
 
 
-def load(name: str | os.PathLike[str]) -> tuple[Cascade | Masked, dict[str, Any]]:
+def load(name: str | os.PathLike[str], *, put: Put = leave) -> tuple[Cascade | Masked, dict[str, Any]]:
   """A generator and its parameters.
 
   Args:
     name: one of `SHIPPED`, a folder, or else a repository of the Hugging Face hub, such as "owner/model". The stages of
       DeepFloyd IF, which lie in one each, are joined by "+".
+    put: put(path, array) is called with each parameter as soon as it is read, and what it returns takes the array's
+      place; see `to_device`. By default they stay in the host's memory.
 
   Returns:
-    The description, and the tree of parameters, numpy arrays in float32: where they are to live is for the caller to
-    say, by one `jax.device_put`.
+    The description, and the tree of parameters: numpy arrays in float32, unless `put` makes something else of them.
 
   Raises:
     FileNotFoundError: if there is no such generator, or a file of it is missing.
@@ -61,22 +65,28 @@ def load(name: str | os.PathLike[str]) -> tuple[Cascade | Masked, dict[str, Any]
   folders = _locate(name)
   indices = [_read_index(folder / INDEX) for folder in folders]
   if all(index["_class_name"] in pipelines.KNOWN for index in indices):
-    return pipelines.load(folders, indices)
+    return pipelines.load(folders, indices, put)
   if len(folders) > 1:
     raise ValueError(f"{name}: only stages of DeepFloyd IF are joined by +")
   (folder,), (index,) = folders, indices
   text_folder = folder / index["text_encoder"]
-  encoder, encoder_params = _network(text_folder, T5Encoder)
+  encoder, encoder_params = network(text_folder, T5Encoder, put, TEXT)
   family = _FAMILIES[index["_class_name"]]
   params, stages = {TEXT: encoder_params}, []
   for entry in index["stages"]:
-    found = {part: _network(folder / entry["name"] / part.folder, part.kind) for part in family.parts}
+    found = {part: _network(folder, entry["name"], part, put) for part in family.parts}
     networks = {part.field: module for part, (module, _) in found.items()}
     weights = {part.folder: tree for part, (_, tree) in found.items()}
     params[entry["name"]] = weights.get("", weights)
     stages.append(_stage(folder / INDEX, family, entry, networks))
   tokenizer = Tokenizer.load(text_folder, index["length"], index.get("lowers", False))
   return family.generator(index["name"], encoder, tokenizer, tuple(stages)), params
+
+
+def to_device(path: str, array: np.ndarray) -> jax.Array:
+  """The `put` of `load` that moves parameters to the first device."""
+  del path
+  return jax.device_put(array)
 
 
 def load_theta(path: pathlib.Path | str, generator: Cascade | Masked, params: Any) -> Personalisation:
@@ -161,12 +171,6 @@ def _read_index(path: pathlib.Path) -> dict[str, Any]:
   return index
 
 
-def _network(folder: pathlib.Path, kind: type) -> tuple[Any, dict[str, Any]]:
-  if not folder.is_dir():
-    raise FileNotFoundError(f"there is no folder {folder}, which the generator needs")
-  return pretrained.load(folder, kinds=(kind,))
-
-
 class _Part(NamedTuple):
   """A network of a stage: the folder in the stage's and the key in its parameters, its field, and what it is.
 
@@ -176,6 +180,10 @@ class _Part(NamedTuple):
   folder: str
   field: str
   kind: type
+
+
+def _network(folder: pathlib.Path, stage: str, part: _Part, put: Put) -> tuple[Any, dict[str, Any]]:
+  return network(folder / stage / part.folder, part.kind, put, f"{stage}/{part.folder}".rstrip("/"))
 
 
 class _Family(NamedTuple):

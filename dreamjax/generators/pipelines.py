@@ -22,7 +22,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 from dreamjax.convert import pretrained
-from dreamjax.convert.table import Setting, read_settings
+from dreamjax.convert.table import Put, Setting, read_settings
 from dreamjax.convert.unet import write as write_unet
 from dreamjax.data.tokenizer import Tokenizer, Tokenizers
 from dreamjax.diffusion.schedules import Table
@@ -96,12 +96,15 @@ _MASKING = (Setting("masking_schedule", "cosine", known=("cosine",)), Setting("m
 _VARIANCES = {"fixed_small": 0.0, "fixed_large": 1.0, "learned_range": "learned"}
 
 
-def load(folders: Sequence[pathlib.Path], indices: Sequence[dict[str, Any]]) -> tuple[Cascade | Masked, dict[str, Any]]:
+def load(
+  folders: Sequence[pathlib.Path], indices: Sequence[dict[str, Any]], put: Put
+) -> tuple[Cascade | Masked, dict[str, Any]]:
   """The description and the parameters of a pipeline, or of the stages of IF; see `files.load`.
 
   Args:
     folders: where they lie, the base stage's first.
     indices: what their `model_index.json` hold.
+    put: where the parameters go.
 
   Raises:
     ValueError: for folders that are no cascade together.
@@ -113,17 +116,17 @@ def load(folders: Sequence[pathlib.Path], indices: Sequence[dict[str, Any]]) -> 
     if first != _BASE or kind != _LARGER:
       raise ValueError(f"{folder} holds {kind}, which cannot follow {first} in {folders[0]}")
   if first == _BASE:
-    return _load_if(folders)
-  return _load_tokens(folders[0]) if first == _TOKENS else _load_latent(folders[0], indices[0])
+    return _load_if(folders, put)
+  return _load_tokens(folders[0], put) if first == _TOKENS else _load_latent(folders[0], indices[0], put)
 
 
-def _load_if(folders: Sequence[pathlib.Path]) -> tuple[Cascade, dict[str, Any]]:
-  encoder, text_params = _part(folders[0], "text_encoder", T5Encoder)
+def _load_if(folders: Sequence[pathlib.Path], put: Put) -> tuple[Cascade, dict[str, Any]]:
+  encoder, text_params = network(folders[0] / "text_encoder", T5Encoder, put, TEXT)
   tokenizer = Tokenizer.load(_existing(folders[0] / "tokenizer"), _IF_LENGTH, lowers=True)
   params, stages = {TEXT: text_params}, []
   for i, folder in enumerate(folders):
     name = BASE if i == 0 else "sr" if i == 1 else f"sr_{i}"
-    unet, params[name] = _part(folder, "unet", UNet)
+    unet, params[name] = network(folder / "unet", UNet, put, name)
     schedule, predicts, spacing = _read_scheduler(folder / SCHEDULER)
     sampling = {"sampler": "ancestral", "steps": _IF_STEPS[i > 0], "guidance": _IF_GUIDANCE[i > 0]}
     sampling |= _read_thresholds(folder / SCHEDULER)
@@ -136,12 +139,12 @@ def _load_if(folders: Sequence[pathlib.Path]) -> tuple[Cascade, dict[str, Any]]:
   return Cascade("+".join(folder.resolve().name for folder in folders), encoder, tokenizer, tuple(stages)), params
 
 
-def _load_latent(folder: pathlib.Path, index: dict[str, Any]) -> tuple[Cascade, dict[str, Any]]:
+def _load_latent(folder: pathlib.Path, index: dict[str, Any], put: Put) -> tuple[Cascade, dict[str, Any]]:
   pipeline = _LATENT[index["_class_name"]]
   zero = bool(index.get("force_zeros_for_empty_prompt", len(pipeline.texts) > 1))
-  unet, unet_params = _part(folder, "unet", LatentUNet)
-  autoencoder, autoencoder_params = _part(folder, "vae", Autoencoder)
-  encoder, tokenizer, text_params = _read_towers(folder, pipeline.texts, pipeline.penultimate, zero)
+  unet, unet_params = network(folder / "unet", LatentUNet, put, BASE)
+  autoencoder, autoencoder_params = network(folder / "vae", Autoencoder, put, AUTOENCODER)
+  encoder, tokenizer, text_params = _read_towers(folder, pipeline.texts, pipeline.penultimate, zero, put)
   side = unet.image * autoencoder.factor
   schedule, predicts, spacing = _read_scheduler(folder / SCHEDULER)
   stage = Stage(
@@ -158,10 +161,10 @@ def _load_latent(folder: pathlib.Path, index: dict[str, Any]) -> tuple[Cascade, 
   return Cascade(folder.resolve().name, encoder, tokenizer, (stage,), autoencoder), params
 
 
-def _load_tokens(folder: pathlib.Path) -> tuple[Masked, dict[str, Any]]:
-  transformer, transformer_params = _part(folder, "transformer", UViT)
-  vqgan, vqgan_params = _part(folder, "vqvae", VQGAN)
-  encoder, tokenizer, text_params = _read_towers(folder, _TOWER, penultimate=True, empty_is_zero=False)
+def _load_tokens(folder: pathlib.Path, put: Put) -> tuple[Masked, dict[str, Any]]:
+  transformer, transformer_params = network(folder / "transformer", UViT, put, f"{BASE}/transformer")
+  vqgan, vqgan_params = network(folder / "vqvae", VQGAN, put, f"{BASE}/vqgan")
+  encoder, tokenizer, text_params = _read_towers(folder, _TOWER, penultimate=True, empty_is_zero=False, put=put)
   fields = _scheduler_fields(folder / SCHEDULER, _MASKING)
   if fields["mask"] != transformer.mask_id:
     problem = f"mask_token_id is {fields['mask']}, but the transformer's is {transformer.mask_id}"
@@ -175,10 +178,12 @@ def _load_tokens(folder: pathlib.Path) -> tuple[Masked, dict[str, Any]]:
 
 
 def _read_towers(
-  folder: pathlib.Path, texts: Sequence[tuple[str, str]], penultimate: bool, empty_is_zero: bool
+  folder: pathlib.Path, texts: Sequence[tuple[str, str]], penultimate: bool, empty_is_zero: bool, put: Put
 ) -> tuple[PromptEncoder, Tokenizers, dict[str, Any]]:
   """The text encoder of the towers in some folders, their tokenizers, and its parameters."""
-  towers, params = zip(*(_part(folder, name, TextTower) for name, _ in texts), strict=True)
+  places = [f"{TEXT}/towers_{i}" for i in range(len(texts))]
+  read = [network(folder / name, TextTower, put, place) for (name, _), place in zip(texts, places, strict=True)]
+  towers, params = zip(*read, strict=True)
   tokenizers = [
     Tokenizer.load(_existing(folder / name), tower.length) for (_, name), tower in zip(texts, towers, strict=True)
   ]
@@ -271,8 +276,9 @@ def _write_config(path: pathlib.Path, config: dict[str, Any]) -> None:
   path.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _part(folder: pathlib.Path, name: str, kind: type) -> tuple[Any, dict[str, Any]]:
-  return pretrained.load(_existing(folder / name), kinds=(kind,))
+def network(folder: pathlib.Path, kind: type, put: Put, place: str) -> tuple[Any, dict[str, Any]]:
+  """A network of a generator, at this place in the generator's parameters; see `files.load`."""
+  return pretrained.load(_existing(folder), kinds=(kind,), put=lambda path, x: put(f"{place}/{path}", x))
 
 
 def _existing(folder: pathlib.Path) -> pathlib.Path:

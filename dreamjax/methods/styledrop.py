@@ -80,7 +80,8 @@ def default_config(stages: Sequence[str] = ("base", "sr")) -> ml_collections.Con
 
   seed: of all randomness; first, second: of the rounds, each stage's settings by name, as `default_stage` has them;
   pool: the prompts without their style, "each" how many pictures of one, "batch" how many at once, "most" how many
-  pictures a person may choose; identifier, rare: see `dreambooth.default_config`, for subjects.
+  pictures a person may choose; for subjects, identifier and rare: see `dreambooth.default_config`, and captions:
+  whether a photo is told its caption in half of the rows, see `data.photos.read`.
   """
   base, *larger = stages
 
@@ -93,7 +94,7 @@ def default_config(stages: Sequence[str] = ("base", "sr")) -> ml_collections.Con
   published = protocols.published("styledrop").prompts["style"]
   prompts = tuple(" ".join(prompt.text.format(identifier="").split()) for prompt in published)
   return ml_collections.ConfigDict({
-    "seed": 0, "identifier": "", "rare": identifiers.RARE,
+    "seed": 0, "identifier": "", "rare": identifiers.RARE, "captions": False,
     "first": settings(4, True), "second": settings(32, False),
     "pool": {"prompts": prompts, "each": 64, "batch": 8, "most": 10},
   })  # fmt: skip
@@ -230,16 +231,19 @@ def subject(
   workdir = pathlib.Path(workdir)
   config = config or default_config([stage.name for stage in generator.stages])
   _check(generator, config)
-  photos = read_photos(pathlib.Path(images), generator.resolution, class_noun)
-  common = [f"a {class_noun}", *photos.prompts]
+  photos = read_photos(pathlib.Path(images), generator.resolution, class_noun, with_captions=config.captions)
+  plain = f"a [V] {class_noun}".strip()
+  prompts = [*photos.prompts, *([plain] * len(photos) if config.captions else [])]
+  common = [f"a {class_noun}", *prompts]
   identifier = (
     config.identifier or identifiers.choose(generator.tokenizer, config.seed, rare=tuple(config.rare), common=common)[0]
   )
   base = generator.base(params)
   bind(workdir, base, photos, config.to_dict(), _FREE, class_noun=class_noun)
   params = jax.device_put(params)
-  prompts = [identifiers.fill(prompt, identifier) for prompt in photos.prompts]
-  thetas = _tune(generator, params, photos.images(), prompts, config.first, config.seed, workdir, mesh)
+  pictures = np.concatenate([photos.images()] * (len(prompts) // len(photos)))
+  told = [identifiers.fill(prompt, identifier) for prompt in prompts]
+  thetas = _tune(generator, params, pictures, told, config.first, config.seed, workdir, mesh)
   recipe = {"method": "dreambooth on masked tokens", "prompt": photos.prompts[0], "config": config.to_dict()}
   made = Personalisation(thetas, Card(base, identifier, class_noun, recipe))
   made.save(workdir / "theta.safetensors")

@@ -81,7 +81,7 @@ def content_hash(params: Mapping[str, Any]) -> str:
     params: a tree, with all parts of a generator in it.
   """
   with np.errstate(over="ignore"):
-    return _hash({path: np.asarray(x).astype(np.float16) for path, x in flatten_dict(params, sep="/").items()})
+    return _hash(flatten_dict(params, sep="/"), np.float16)
 
 
 def save(path: pathlib.Path, thetas: Mapping[str, Theta], card: Card, dtype: Any = None) -> None:
@@ -187,10 +187,11 @@ def _read(path: pathlib.Path) -> tuple[Card, dict[str, dict[str, Any]], str]:
   return card, json.loads(metadata["kind"]), metadata["content_hash"]
 
 
-def _hash(flat: Mapping[str, np.ndarray]) -> str:
-  """SHA-256 of arrays with their names, dtypes and shapes, in the order of the names."""
+def _hash(flat: Mapping[str, Any], dtype: Any = None) -> str:
+  """SHA-256 of arrays, fetched and rounded to a dtype one at a time, with their names, dtypes and shapes, by name."""
   digest = hashlib.sha256()
-  for name, array in sorted(flat.items()):
+  for name in sorted(flat):
+    array = np.asarray(flat[name], dtype)
     digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
     digest.update(np.ascontiguousarray(array).view(np.uint8))
   return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""The photos that `dreamjax demo` begins with. The rest of it is `dreamjax dreambooth`'s and `sample`'s, tested there."""
+"""The photos that `dreamjax demo` begins with. What it does with them is tested with the commands that it calls."""
 
 import json
 

@@ -1,8 +1,10 @@
 """Folders in transformers' layout: read by us what they wrote, by them what we wrote, and refused what is broken."""
 
 import json
+import tracemalloc
 
 from flax import linen as nn
+from flax.traverse_util import flatten_dict
 import huggingface_hub
 import jax
 import jax.numpy as jnp
@@ -43,6 +45,16 @@ def change(folder, remove=(), **tensors):
   weights = safetensors.numpy.load_file(folder / "model.safetensors")
   kept = {key: tensor for key, tensor in weights.items() if key not in remove}
   safetensors.numpy.save_file({**kept, **tensors}, folder / "model.safetensors")
+
+
+def in_shards(folder):
+  """Cuts a model's file in two."""
+  tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+  (folder / "model.safetensors").unlink()
+  files = {key: f"model-0000{1 + 2 * i // len(tensors)}-of-00002.safetensors" for i, key in enumerate(tensors)}
+  for name in set(files.values()):
+    safetensors.numpy.save_file({key: tensors[key] for key in tensors if files[key] == name}, folder / name)
+  (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
 
 
 @pytest.fixture
@@ -141,17 +153,34 @@ def test_old_checkpoints_hold_numbers_of_positions(tmp_path):
 
 
 def test_weights_may_lie_in_several_files(folder):
-  tensors = safetensors.numpy.load_file(folder / "model.safetensors")
   whole = pretrained.load(folder)[1]
-  (folder / "model.safetensors").unlink()
-  files = {key: f"model-0000{i % 2 + 1}-of-00002.safetensors" for i, key in enumerate(tensors)}
-  for name in set(files.values()):
-    safetensors.numpy.save_file({key: tensors[key] for key in tensors if files[key] == name}, folder / name)
-  (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+  in_shards(folder)
   jax.tree.map(np.testing.assert_array_equal, pretrained.load(folder)[1], whole)
   (folder / "model-00002-of-00002.safetensors").unlink()
   with pytest.raises(FileNotFoundError, match="holds no model-00002-of-00002.safetensors"):
     pretrained.load(folder)
+
+
+def test_weights_that_are_put_elsewhere_do_not_pile_up_in_memory(tmp_path):
+  module = ViT(image=8, patch=4, width=512, depth=4, heads=2, mlp=2048)
+  params = draw(module)
+  pretrained.save(tmp_path, module, params, np.float32)
+  in_shards(tmp_path)
+  largest = max(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
+
+  def peak(**options):
+    tracemalloc.start()
+    try:
+      return pretrained.load(tmp_path, **options)[1], tracemalloc.get_traced_memory()[1]
+    finally:
+      tracemalloc.stop()
+
+  shapes, passing = peak(put=lambda path, array: (path, array.shape))
+  kept, staying = peak()
+  assert passing < 1.2 * largest < 1.5 * largest < staying
+  jax.tree.map(np.testing.assert_array_equal, kept, params)
+  for path, leaf in flatten_dict(params, sep="/").items():
+    assert flatten_dict(shapes, sep="/")[path] == (path, leaf.shape)
 
 
 def test_the_first_configs_meant_the_highest_id_by_their_end_of_text(tmp_path):

@@ -239,6 +239,22 @@ def test_a_subject_is_learned_and_mixed_with_a_style(tiny_masked, images, first,
     masked.wish("a dog", [style, style, style])
 
 
+def test_photos_of_a_subject_are_told_their_captions_and_its_prompt_equally_often(tiny_masked, tmp_path, monkeypatch):
+  for name in ("beach", "snow"):
+    Image.new("RGB", (9, 8), "red" if name == "snow" else "blue").save(tmp_path / f"{name}.png")
+    (tmp_path / f"{name}.txt").write_text(f"a [V] dog, {name}")
+  told = []
+
+  def watched(generator, params, pictures, prompts, *rest):
+    told.extend((prompt, float(picture[..., 0].mean())) for picture, prompt in zip(pictures, prompts, strict=True))
+    return {}
+
+  monkeypatch.setattr(styledrop, "_tune", watched)
+  config = recipe(captions=True)
+  styledrop.subject(*tiny_masked, tmp_path, "dog", workdir=tmp_path / "run", config=config)
+  assert told == [("a qx dog, beach", -1.0), ("a qx dog, snow", 1.0), ("a qx dog", -1.0), ("a qx dog", 1.0)]
+
+
 def test_what_cannot_be_is_refused_and_leaves_the_workdir(tiny_masked, tiny_cascade, images, first, tmp_path):
   generator, params = tiny_masked
   workdir, made = first
