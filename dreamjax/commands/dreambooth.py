@@ -5,7 +5,7 @@ import pathlib
 from typing import Any
 
 from dreamjax import generators
-from dreamjax.commands import configs
+from dreamjax.commands import configs, devices
 from dreamjax.methods import dreambooth, styledrop
 
 CASCADE, MASKED = "configs/dreambooth.py:toybox", "configs/styledrop.py:toybox"
@@ -28,22 +28,33 @@ def add(commands: Any) -> None:
   parser.add_argument(
     "--cache", type=pathlib.Path, metavar="DIR", help="of a cascade's prior sets (default: in the workdir)"
   )
+  devices.add(parser)
   parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
   """Runs the command, or goes on with it where it was cut off."""
-  generator, params = generators.load(args.model, put=generators.to_device)
+  mesh = devices.mesh(args)
+  generator, params = devices.load(args.model, mesh)
   if isinstance(generator, generators.Masked):
     config = configs.load(args.config or MASKED, args.overrides)
-    made = styledrop.subject(generator, params, args.images, args.class_noun, workdir=args.workdir, config=config)
+    made = styledrop.subject(
+      generator, params, args.images, args.class_noun, workdir=args.workdir, config=config, mesh=mesh
+    )
   else:
     default = CASCADE
     if generator.autoencoder is not None:
       default = SD if generator.stages[0].sizes is None else SDXL
     config = configs.load(args.config or default, args.overrides)
     made = dreambooth.dreambooth(
-      generator, params, args.images, args.class_noun, workdir=args.workdir, config=config, cache=args.cache
+      generator,
+      params,
+      args.images,
+      args.class_noun,
+      workdir=args.workdir,
+      config=config,
+      cache=args.cache,
+      mesh=mesh,
     )
   theta, card = args.workdir / "theta.safetensors", made.card
   print(f"[V] is {card.identifier!r}; {theta} holds {', '.join(made.thetas)}. Try:")

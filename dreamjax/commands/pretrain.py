@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 import tqdm
 
-from dreamjax.commands import configs, truth
+from dreamjax.commands import configs, devices, truth
 from dreamjax.data import tokenizer as tokenizers
 from dreamjax.data.examples import Examples
 from dreamjax.methods.pretraining import classifier, contrastive, generator, text, tokens, vqgan
@@ -48,12 +48,13 @@ def add(commands: Any) -> None:
   parser = commands.add_parser("pretrain", help="train the networks that come with dreamjax")
   parser.add_argument("--config", required=True, metavar="FILE:VARIANT", help="such as configs/pretrain_encoders.py:t5")
   parser.add_argument("--workdir", type=pathlib.Path, required=True, help="for logs, checkpoints and the model")
+  devices.add(parser)
   parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
   """Runs the command, or goes on with it where it was cut off."""
-  measured = pretrain(configs.load(args.config, args.overrides), args.workdir)
+  measured = pretrain(configs.load(args.config, args.overrides), args.workdir, devices.mesh(args))
   for name, value in measured.items():
     print(f"{name} {value:.3f}")
   print(f"the model is in {args.workdir / 'model'}")
@@ -131,8 +132,15 @@ def make_task(config: ml_collections.ConfigDict) -> Task:
   return text.task(config, train, held_out, tokenizer)
 
 
-def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, float]:
+def pretrain(
+  config: ml_collections.ConfigDict, workdir: pathlib.Path, mesh: jax.sharding.Mesh | None = None
+) -> dict[str, float]:
   """Trains what the config describes, or goes on with it, and saves the model into the folder `model` in the workdir.
+
+  Args:
+    config: a task's, with its data, its optimizer and how long it goes on.
+    workdir: for logs, checkpoints and the model.
+    mesh: of devices, see `train.sharding`; by default the first device alone.
 
   Returns:
     What was measured of the moving average of the parameters, which is what is saved.
@@ -159,13 +167,14 @@ def pretrain(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
 
   state = fit(
     make_step(task.loss, tx, config.seed, config.pieces),
-    TrainState.create(task.theta, tx, task.frozen),
+    TrainState.create(task.theta, tx, task.frozen, mesh),
     task.batches,
     steps=config.steps,
     workdir=workdir,
     log_every=config.log_every,
     save_every=config.save_every,
     inspect=inspect,
+    mesh=mesh,
   )
   measured = save_and_measure(averaged(state))
   (workdir / "measured.json").write_text(json.dumps(measured, indent=2))

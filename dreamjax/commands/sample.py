@@ -7,10 +7,12 @@ import json
 import pathlib
 from typing import Any
 
+import jax
 import numpy as np
 import tqdm
 
 from dreamjax import generators
+from dreamjax.commands import devices
 from dreamjax.data import image_folder
 from dreamjax.data.contact_sheet import contact_sheet
 from dreamjax.generators import cascade as cascades
@@ -56,19 +58,22 @@ def add(commands: Any) -> None:
   parser.add_argument("--recipe", type=pathlib.Path, metavar="FILE", help=f"draw what a {RECIPE} says once more")
   parser.add_argument("--out", type=pathlib.Path, required=True, help=f"for PNGs, grid.png and {RECIPE}")
   parser.add_argument("--overwrite", action="store_true", help="replace pictures that --out holds already")
+  devices.add(parser)
   parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
   """Runs the command."""
   recipe = _read(args.recipe) if args.recipe else _recipe(args)
-  generator, params = generators.load(recipe["model"], put=generators.to_device)
+  mesh = devices.mesh(args)
+  generator, params = devices.load(recipe["model"], mesh)
   thetas = [generators.load_theta(path, generator, params) for path in recipe["thetas"]]
   family: _Cascade | _Masked = (_Masked if isinstance(generator, Masked) else _Cascade)(generator, params, thetas)
   if "samplings" not in recipe:
     recipe["samplings"] = family.samplings(args)
   prompts = [prompt for prompt in recipe["prompts"] for _ in range(recipe["n"])]
-  batches = family.batches(prompts, recipe, min(args.batch, len(prompts)))
+  size = args.batch if mesh else min(args.batch, len(prompts))
+  batches = family.batches(prompts, recipe, size, mesh)
   if args.out.exists() and (args.out / image_folder.METADATA).exists() and not args.overwrite:
     raise FileExistsError(f"{args.out} holds pictures already: choose another folder, or say --overwrite")
   drawn: list[np.ndarray] = []
@@ -131,7 +136,9 @@ class _Cascade:
     larger = [stage.enlarges for stage in self._generator.stages]
     return _changed(args, own, larger, self.fields, _Masked.fields)
 
-  def batches(self, prompts: list[str], recipe: dict[str, Any], size: int) -> Iterator[Any]:
+  def batches(
+    self, prompts: list[str], recipe: dict[str, Any], size: int, mesh: jax.sharding.Mesh | None
+  ) -> Iterator[Any]:
     """The pictures; ValueError at once for what cannot be drawn."""
     return cascades.batches(
       self._generator,
@@ -142,6 +149,7 @@ class _Cascade:
       negative=recipe["negative"],
       seed=recipe["seed"],
       size=size,
+      mesh=mesh,
     )
 
 
@@ -158,7 +166,9 @@ class _Masked:
     own = [stage.decoding for stage in self._generator.stages]
     return _changed(args, own, [i > 0 for i in range(len(own))], self.fields, _Cascade.fields)
 
-  def batches(self, prompts: list[str], recipe: dict[str, Any], size: int) -> Iterator[Any]:
+  def batches(
+    self, prompts: list[str], recipe: dict[str, Any], size: int, mesh: jax.sharding.Mesh | None
+  ) -> Iterator[Any]:
     """As of a cascade."""
     guidance.two_thetas(recipe["gamma"], 0.0, 0.0)  # refuses a gamma that cannot be
     return masked.batches(
@@ -169,6 +179,7 @@ class _Masked:
       negative=recipe["negative"],
       seed=recipe["seed"],
       size=size,
+      mesh=mesh,
     )
 
 

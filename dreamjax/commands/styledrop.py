@@ -4,8 +4,7 @@ import argparse
 import pathlib
 from typing import Any
 
-from dreamjax import generators
-from dreamjax.commands import configs, truth
+from dreamjax.commands import configs, devices, truth
 from dreamjax.eval import encoders
 from dreamjax.methods import styledrop
 
@@ -32,13 +31,15 @@ def add(commands: Any) -> None:
   parser.add_argument(
     "--encoders", type=pathlib.Path, metavar="DIR", help="with the CLIP that scores the pool (default: the toybox's)"
   )
+  devices.add(parser)
   parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
   """Runs the command, or goes on with it where it was cut off."""
   config = configs.load(args.config, args.overrides)
-  generator, params = generators.load(args.model, put=generators.to_device)
+  mesh = devices.mesh(args)
+  generator, params = devices.load(args.model, mesh)
   load = truth.toybox_encoders if args.encoders is None else lambda: encoders.load(args.encoders)
   try:
     made = styledrop.styledrop(
@@ -50,6 +51,7 @@ def run(args: argparse.Namespace) -> None:
       feedback=args.feedback,
       config=config,
       encoders=load,
+      mesh=mesh,
     )
   except styledrop.Undecided as waiting:
     print(f"{args.workdir / 'round_1' / 'theta.safetensors'} holds the first round. {waiting}")

@@ -231,7 +231,7 @@ def tune_stage(
 
   state = fit(
     make_step(loss, tx, config.seed, settings.pieces),
-    TrainState.create(theta, tx, frozen),
+    TrainState.create(theta, tx, frozen, mesh),
     rows,
     steps=settings.steps,
     workdir=workdir,

@@ -364,7 +364,7 @@ def _tune(
     rows = _Rows(tokens[stage.name], low, text, settings.rows, seed)
     state = fit(
       make_step(stage_loss(stage, Recipe(settings.least, settings.smoothing)), tx, seed),
-      TrainState.create(theta, tx, frozen),
+      TrainState.create(theta, tx, frozen, mesh),
       rows,
       steps=settings.steps,
       workdir=workdir / stage.name,

@@ -12,7 +12,7 @@ import tqdm
 
 from dreamjax.train.checkpoints import Checkpoints
 from dreamjax.train.logs import Log, Sheet
-from dreamjax.train.sharding import make_mesh, replicate, shard_rows
+from dreamjax.train.sharding import make_mesh, place, shard_rows
 from dreamjax.train.state import TrainState
 from dreamjax.train.step import Step
 
@@ -45,7 +45,7 @@ def fit(
     inspect: called whenever a checkpoint was begun; what it returns by name is logged: scalars, and sheets
       of pictures.
     enough: asked after each `inspect`; the training ends early if it says so.
-    mesh: the devices, see `sharding.make_mesh`: each has the whole state and its share of the rows of every batch. By
+    mesh: the devices, see `train.sharding`, which says what of the state each has, and of the rows of every batch. By
       default the first device alone. The result depends on it by rounding only, and a training may go on on another.
     tensorboard: whether the log is written for TensorBoard, too.
 
@@ -59,7 +59,7 @@ def fit(
   """
   mesh = make_mesh((1, 1, 1)) if mesh is None else mesh
   log = Log(workdir / "log.jsonl", tensorboard)
-  state = replicate(state, mesh)
+  state = place(state, mesh)
   run = _compiled(step, state, mesh)
   draw = lambda i: shard_rows(batches(i), mesh)  # noqa: E731
   with Checkpoints(workdir / "checkpoints") as checkpoints, concurrent.futures.ThreadPoolExecutor(1) as ahead:

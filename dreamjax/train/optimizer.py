@@ -9,7 +9,7 @@ import ml_collections
 import optax
 from optax import contrib
 
-from dreamjax.train.state import path
+from dreamjax.train.sharding import path
 
 
 def default_config() -> ml_collections.ConfigDict:

@@ -1,16 +1,35 @@
-"""Where a training's arrays lie: one mesh of devices, the state whole on each of them, a batch spread by its rows."""
+"""Where arrays lie on a mesh of devices: parameters and the optimizer's state by their names, a batch by its rows.
 
+The mesh has three axes, any of which may be of one device. Rows of a batch are spread over "data" and "fsdp". A
+parameter is whole along "data"; along "fsdp" each device holds a part of it, which is gathered where it is needed
+(Rajbhandari et al., 1910.02054, stage 3); along "tensor", of two matrix products in a row the first is spread by its
+outputs and the second by its inputs, so that devices need only add up what comes out of the second (Shoeybi et al.,
+1909.08053, section 3). All networks name their layers alike, so that one table says which is which.
+"""
+
+from collections.abc import Callable
 import math
+import re
 from typing import Any
 
 import jax
 import numpy as np
 
-from dreamjax.train.state import path
-
 #: Data-parallel; data-parallel with the parameters spread, too; within layers.
 AXES = ("data", "fsdp", "tensor")
 _ROWS = ("data", "fsdp")  # the axes over which the rows of a batch are spread
+_SMALL = 2**14  # numbers; what is smaller is whole everywhere
+
+# The axis of a kernel, counted from its end, that is spread over "tensor".
+_LAYERS = (
+  (re.compile(r"(^|/)(query|key|value|text_key|text_value|hidden|conv_1)/kernel$"), -1),
+  (re.compile(r"(^|/)(out|conv_2)/kernel$"), -2),
+)
+
+
+def path(keys: tuple[Any, ...]) -> str:
+  """A leaf's path in a tree as one string, such as "encoder/block_0/kernel"."""
+  return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
 def make_mesh(shape: tuple[int, int, int] = (-1, 1, 1)) -> jax.sharding.Mesh:
@@ -32,9 +51,38 @@ def make_mesh(shape: tuple[int, int, int] = (-1, 1, 1)) -> jax.sharding.Mesh:
   return jax.make_mesh(shape, AXES, (jax.sharding.AxisType.Auto,) * len(AXES))
 
 
-def replicate(tree: Any, mesh: jax.sharding.Mesh) -> Any:
-  """The arrays, whole on every device. They may share their buffers with those that are given."""
-  return jax.device_put(tree, jax.NamedSharding(mesh, jax.P()))
+def sharding(name: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> jax.NamedSharding:
+  """Where a parameter lies, or what the optimizer keeps of it.
+
+  Args:
+    name: its path, of which the end counts, such as "base/down_0/block_0/conv_1/kernel".
+    shape: of it. An axis that cannot be divided evenly is not spread.
+    mesh: of devices.
+  """
+  axes: list[str | None] = [None] * len(shape)
+  if math.prod(shape) >= _SMALL:
+    for pattern, axis in _LAYERS:
+      if pattern.search(name) and shape[axis] % mesh.shape["tensor"] == 0:
+        axes[axis] = "tensor"
+    free = [i for i, size in enumerate(shape) if axes[i] is None and size % mesh.shape["fsdp"] == 0]
+    if free:
+      axes[max(free, key=lambda i: shape[i])] = "fsdp"
+  return jax.NamedSharding(mesh, jax.P(*axes))
+
+
+def shardings(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+  """The `sharding` of each array of a tree, or of each shape."""
+  return jax.tree_util.tree_map_with_path(lambda keys, x: sharding(path(keys), np.shape(x), mesh), tree)
+
+
+def place(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+  """The arrays, each where its name says. They may share their buffers with those that are given."""
+  return jax.device_put(tree, shardings(tree, mesh))
+
+
+def placer(mesh: jax.sharding.Mesh) -> Callable[[str, np.ndarray], jax.Array]:
+  """put(path, array) that places a parameter, for `generators.load`."""
+  return lambda name, array: jax.device_put(array, sharding(name, array.shape, mesh))
 
 
 def shard_rows(batch: Any, mesh: jax.sharding.Mesh) -> Any:

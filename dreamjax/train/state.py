@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 import optax
 
+from dreamjax.train.sharding import place, shardings
+
 
 @struct.dataclass
 class TrainState:
@@ -26,9 +28,23 @@ class TrainState:
   opt_state: Any
 
   @classmethod
-  def create(cls, theta: Any, tx: optax.GradientTransformation, frozen: Any = None) -> "TrainState":
-    """The state before the first update."""
-    return cls(step=jnp.zeros((), jnp.int32), theta=theta, frozen=frozen, opt_state=tx.init(theta))
+  def create(
+    cls, theta: Any, tx: optax.GradientTransformation, frozen: Any = None, mesh: jax.sharding.Mesh | None = None
+  ) -> "TrainState":
+    """The state before the first update.
+
+    Args:
+      theta: what is trained.
+      tx: the optimizer, whose state is born where it belongs, for no device might hold all of it.
+      frozen: what is only read.
+      mesh: of devices, see `sharding`; None for the first device alone.
+    """
+    step = jnp.zeros((), jnp.int32)
+    if mesh is None:
+      return cls(step=step, theta=theta, frozen=frozen, opt_state=tx.init(theta))
+    step, theta, frozen = place((step, theta, frozen), mesh)
+    places = shardings(jax.eval_shape(tx.init, theta), mesh)
+    return cls(step=step, theta=theta, frozen=frozen, opt_state=jax.jit(tx.init, out_shardings=places)(theta))
 
 
 def cast_frozen(tree: Any, dtype: jnp.dtype | type) -> Any:
@@ -38,8 +54,3 @@ def cast_frozen(tree: Any, dtype: jnp.dtype | type) -> Any:
   optimizer's state stay float32: updates are too small for less.
   """
   return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
-
-
-def path(keys: tuple[Any, ...]) -> str:
-  """A leaf's path in a tree as one string, such as "encoder/block_0/kernel"."""
-  return jax.tree_util.keystr(keys, simple=True, separator="/")

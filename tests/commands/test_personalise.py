@@ -7,10 +7,12 @@ import jax
 import numpy as np
 from PIL import Image
 import pytest
+import safetensors.numpy
 
 from dreamjax import cli, generators
 from dreamjax.commands import truth
 from dreamjax.toybox import captions, vocabulary
+from dreamjax.train import sharding
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +55,29 @@ def test_photos_become_a_theta_and_a_theta_pictures(model, tuned, tmp_path, run,
   again = tmp_path / "again"
   assert run("sample", "--recipe", out / "sample.json", "--batch", 3, "--out", again)[0] == 0
   assert np.abs(drawn(out) - drawn(again)).max() <= 1
+
+
+def test_a_mesh_of_devices_learns_and_draws_the_same(model, tuned, photos, tmp_path, run, drawn, monkeypatch):
+  monkeypatch.setattr(sharding, "_SMALL", 1)
+  known = [
+    *("--images", photos, "--class-noun", "dog", "--model", model, "--config", "dreambooth.py:paper"),
+    *("--config.identifier=qx", "--config.prior.kind=none", "--config.stages.sr.steps=0"),
+    *("--config.stages.base.steps=2", "--config.stages.base.rows=4"),
+  ]
+  thetas = []
+  for name, mesh in (("one", ()), ("all", ("--mesh", "data=2,fsdp=2,tensor=2"))):
+    assert run("dreambooth", *known, "--workdir", tmp_path / name, *mesh)[0] == 0
+    thetas.append(safetensors.numpy.load_file(tmp_path / name / "theta.safetensors"))
+  for path, x in thetas[0].items():
+    np.testing.assert_allclose(thetas[1][path], x, rtol=1e-5, atol=1e-5)
+  asked = ("--model", model, "--theta", tuned / "theta.safetensors", "--prompt", "a [V] dog", "--n", 3)
+  for name, mesh in (("few", ()), ("many", ("--mesh", "fsdp=-1"))):
+    assert run("sample", *asked, "--out", tmp_path / name, *mesh)[0] == 0
+  assert np.abs(drawn(tmp_path / "few") - drawn(tmp_path / "many")).max() <= 1
+  status, said = run("sample", *asked, "--out", tmp_path / "more", "--mesh", "data=9")
+  assert status == 2 and "9" in said.err and "Traceback" not in said.err
+  with pytest.raises(SystemExit):
+    run("sample", *asked, "--out", tmp_path / "more", "--mesh", "rows=2")
 
 
 def test_what_cannot_be_sampled_is_one_line(model, tuned, tmp_path, run):

@@ -5,7 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamjax.train.sharding import make_mesh, replicate, shard_rows
+from dreamjax.data.photos import Rows
+from dreamjax.methods.denoising import Recipe, stage_loss
+from dreamjax.models.unet import IF_I_XL
+from dreamjax.train import sharding
+from dreamjax.train.sharding import make_mesh, place, shard_rows
 from dreamjax.train.step import in_pieces
 
 
@@ -21,9 +25,62 @@ def test_a_mesh_that_the_devices_do_not_fill_is_refused(shape):
     make_mesh(shape)
 
 
-def test_the_state_is_whole_everywhere_and_a_batch_is_spread():
+@pytest.mark.parametrize(
+  ("name", "shape", "spec"),
+  [
+    ("base/down_0/block_0/conv_1/kernel", (3, 3, 64, 128), (None, None, "fsdp", "tensor")),
+    ("opt_state/1/0/mu/base/weights/conv_2/kernel", (3, 3, 64, 128), (None, None, "tensor", "fsdp")),
+    ("query/kernel", (128, 128), ("fsdp", "tensor")),
+    ("attention/out/kernel", (128, 256), ("tensor", "fsdp")),
+    ("attention/out/kernel", (129, 256), (None, "fsdp")),
+    ("tokens/embedding", (501, 128), (None, "fsdp")),
+    ("tokens/embedding", (501, 129), (None, None)),
+    ("norm/scale", (128,), (None,)),
+    ("step", (), ()),
+  ],
+)
+def test_a_parameter_lies_where_its_name_and_its_shape_say(name, shape, spec):
   mesh = make_mesh((2, 2, 2))
-  assert {shard.data.shape for shard in replicate(np.ones((8, 3)), mesh).addressable_shards} == {(8, 3)}
+  assert sharding.sharding(name, shape, mesh).spec == jax.P(*spec)
+  whole = np.random.default_rng(0).random(shape)
+  placed = sharding.placer(mesh)(name, whole)
+  np.testing.assert_array_equal(placed, whole)
+  assert placed.addressable_shards[0].data.size == whole.size // 2 ** sum(axis is not None for axis in spec)
+
+
+@pytest.mark.parametrize(("shape", "parts"), [((1, 16, 1), 16), ((2, 8, 1), 8), ((1, 4, 4), 16)])
+def test_of_a_large_network_each_device_has_its_share(shape, parts):
+  mesh = jax.sharding.AbstractMesh(shape, sharding.AXES)
+  text, step = jax.ShapeDtypeStruct((1, 77, 4096), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
+  pictures = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+  params = jax.eval_shape(IF_I_XL.init, jax.random.key(0), pictures, step, text)["params"]
+  places = jax.tree.leaves(sharding.shardings(params, mesh))
+  shares = [np.prod(place.shard_shape(x.shape)) for x, place in zip(jax.tree.leaves(params), places, strict=True)]
+  whole = sum(x.size for x in jax.tree.leaves(params))
+  assert whole / parts <= sum(shares) < 1.02 * whole / parts
+
+
+def test_gradients_are_the_same_wherever_the_parameters_lie(tiny_cascade, monkeypatch):
+  monkeypatch.setattr(sharding, "_SMALL", 1)
+  generator, params = tiny_cascade
+  stage = generator.stages[0]
+  draw = np.random.default_rng(0)
+  text = jax.device_get(generator.encode(params, ["a dog", "a cat", "a red dog", "a dog in the snow"]))
+  pictures = draw.uniform(-1, 1, (4, stage.image, stage.image, 3)).astype(np.float32)
+  rows = Rows(pictures, text, np.ones(4, np.float32), {})
+  loss = stage_loss(stage, Recipe())
+  gradient = jax.jit(jax.grad(lambda own, rows: loss({}, {"base": own}, rows, jax.random.key(0))[0]))
+  alone = gradient(params["base"], rows)
+  mesh = make_mesh((2, 2, 2))
+  own = place(params["base"], mesh)
+  spread = {axis for x in jax.tree.leaves(own) for axis in x.sharding.spec}
+  assert spread == {None, "fsdp", "tensor"}
+  for a, b in zip(jax.tree.leaves(gradient(own, shard_rows(rows, mesh))), jax.tree.leaves(alone), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_is_spread_by_its_rows():
+  mesh = make_mesh((2, 2, 2))
   rows = shard_rows({"x": np.arange(8)}, mesh)["x"]
   assert [shard.data.tolist() for shard in rows.addressable_shards[::2]] == [[0, 1], [2, 3], [4, 5], [6, 7]]
 
@@ -37,7 +94,7 @@ def test_rows_that_cannot_be_divided_are_refused(x):
 def test_rows_stay_where_they_are_when_a_batch_is_taken_in_pieces():
   mesh = make_mesh()
   gradient = in_pieces(jax.grad(lambda w, frozen, x, key: jnp.mean((x @ w) ** 2)), 4)
-  inputs = replicate(np.ones((3, 2), np.float32), mesh), None, shard_rows(np.ones((32, 3), np.float32), mesh)
+  inputs = place(np.ones((3, 2), np.float32), mesh), None, shard_rows(np.ones((32, 3), np.float32), mesh)
   compiled = jax.jit(gradient).lower(*inputs, jax.random.key(0)).compile().as_text()
   assert "all-reduce" in compiled  # of the gradient, which is all that need travel
   assert not [name for name in ("all-gather", "all-to-all", "collective-permute") if name in compiled]

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 import pytest
 
+from dreamjax.train import sharding
 from dreamjax.train.checkpoints import Checkpoints
 from dreamjax.train.logs import Sheet
 from dreamjax.train.loop import fit
@@ -48,10 +49,10 @@ def config(**fields):
   return made
 
 
-def begin(pieces=1, **fields):
+def begin(pieces=1, mesh=None, **fields):
   theta = network().init(jax.random.key(0), jnp.zeros((1, 3)))
   tx = make_optimizer(config(**fields), theta, STEPS)
-  return make_step(loss, tx, 0, pieces), TrainState.create(theta, tx, {"offset": jnp.asarray(0.5)})
+  return make_step(loss, tx, 0, pieces), TrainState.create(theta, tx, {"offset": jnp.asarray(0.5)}, mesh)
 
 
 def same(a, b, compare=np.testing.assert_array_equal):
@@ -118,15 +119,22 @@ def test_a_training_killed_during_a_checkpoint_goes_on_from_the_last_complete_on
   same(resumed, fit(*begin(decay="constant"), batches, steps=last + 3, workdir=tmp_path / "straight"))
 
 
-@pytest.mark.parametrize("pieces", [1, 2])
-def test_a_training_ends_alike_on_eight_devices_and_goes_on_on_one(tmp_path, pieces):
-  def run(name, mesh=None):
-    step, state = begin(pieces)
-    rows = lambda i: batches(i, 16)  # noqa: E731
-    return fit(step, state, rows, steps=6, workdir=tmp_path / name, save_every=3, mesh=mesh)
+@pytest.mark.parametrize(("pieces", "shape"), [(1, (8, 1, 1)), (2, (8, 1, 1)), (2, (2, 2, 2))])
+def test_a_training_ends_alike_on_eight_devices_and_goes_on_on_one(tmp_path, monkeypatch, pieces, shape):
+  monkeypatch.setattr(sharding, "_SMALL", 1)
 
-  alone, spread = run("alone"), run("spread", make_mesh())
-  assert all(len(x.devices()) == 8 and x.is_fully_replicated for x in jax.tree.leaves(spread))
+  def run(name, mesh=None):
+    step, state = begin(pieces, mesh)
+    born = [x.sharding for x in jax.tree.leaves(state.opt_state)]
+    rows = lambda i: batches(i, 16)  # noqa: E731
+    state = fit(step, state, rows, steps=6, workdir=tmp_path / name, save_every=3, mesh=mesh)
+    lies = [(x.sharding, x.ndim) for x in jax.tree.leaves(state.opt_state)]
+    assert all(now.is_equivalent_to(then, axes) for (now, axes), then in zip(lies, born, strict=True))
+    return state
+
+  alone, spread = run("alone"), run("spread", make_mesh(shape))
+  assert all(len(x.devices()) == 8 for x in jax.tree.leaves(spread))
+  assert all(x.is_fully_replicated for x in jax.tree.leaves(spread)) == (shape == (8, 1, 1))
   close(spread, alone)
   shutil.copytree(tmp_path / "spread/checkpoints/3", tmp_path / "moved/checkpoints/3")
   moved = run("moved")
