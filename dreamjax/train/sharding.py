@@ -4,7 +4,8 @@ The mesh has three axes, any of which may be of one device. Rows of a batch are 
 parameter is whole along "data"; along "fsdp" each device holds a part of it, which is gathered where it is needed
 (Rajbhandari et al., 1910.02054, stage 3); along "tensor", of two matrix products in a row the first is spread by its
 outputs and the second by its inputs, so that devices need only add up what comes out of the second (Shoeybi et al.,
-1909.08053, section 3). All networks name their layers alike, so that one table says which is which.
+1909.08053, section 3). All networks name their layers alike, so that one table says which is which; of what is in no
+such pair, each device along "tensor" holds a part, as along "fsdp".
 """
 
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import numpy as np
 
 #: Data-parallel; data-parallel with the parameters spread, too; within layers.
 AXES = ("data", "fsdp", "tensor")
+Mesh = jax.sharding.Mesh | jax.sharding.AbstractMesh  # an abstract one has no devices, only their number
 _ROWS = ("data", "fsdp")  # the axes over which the rows of a batch are spread
 _SMALL = 2**14  # numbers; what is smaller is whole everywhere
 
@@ -51,7 +53,7 @@ def make_mesh(shape: tuple[int, int, int] = (-1, 1, 1)) -> jax.sharding.Mesh:
   return jax.make_mesh(shape, AXES, (jax.sharding.AxisType.Auto,) * len(AXES))
 
 
-def sharding(name: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> jax.NamedSharding:
+def sharding(name: str, shape: tuple[int, ...], mesh: Mesh) -> jax.NamedSharding:
   """Where a parameter lies, or what the optimizer keeps of it.
 
   Args:
@@ -59,18 +61,21 @@ def sharding(name: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> jax.
     shape: of it. An axis that cannot be divided evenly is not spread.
     mesh: of devices.
   """
-  axes: list[str | None] = [None] * len(shape)
+  axes: list[str | tuple[str, ...] | None] = [None] * len(shape)
   if math.prod(shape) >= _SMALL:
     for pattern, axis in _LAYERS:
       if pattern.search(name) and shape[axis] % mesh.shape["tensor"] == 0:
         axes[axis] = "tensor"
-    free = [i for i, size in enumerate(shape) if axes[i] is None and size % mesh.shape["fsdp"] == 0]
-    if free:
-      axes[max(free, key=lambda i: shape[i])] = "fsdp"
+    for spread in ("fsdp",) if any(axes) else (("fsdp", "tensor"), "fsdp"):
+      parts = math.prod(mesh.shape[axis] for axis in ((spread,) if isinstance(spread, str) else spread))
+      free = [i for i, size in enumerate(shape) if axes[i] is None and size % parts == 0]
+      if free:
+        axes[max(free, key=lambda i: shape[i])] = spread
+        break
   return jax.NamedSharding(mesh, jax.P(*axes))
 
 
-def shardings(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+def shardings(tree: Any, mesh: Mesh) -> Any:
   """The `sharding` of each array of a tree, or of each shape."""
   return jax.tree_util.tree_map_with_path(lambda keys, x: sharding(path(keys), np.shape(x), mesh), tree)
 

@@ -26,26 +26,27 @@ def test_a_mesh_that_the_devices_do_not_fill_is_refused(shape):
 
 
 @pytest.mark.parametrize(
-  ("name", "shape", "spec"),
+  ("name", "shape", "spec", "parts"),
   [
-    ("base/down_0/block_0/conv_1/kernel", (3, 3, 64, 128), (None, None, "fsdp", "tensor")),
-    ("opt_state/1/0/mu/base/weights/conv_2/kernel", (3, 3, 64, 128), (None, None, "tensor", "fsdp")),
-    ("query/kernel", (128, 128), ("fsdp", "tensor")),
-    ("attention/out/kernel", (128, 256), ("tensor", "fsdp")),
-    ("attention/out/kernel", (129, 256), (None, "fsdp")),
-    ("tokens/embedding", (501, 128), (None, "fsdp")),
-    ("tokens/embedding", (501, 129), (None, None)),
-    ("norm/scale", (128,), (None,)),
-    ("step", (), ()),
+    ("base/down_0/block_0/conv_1/kernel", (3, 3, 64, 128), (None, None, "fsdp", "tensor"), 4),
+    ("opt_state/1/0/mu/base/weights/conv_2/kernel", (3, 3, 64, 128), (None, None, "tensor", "fsdp"), 4),
+    ("query/kernel", (128, 128), ("fsdp", "tensor"), 4),
+    ("attention/out/kernel", (128, 256), ("tensor", "fsdp"), 4),
+    ("attention/out/kernel", (129, 256), (None, ("fsdp", "tensor")), 4),
+    ("tokens/embedding", (501, 128), (None, ("fsdp", "tensor")), 4),
+    ("tokens/embedding", (501, 130), (None, "fsdp"), 2),
+    ("tokens/embedding", (501, 129), (None, None), 1),
+    ("norm/scale", (128,), (None,), 1),
+    ("step", (), (), 1),
   ],
 )
-def test_a_parameter_lies_where_its_name_and_its_shape_say(name, shape, spec):
+def test_a_parameter_lies_where_its_name_and_its_shape_say(name, shape, spec, parts):
   mesh = make_mesh((2, 2, 2))
   assert sharding.sharding(name, shape, mesh).spec == jax.P(*spec)
-  whole = np.random.default_rng(0).random(shape)
+  whole = np.random.default_rng(0).random(shape, np.float32)
   placed = sharding.placer(mesh)(name, whole)
   np.testing.assert_array_equal(placed, whole)
-  assert placed.addressable_shards[0].data.size == whole.size // 2 ** sum(axis is not None for axis in spec)
+  assert placed.addressable_shards[0].data.size == whole.size // parts
 
 
 @pytest.mark.parametrize(("shape", "parts"), [((1, 16, 1), 16), ((2, 8, 1), 8), ((1, 4, 4), 16)])
@@ -74,7 +75,7 @@ def test_gradients_are_the_same_wherever_the_parameters_lie(tiny_cascade, monkey
   mesh = make_mesh((2, 2, 2))
   own = place(params["base"], mesh)
   spread = {axis for x in jax.tree.leaves(own) for axis in x.sharding.spec}
-  assert spread == {None, "fsdp", "tensor"}
+  assert spread == {None, "fsdp", "tensor", ("fsdp", "tensor")}
   for a, b in zip(jax.tree.leaves(gradient(own, shard_rows(rows, mesh))), jax.tree.leaves(alone), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
