@@ -9,7 +9,7 @@ import sys
 import jax
 import jaxlib.version
 
-from dreamjax.commands import demo, dreambooth, evaluate, export, feedback, pretrain, sample, styledrop, toybox
+from dreamjax.commands import demo, dreambooth, evaluate, export, feedback, plan, pretrain, sample, styledrop, toybox
 
 _YNNPACK = "--xla_cpu_experimental_ynn_fusion_type"
 
@@ -17,7 +17,7 @@ _YNNPACK = "--xla_cpu_experimental_ynn_fusion_type"
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(prog="dreamjax", description="Personalised image generation in JAX.")
   commands = parser.add_subparsers(dest="command", required=True)
-  for command in (demo, dreambooth, styledrop, feedback, sample, export, evaluate, pretrain, toybox):
+  for command in (demo, dreambooth, styledrop, feedback, sample, export, evaluate, plan, pretrain, toybox):
     command.add(commands)
   return parser
 

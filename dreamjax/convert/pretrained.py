@@ -143,10 +143,7 @@ def save(folder: pathlib.Path, module: nn.Module, params: dict[str, Any], dtype:
   Raises:
     ValueError: if there is no layout for the module, or the parameters are not its own, or `dtype` cannot hold them.
   """
-  kind = next((kind for kind in KINDS.values() if type(module) is kind.module), None)
-  if kind is None:
-    known = ", ".join(kind.module.__name__ for kind in KINDS.values())
-    raise ValueError(f"no layout is known for {type(module).__name__}, only for {known}")
+  kind = _kind(module)
   config = kind.write(module)
   own, given = (
     {(path, np.shape(leaf)) for path, leaf in flatten_dict(tree, sep="/").items()}
@@ -161,6 +158,19 @@ def save(folder: pathlib.Path, module: nn.Module, params: dict[str, Any], dtype:
   (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
   # Transformers looks for the format, and "pt" is what it takes for its own layout.
   safetensors.numpy.save_file(tensors, folder / kind.weights, metadata={"format": "pt"})
+
+
+def shapes(module: nn.Module) -> dict[str, Any]:
+  """The shapes of a model's parameters; ValueError if no layout is known for it."""
+  return _shapes(_kind(module), module)
+
+
+def _kind(module: nn.Module) -> _Kind:
+  kind = next((kind for kind in KINDS.values() if type(module) is kind.module), None)
+  if kind is None:
+    known = ", ".join(kind.module.__name__ for kind in KINDS.values())
+    raise ValueError(f"no layout is known for {type(module).__name__}, only for {known}")
+  return kind
 
 
 def _shapes(kind: _Kind, module: nn.Module) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -103,6 +104,38 @@ def drop_texts(key: Key[Array, ""], texts: Any, null: Any, share: float) -> Any:
   dropped = jax.random.bernoulli(key, share, (len(jax.tree.leaves(texts)[0]),))
   pick = lambda x, other: jnp.where(dropped.reshape(-1, *[1] * (x.ndim - 1)), other, x)  # noqa: E731
   return jax.tree.map(pick, texts, null)
+
+
+G = TypeVar("G", bound=Generator[Any])
+DTYPES = ("float32", "bfloat16")
+
+
+def computing(generator: G, dtype: str, remat: bool) -> G:
+  """The generator, whose networks compute in another type, and remember less for the way back.
+
+  Args:
+    generator: any.
+    dtype: in which matrix products and convolutions are computed, of `DTYPES`; parameters, norms and what goes around
+      the blocks stay float32.
+    remat: whether the stages' networks compute what is inside a block anew for its gradient, instead of keeping it.
+
+  Raises:
+    ValueError: for another type.
+  """
+  if dtype not in DTYPES:
+    raise ValueError(f"dtype is one of {', '.join(DTYPES)}, not {dtype!r}")
+
+  def change(network: Any) -> Any:
+    if isinstance(network, PromptEncoder):
+      return network.clone(towers=tuple(map(change, network.towers)))
+    return network.clone(dtype=getattr(jnp, dtype), **({"remat": remat} if hasattr(network, "remat") else {}))
+
+  def change_all(part: Any) -> Any:
+    fields = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
+    return dataclasses.replace(part, **{name: change(x) for name, x in fields.items() if isinstance(x, nn.Module)})
+
+  stages = tuple(change_all(stage) for stage in generator.stages)
+  return dataclasses.replace(change_all(generator), stages=stages)
 
 
 def keys_of(seed: int, numbers: Sequence[int] | np.ndarray | Array) -> Key[Array, " b"]:

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 import tqdm
 
 from dreamjax.data import identifiers, priors
@@ -32,7 +33,7 @@ from dreamjax.data.photos import read as read_photos
 from dreamjax.diffusion.resolution import shrink
 from dreamjax.generators import cascade as cascades
 from dreamjax.generators.cascade import AUTOENCODER, Cascade, Sampling, Stage
-from dreamjax.generators.generator import TEXT
+from dreamjax.generators.generator import TEXT, computing
 from dreamjax.methods.denoising import Recipe, stage_loss
 from dreamjax.methods.workdirs import bind
 from dreamjax.theta import Base, Card, Embeddings, Full, LoRA, Personalisation, Theta
@@ -41,7 +42,7 @@ from dreamjax.train.loop import fit
 from dreamjax.train.optimizer import averaged, make_optimizer
 from dreamjax.train.optimizer import default_config as default_optimizer
 from dreamjax.train.state import TrainState
-from dreamjax.train.step import make_step
+from dreamjax.train.step import Loss, make_step
 
 PRIORS = ("images", "frozen", "none")
 KINDS = ("full", "lora", "none")
@@ -78,11 +79,13 @@ def default_config(stages: Sequence[str] = ("base", "sr")) -> ml_collections.Con
   et al., 2208.01618), at the learning rate's multiple `text_rate`; prior: "kind" is one of `PRIORS`, "weight" is
   lambda, "count" how many pictures are drawn, by "sampling", each stage's; patience: 0, or after how many checkpoints
   without a smaller loss on a photo that is held out a stage's training ends; show: prompts that are drawn at each
-  checkpoint, into the folder `samples` beside the log; stages: by name, each as `default_stage` has it.
+  checkpoint, into the folder `samples` beside the log; dtype and remat: see `generators.computing`; stages: by name,
+  each as `default_stage` has it.
   """
   return ml_collections.ConfigDict({
     "seed": 0, "identifier": "", "rare": identifiers.RARE, "wordings": (WORDING,), "captions": 0.0,
     "train_text": "frozen", "text_rate": 0.2, "patience": 0, "show": (),
+    "dtype": "float32", "remat": False,
     "prior": {
       "kind": "images", "weight": 1.0, "count": 200, "batch": 8,
       "sampling": {name: {"sampler": "ancestral"} for name in stages},
@@ -121,6 +124,7 @@ def dreambooth(
   workdir = pathlib.Path(workdir)
   config = config or default_config([stage.name for stage in generator.stages])
   _check(generator, config)
+  generator = computing(generator, config.dtype, config.remat)
   photos = read_photos(pathlib.Path(images), generator.resolution, class_noun, with_captions=config.captions > 0)
   class_prompt = f"a {class_noun}".strip()
   wordings = tuple(" ".join(wording.replace("{noun}", class_noun).split()) for wording in config.wordings)
@@ -193,29 +197,14 @@ def tune_stage(
 
   What was tuned `before` is drawn with, where pictures are to be shown.
   """
-  tunes_text = config.train_text != "frozen" and stage is generator.stages[0]
-  theta = {} if settings.kind == "none" else {stage.name: _start(params[stage.name], settings, config.seed)}
-  if tunes_text and config.train_text == "tuned":
-    theta[TEXT] = _start(params[TEXT], settings, config.seed)
-  elif tunes_text:
-    theta[TEXT] = Embeddings.init(params[TEXT], identifiers.tokens(generator.tokenizer, subject.identifier))
-  small = 0
-  if stage.enlarges:
-    small = generator.stages[generator.stages.index(stage) - 1].image
-  recipe = Recipe(levels=tuple(settings.levels), small=small, min_snr=settings.min_snr)
+  tokens = identifiers.tokens(generator.tokenizer, subject.identifier)
+  theta = first_theta(generator, params, stage, config, tokens)
+  frozen = {name: params[name] for name in {stage.name, *theta}}
+  loss, tx = objective(generator, stage, config, theta)
   texts = subject.prompts()
-  if tunes_text:
-    read: Any = generator.tokenizer(texts)
-  else:
-    read = jax.device_get(generator.encode(params, texts))
+  read: Any = generator.tokenizer(texts) if TEXT in theta else jax.device_get(generator.encode(params, texts))
   held_out = 1 if config.patience and len(subject.photos) > 1 else 0
   rows = RowSource(subject, _seen_by(generator, params, stage), read, config, settings, held_out)
-  frozen = {stage.name: params[stage.name], TEXT: params[TEXT]} if tunes_text else {stage.name: params[stage.name]}
-  optimizer = ml_collections.ConfigDict(settings.optimizer)
-  if tunes_text:
-    optimizer.multipliers = (*optimizer.multipliers, (f"^{TEXT}/", config.text_rate))
-  tx = make_optimizer(optimizer, theta, settings.steps)
-  loss = stage_loss(stage, recipe, generator.text_encoder if tunes_text else None)
   watch = _Patience(jax.jit(loss), rows.held_out(), config) if held_out else None
   shown = [identifiers.fill(prompt, subject.identifier) for prompt in config.show]
   upto = generator.stages.index(stage) + 1
@@ -242,6 +231,43 @@ def tune_stage(
     mesh=mesh,
   )
   return jax.device_get(averaged(state) if watch is None or watch.best is None else watch.best)
+
+
+def first_theta(
+  generator: Cascade, params: Any, stage: Stage, config: ml_collections.ConfigDict, tokens: Sequence[int]
+) -> dict[str, Theta]:
+  """What is tuned with a stage, by the names of parts, as it is before it has learned anything.
+
+  Args:
+    generator: the cascade.
+    params: its parameters.
+    stage: which.
+    config: see `default_config`.
+    tokens: of the identifier, whose embeddings may be what is tuned.
+  """
+  settings = config.stages[stage.name]
+  theta: dict[str, Theta] = {}
+  if settings.kind != "none":
+    theta[stage.name] = _start(params[stage.name], settings, config.seed)
+  if stage is generator.stages[0] and config.train_text == "tuned":
+    theta[TEXT] = _start(params[TEXT], settings, config.seed)
+  elif stage is generator.stages[0] and config.train_text == "embeddings":
+    theta[TEXT] = Embeddings.init(params[TEXT], tokens)
+  return theta
+
+
+def objective(
+  generator: Cascade, stage: Stage, config: ml_collections.ConfigDict, theta: Any
+) -> tuple[Loss, optax.GradientTransformation]:
+  """The loss (1) of a stage and the optimizer that makes it small, for a theta of `first_theta`, or its shapes."""
+  settings, tunes_text = config.stages[stage.name], TEXT in theta
+  small = generator.stages[generator.stages.index(stage) - 1].image if stage.enlarges else 0
+  recipe = Recipe(levels=tuple(settings.levels), small=small, min_snr=settings.min_snr)
+  optimizer = ml_collections.ConfigDict(settings.optimizer)
+  if tunes_text:
+    optimizer.multipliers = (*optimizer.multipliers, (f"^{TEXT}/", config.text_rate))
+  loss = stage_loss(stage, recipe, generator.text_encoder if tunes_text else None)
+  return loss, make_optimizer(optimizer, theta, settings.steps)
 
 
 #: Pictures, in [-1, 1], to what a stage is to draw: smaller pictures, or latents, whose noise the generator draws.
@@ -339,6 +365,12 @@ def _start(params: Any, settings: ml_collections.ConfigDict, seed: int) -> Theta
   return LoRA.init(jax.random.key(seed), params, settings.rank, alpha=settings.alpha, pattern=settings.pattern)
 
 
+def prior_samplings(generator: Cascade, config: ml_collections.ConfigDict) -> tuple[Sampling, ...]:
+  """How each stage is sampled for the pictures of the class."""
+  changes = config.prior.sampling
+  return tuple(dataclasses.replace(stage.sampling, **changes.get(stage.name, {})) for stage in generator.stages)
+
+
 def _prior_set(
   generator: Cascade,
   params: Any,
@@ -350,7 +382,7 @@ def _prior_set(
 ) -> np.ndarray:
   """Pictures of the class, drawn by the frozen generator or found in the cache."""
   prior = config.prior
-  samplings = [dataclasses.replace(stage.sampling, **prior.sampling.get(stage.name, {})) for stage in generator.stages]
+  samplings = prior_samplings(generator, config)
 
   def draw(first: int, count: int) -> Any:
     for pictures in cascades.batches(
@@ -376,7 +408,7 @@ def _prior_set(
 
 
 # What may change between two calls for one workdir: how long it goes on, and what is looked at.
-_FREE = ("steps", "log_every", "save_every", "patience", "show")
+_FREE = ("steps", "log_every", "save_every", "patience", "show", "remat")
 
 
 def _sampling(stage: Stage, settings: ml_collections.ConfigDict) -> dict[str, Any]:

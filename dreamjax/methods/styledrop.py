@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 import tqdm
 
 from dreamjax.data import identifiers, image_folder, priors
@@ -32,7 +33,7 @@ from dreamjax.data.photos import read as read_photos
 from dreamjax.eval import metrics, protocols
 from dreamjax.eval.encoders import Encoders
 from dreamjax.generators import masked
-from dreamjax.generators.generator import Generator
+from dreamjax.generators.generator import Generator, Text, computing
 from dreamjax.generators.masked import Masked, TokenStage
 from dreamjax.methods.masking import Recipe, TokenRows, stage_loss
 from dreamjax.methods.workdirs import bind
@@ -41,7 +42,7 @@ from dreamjax.train.loop import fit
 from dreamjax.train.optimizer import averaged, make_optimizer
 from dreamjax.train.optimizer import default_config as default_optimizer
 from dreamjax.train.state import TrainState
-from dreamjax.train.step import make_step
+from dreamjax.train.step import Loss, make_step
 
 FEEDBACK = ("none", "clip", "human", "random")
 KINDS = ("adapters", "lora", "prompt")
@@ -52,7 +53,7 @@ _HALVES = re.compile(
   r"(?P<content>.*\S)\s+(?P<style>in (?:the style of .+|(?:(?!in\b)\S+ )*(?:style|design)))\W*$", re.I
 )
 # What may change between two calls for one workdir: how long it goes on.
-_FREE = ("steps", "log_every", "save_every", "batch")
+_FREE = ("steps", "log_every", "save_every", "batch", "remat")
 
 
 class Undecided(Exception):
@@ -80,8 +81,9 @@ def default_config(stages: Sequence[str] = ("base", "sr")) -> ml_collections.Con
 
   seed: of all randomness; first, second: of the rounds, each stage's settings by name, as `default_stage` has them;
   pool: the prompts without their style, "each" how many pictures of one, "batch" how many at once, "most" how many
-  pictures a person may choose; for subjects, identifier and rare: see `dreambooth.default_config`, and captions:
-  whether a photo is told its caption in half of the rows, see `data.photos.read`.
+  pictures a person may choose; dtype and remat: see `generators.computing`; for subjects, identifier and rare: see
+  `dreambooth.default_config`, and captions: whether a photo is told its caption in half of the rows, see
+  `data.photos.read`.
   """
   base, *larger = stages
 
@@ -95,6 +97,7 @@ def default_config(stages: Sequence[str] = ("base", "sr")) -> ml_collections.Con
   prompts = tuple(" ".join(prompt.text.format(identifier="").split()) for prompt in published)
   return ml_collections.ConfigDict({
     "seed": 0, "identifier": "", "rare": identifiers.RARE, "captions": False,
+    "dtype": "float32", "remat": False,
     "first": settings(4, True), "second": settings(32, False),
     "pool": {"prompts": prompts, "each": 64, "batch": 8, "most": 10},
   })  # fmt: skip
@@ -160,6 +163,7 @@ def styledrop(
   if feedback == "clip" and encoders is None:
     raise ValueError("feedback by CLIP takes encoders")
   _check(generator, config)
+  generator = computing(generator, config.dtype, config.remat)
   photos = read_photos(pathlib.Path(images), generator.resolution, "", with_captions=True, one_size=True)
   said = [halves(prompt, style) for prompt in photos.prompts]
   if len(styles := {own for _, own in said}) > 1:
@@ -231,6 +235,7 @@ def subject(
   workdir = pathlib.Path(workdir)
   config = config or default_config([stage.name for stage in generator.stages])
   _check(generator, config)
+  generator = computing(generator, config.dtype, config.remat)
   photos = read_photos(pathlib.Path(images), generator.resolution, class_noun, with_captions=config.captions)
   plain = f"a [V] {class_noun}".strip()
   prompts = [*photos.prompts, *([plain] * len(photos) if config.captions else [])]
@@ -359,11 +364,11 @@ def _tune(
       continue
     own = params[stage.name]
     frozen = {stage.name: {"transformer": own["transformer"]}}
-    theta = {stage.name: _start(stage, own["transformer"], text, settings, seed)}
-    tx = make_optimizer(settings.optimizer, theta, settings.steps)
+    theta = {stage.name: first_theta(stage, own["transformer"], text, settings, seed)}
+    loss, tx = objective(stage, settings, theta)
     rows = _Rows(tokens[stage.name], low, text, settings.rows, seed)
     state = fit(
-      make_step(stage_loss(stage, Recipe(settings.least, settings.smoothing)), tx, seed),
+      make_step(loss, tx, seed),
       TrainState.create(theta, tx, frozen, mesh),
       rows,
       steps=settings.steps,
@@ -396,8 +401,24 @@ class _Rows:
     return TokenRows(self._tokens[which], prompt, np.ones(self._count, np.float32), low)
 
 
-def _start(stage: TokenStage, params: Any, text: Any, settings: ml_collections.ConfigDict, seed: int) -> Theta:
-  """A theta that is yet to learn."""
+def objective(
+  stage: TokenStage, settings: ml_collections.ConfigDict, theta: Any
+) -> tuple[Loss, optax.GradientTransformation]:
+  """The loss (1) of a stage and the optimizer that makes it small, for a theta of `first_theta`, or its shapes."""
+  loss = stage_loss(stage, Recipe(settings.least, settings.smoothing))
+  return loss, make_optimizer(settings.optimizer, theta, settings.steps)
+
+
+def first_theta(stage: TokenStage, params: Any, text: Text, settings: ml_collections.ConfigDict, seed: int) -> Theta:
+  """A theta that is yet to learn.
+
+  Args:
+    stage: which.
+    params: its transformer's.
+    text: what the text encoder says of prompts.
+    settings: see `default_stage`.
+    seed: of the randomness.
+  """
   key = jax.random.key(seed)
   match settings.kind:
     case "adapters":

@@ -416,7 +416,8 @@ def group_norm(groups: int, name: str) -> GroupNorm:
   return GroupNorm(groups, EPS, name=name)
 
 
-# The largest of DeepFloyd's base stages; what the other stages are, the config.json beside their weights says.
+# The largest of DeepFloyd's base stages, and the stage behind it; what the others are, the config.json beside their
+# weights says.
 IF_I_XL = UNet(
   image=64,
   widths=(704, 1408, 2112, 2816),
@@ -429,4 +430,20 @@ IF_I_XL = UNet(
   time_width=2816,
   out_channels=6,
   activation="gelu",
+)
+IF_II_L = UNet(
+  image=256,
+  widths=(160, 320, 640, 1280),
+  blocks=(2, 4, 8, 8),
+  attention=(False, False, False, True),
+  head_width=64,
+  text_width=4096,
+  cross_width=1280,
+  pool_heads=64,
+  time_width=1280,
+  out_channels=6,
+  low_res=True,
+  self_attention=False,
+  activation="gelu",
+  rescale=1 / 0.7071,
 )

@@ -94,10 +94,18 @@ def fit(
   return state
 
 
-def _compiled(step: Step, state: TrainState, mesh: jax.sharding.Mesh) -> Step:
-  """The update, compiled for a state that lies as this one does, and stays there.
+def jit_update(step: Step, state: TrainState, mesh: jax.sharding.Mesh) -> Any:
+  """The update as `fit` compiles it, for a state that lies as this one does, and stays there.
 
   What is frozen passes it by: it is neither given away, so that its owner may go on reading it, nor copied.
+
+  Args:
+    step: see `make_step`.
+    state: arrays, or shapes with the shardings that arrays will have.
+    mesh: of devices.
+
+  Returns:
+    update(state, frozen, batch) -> (state, metrics), jitted; of both states, `frozen` is None.
   """
 
   def update(state: TrainState, frozen: Any, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -105,7 +113,11 @@ def _compiled(step: Step, state: TrainState, mesh: jax.sharding.Mesh) -> Step:
     return state.replace(frozen=None), metrics
 
   places = jax.tree.map(lambda x: x.sharding, state.replace(frozen=None))
-  update = jax.jit(update, donate_argnums=0, out_shardings=(places, jax.NamedSharding(mesh, jax.P())))
+  return jax.jit(update, donate_argnums=0, out_shardings=(places, jax.NamedSharding(mesh, jax.P())))
+
+
+def _compiled(step: Step, state: TrainState, mesh: jax.sharding.Mesh) -> Step:
+  update = jit_update(step, state, mesh)
 
   def run(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
     with jax.set_mesh(mesh):  # so that a loss may name the mesh's axes

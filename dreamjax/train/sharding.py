@@ -8,7 +8,7 @@ outputs and the second by its inputs, so that devices need only add up what come
 such pair, each device along "tensor" holds a part, as along "fsdp".
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import math
 import re
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 #: Data-parallel; data-parallel with the parameters spread, too; within layers.
 AXES = ("data", "fsdp", "tensor")
 Mesh = jax.sharding.Mesh | jax.sharding.AbstractMesh  # an abstract one has no devices, only their number
-_ROWS = ("data", "fsdp")  # the axes over which the rows of a batch are spread
+ROWS = ("data", "fsdp")  # the axes over which the rows of a batch are spread
 _SMALL = 2**14  # numbers; what is smaller is whole everywhere
 
 # The axis of a kernel, counted from its end, that is spread over "tensor".
@@ -34,23 +34,26 @@ def path(keys: tuple[Any, ...]) -> str:
   return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
-def make_mesh(shape: tuple[int, int, int] = (-1, 1, 1)) -> jax.sharding.Mesh:
+def make_mesh(
+  shape: tuple[int, int, int] = (-1, 1, 1), devices: Sequence[jax.Device] | None = None
+) -> jax.sharding.Mesh:
   """A mesh of devices with the axes `AXES`.
 
   Args:
     shape: the size of each axis; one of them may be -1, and is then what makes the mesh hold all devices. A mesh that
       is smaller takes the first devices.
+    devices: by default all that JAX finds.
 
   Raises:
     ValueError: if there are too few devices, or the axis of -1 would not be a whole number.
   """
-  devices = jax.device_count()
+  count = jax.device_count() if devices is None else len(devices)
   known = math.prod(size for size in shape if size != -1)
   if -1 in shape:
-    if devices % known:
-      raise ValueError(f"{devices} devices do not fill a mesh of the shape {shape}")
-    shape = tuple(devices // known if size == -1 else size for size in shape)
-  return jax.make_mesh(shape, AXES, (jax.sharding.AxisType.Auto,) * len(AXES))
+    if count % known:
+      raise ValueError(f"{count} devices do not fill a mesh of the shape {shape}")
+    shape = tuple(count // known if size == -1 else size for size in shape)
+  return jax.make_mesh(shape, AXES, (jax.sharding.AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def sharding(name: str, shape: tuple[int, ...], mesh: Mesh) -> jax.NamedSharding:
@@ -96,10 +99,10 @@ def shard_rows(batch: Any, mesh: jax.sharding.Mesh) -> Any:
   Raises:
     ValueError: if the rows cannot be divided evenly.
   """
-  parts = math.prod(mesh.shape[axis] for axis in _ROWS)
+  parts = math.prod(mesh.shape[axis] for axis in ROWS)
   for keys, x in jax.tree_util.tree_leaves_with_path(batch):
     if np.ndim(x) == 0 or len(x) % parts:
       raise ValueError(
         f"the rows of a batch cannot be divided evenly over {parts} devices: {path(keys)!r} has the shape {np.shape(x)}"
       )
-  return jax.device_put(batch, jax.NamedSharding(mesh, jax.P(_ROWS)))
+  return jax.device_put(batch, jax.NamedSharding(mesh, jax.P(ROWS)))

@@ -15,7 +15,9 @@ Loss = Callable[[Any, Any, Any, jax.Array], tuple[Float[Array, ""], dict[str, Fl
 Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, Float[Array, ""]]]]
 
 
-def make_step(loss: Loss, tx: optax.GradientTransformation, seed: int, pieces: int = 1) -> Step:
+def make_step(
+  loss: Loss, tx: optax.GradientTransformation, seed: int, pieces: int = 1, unroll: bool | None = None
+) -> Step:
   """Builds the pure update step of a training.
 
   Gradients run over `state.theta` only. The randomness of a step depends on the seed and on `state.step` alone, so a
@@ -27,12 +29,14 @@ def make_step(loss: Loss, tx: optax.GradientTransformation, seed: int, pieces: i
     seed: of all randomness in the loss.
     pieces: in how many equal parts a batch is taken, one after the other, their gradients averaged ("accumulation"). It
       saves memory, and on a CPU, whose caches are small, time. For a loss that is a mean over rows only.
+    unroll: whether the pieces are computed outside of a loop; by default where JAX computes on a CPU, whose XLA makes a
+      convolution's gradient many times slower inside of one (jax 0.10).
 
   Returns:
     step(state, batch) -> (state, metrics). The metrics are the loss, what it names, and the global norms of the
     gradient and of the update.
   """
-  differentiate = in_pieces(jax.value_and_grad(loss, has_aux=True), pieces)
+  differentiate = in_pieces(jax.value_and_grad(loss, has_aux=True), pieces, unroll)
 
   def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -47,7 +51,7 @@ def make_step(loss: Loss, tx: optax.GradientTransformation, seed: int, pieces: i
   return step
 
 
-def in_pieces(function: Callable[..., Any], pieces: int) -> Callable[..., Any]:
+def in_pieces(function: Callable[..., Any], pieces: int, unroll: bool | None = None) -> Callable[..., Any]:
   """The mean of function(theta, frozen, piece, key) over equal parts of a batch, each with a key of its own.
 
   Piece j has the rows j, j + pieces, j + 2 pieces and so on. Rows that are spread over devices so stay where they are,
@@ -71,8 +75,8 @@ def in_pieces(function: Callable[..., Any], pieces: int) -> Callable[..., Any]:
     batches = jax.tree.map(divide, batch), jax.random.split(key, pieces)
     shapes = jax.eval_shape(function, theta, frozen, *jax.tree.map(lambda x: x[0], batches))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    # XLA's CPU backend runs a convolution's gradient many times slower inside a loop than outside (jax 0.10).
-    total, _ = jax.lax.scan(add, zeros, batches, unroll=jax.default_backend() == "cpu")
+    unrolls = jax.default_backend() == "cpu" if unroll is None else unroll
+    total, _ = jax.lax.scan(add, zeros, batches, unroll=unrolls)
     return jax.tree.map(lambda x: x / pieces, total)
 
   return mean

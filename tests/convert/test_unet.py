@@ -8,6 +8,7 @@ import pytest
 import safetensors.numpy
 
 from dreamjax.convert import pretrained, unet
+from dreamjax.models import unet as unet_models
 from dreamjax.models.unet import IF_I_XL, UNet
 
 SMALL = UNet(
@@ -222,6 +223,7 @@ def test_each_parameter_of_the_published_sizes_has_its_place_and_shape(config, m
     state = diffusers.UNet2DConditionModel(**config).state_dict()
   module = unet.read(config)
   assert (module == IF_I_XL) == (millions == 4304.7)
+  assert (module == unet_models.IF_II_L) == (millions == 1239.4)
   shapes = jax.eval_shape(module.init, jax.random.key(0), *unet.inputs(module))["params"]
   flat = {"/".join(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
   for path, (key, view) in unet.TABLE.sources(flat, state).items():

@@ -1,0 +1,62 @@
+"""How many floating-point operations a function asks for, whatever a compiler makes of it."""
+
+from collections.abc import Callable
+import math
+from typing import Any
+
+import jax
+from jax.extend import core
+
+
+def count(function: Callable[..., Any], *args: Any) -> float:
+  """The operations of a function's matrix products and convolutions: two for each product of two numbers.
+
+  What a loop of `lax.scan` does is counted as often as it is done; of a branch, the dearest counts.
+
+  Args:
+    function: traceable by JAX.
+    *args: what it is called with, or the shapes.
+  """
+  return _of(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _of(jaxpr: core.Jaxpr) -> float:
+  return sum(_of_equation(equation) for equation in jaxpr.eqns)
+
+
+def _of_equation(equation: core.JaxprEqn) -> float:
+  params = equation.params
+  match equation.primitive.name:
+    case "dot_general":
+      (contracted, _), _ = params["dimension_numbers"]
+      left = equation.invars[0].aval.shape
+      return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)
+    case "conv_general_dilated":
+      return _of_convolution(equation)
+    case "scan":
+      return params["length"] * _of(params["jaxpr"].jaxpr)
+    case "cond":
+      return max(_of(branch.jaxpr) for branch in params["branches"])
+    case "while":
+      raise ValueError("how often a while loop runs cannot be known beforehand")
+  inner = (getattr(x, "jaxpr", x) for x in params.values())
+  return sum(_of(x) for x in inner if isinstance(x, core.Jaxpr))
+
+
+def _of_convolution(equation: core.JaxprEqn) -> float:
+  """Of a convolution: for each output, the products of the numbers that are not padding or holes of a dilation."""
+  params, numbers = equation.params, equation.params["dimension_numbers"]
+  left, right, out = (x.aval.shape for x in (*equation.invars, equation.outvars[0]))
+  channels = right[numbers.rhs_spec[1]]
+  pairs = out[numbers.out_spec[0]] * out[numbers.out_spec[1]] * channels
+  for i, (low, _) in enumerate(params["padding"]):
+    size, window = left[numbers.lhs_spec[2 + i]], right[numbers.rhs_spec[2 + i]]
+    places = range(out[numbers.out_spec[2 + i]])
+    stride, inside, outside = params["window_strides"][i], params["lhs_dilation"][i], params["rhs_dilation"][i]
+    found = 0
+    for place in places:
+      for tap in range(window):
+        where = place * stride + tap * outside - low
+        found += where % inside == 0 and 0 <= where < size * inside - inside + 1
+    pairs *= found
+  return 2.0 * pairs

@@ -1,0 +1,259 @@
+"""TPUs that are not there: their chips, as Google publishes them, and compiled programs weighed against these.
+
+libtpu compiles for a topology by its name, such as "v5e:4x4", on a machine without a TPU. What a compiled program says
+of itself is its memory and its operations; the bytes that devices send each other are read from its text.
+"""
+
+import collections
+from collections.abc import Iterator
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+from typing import Any, NamedTuple
+
+import jax
+from jax.experimental import topologies
+
+GIB = 2**30
+
+
+class Chip(NamedTuple):
+  """What a chip is good for.
+
+  Attributes:
+    memory: bytes of HBM that a program may use.
+    flops: operations a second, in bfloat16.
+    bandwidth: bytes a second between the chip and its HBM.
+    links: bytes a second that the chip can send to its neighbours, over all links together, and receive as well.
+  """
+
+  memory: float
+  flops: float
+  bandwidth: float
+  links: float
+
+
+#: docs.cloud.google.com/tpu/docs, the page of each chip: peak compute, HBM, and half of the bidirectional bandwidth of
+#: the interconnect. Of the memory, libtpu 0.0.52 keeps some for itself: it lets programs have what stands here.
+CHIPS = {
+  "v4": Chip(30.75 * GIB, 275e12, 1.2e12, 150e9),
+  "v5e": Chip(15.75 * GIB, 197e12, 0.819e12, 200e9),
+  "v5p": Chip(95.74 * GIB, 459e12, 2.765e12, 600e9),
+  "v6e": Chip(31.25 * GIB, 918e12, 1.638e12, 400e9),
+}
+
+# How JAX is told, before it starts, to stay off TPUs, and libtpu not to ask where it is, nor to lock others out.
+_QUIET = {
+  "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+  "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0", "TPU_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3",
+}  # fmt: skip
+
+
+def chip(topology: str) -> Chip:
+  """The chip of a topology's name; ValueError for one that is not known."""
+  kind = topology.partition(":")[0]
+  if kind not in CHIPS:
+    raise ValueError(f"nothing is known of the chip {kind!r} of {topology!r}; there are: {', '.join(CHIPS)}")
+  return CHIPS[kind]
+
+
+def devices(topology: str) -> list[Any]:
+  """The devices of a topology such as "v5e:4x4", for meshes of programs that are compiled and never run.
+
+  Raises:
+    ValueError: if libtpu is not installed, or knows no such topology.
+  """
+  chip(topology)
+  if importlib.util.find_spec("libtpu") is None:
+    raise ValueError("the TPU compiler is not installed: pip install 'dreamjax[plan]'")
+  for name, value in _QUIET.items():
+    os.environ.setdefault(name, value)
+  try:
+    return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+  except (RuntimeError, ValueError) as error:
+    raise ValueError(f"libtpu knows no topology {topology!r}: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Load:
+  """What one run of a compiled program asks of each device.
+
+  Attributes:
+    arguments, temporaries, results, code: bytes; results that take an argument's place do not count.
+    flops: operations.
+    traffic: bytes between the chip and its memory, as XLA estimates them.
+    sent: bytes that are sent to other devices, by the kind of collective.
+  """
+
+  arguments: int
+  temporaries: int
+  results: int
+  code: int
+  flops: float
+  traffic: float
+  sent: dict[str, float]
+
+  def seconds(self, chip: Chip) -> dict[str, float]:
+    """How long a chip takes at least, for each of the three things that it does at the same time at best."""
+    return {
+      "compute": self.flops / chip.flops,
+      "memory": self.traffic / chip.bandwidth,
+      "collectives": sum(self.sent.values()) / chip.links,
+    }
+
+
+def load(lowered: jax.stages.Lowered) -> Load:
+  """Compiles a program and weighs it.
+
+  XLA counts the operations and bytes of a loop's body once; here they count as often as the loop runs, as far as the
+  text says so: by the ratio in which its matrix products grow.
+  """
+  shortest = jax.config.jax_persistent_cache_min_compile_time_secs
+  try:  # it is not kept for another time, for without a TPU it could not be read again
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", math.inf)
+    compiled = lowered.compile()
+  finally:
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", shortest)
+  memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+  program = Program(compiled.as_text())
+  repeats = program.repeats()
+  once = dict.fromkeys(repeats, 1)
+  products = program.products(repeats)
+  grown = products / program.products(once) if products else 1.0
+  return Load(
+    memory.argument_size_in_bytes,
+    memory.temp_size_in_bytes,
+    memory.output_size_in_bytes - memory.alias_size_in_bytes,
+    memory.generated_code_size_in_bytes,
+    grown * cost["flops"],
+    grown * cost["bytes accessed"],
+    program.sent(repeats),
+  )
+
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
+_LINE = re.compile(r"^\s+(?:ROOT )?%([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$")
+_SHAPE = re.compile(r"(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CONSTANT = re.compile(r"^s32\[\]\S* constant\((\d+)\)")
+_LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
+_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+def _bytes(shape: str) -> list[int]:
+  """Of the arrays of a shape in the text."""
+  found = []
+  for kind, sizes in _SHAPE.findall(shape):
+    bits = 8 if kind == "pred" else int(re.search(r"\d+", kind)[0])
+    found.append(math.prod(int(size) for size in sizes.split(",") if size) * bits // 8)
+  return found
+
+
+def _sizes(shape: str) -> list[int]:
+  found = _SHAPE.search(shape)
+  return [int(size) for size in found[2].split(",") if size] if found else []
+
+
+class _Instruction(NamedTuple):
+  name: str
+  shape: str
+  kind: str
+  rest: str
+
+
+class Program:
+  """A compiled program's text: computations, which call each other, and their instructions."""
+
+  def __init__(self, text: str) -> None:
+    self.computations: dict[str, list[_Instruction]] = {}
+    self.entry = ""
+    lines: list[_Instruction] = []
+    for line in text.splitlines():
+      if begun := _COMPUTATION.match(line):
+        lines = self.computations.setdefault(begun[2], [])
+        self.entry = begun[2] if begun[1] else self.entry
+      elif found := _LINE.match(line):
+        lines.append(_Instruction(*found.groups()))
+
+  def repeats(self) -> dict[str, int]:
+    """How often each computation runs."""
+    counts: dict[str, int] = collections.Counter()
+
+    def visit(name: str, times: int) -> None:
+      counts[name] += times
+      for callee, more in self._calls(name):
+        if callee in self.computations:
+          visit(callee, times * more)
+
+    visit(self.entry, 1)
+    return dict(counts)
+
+  def _calls(self, name: str) -> Iterator[tuple[str, int]]:
+    for instruction in self.computations[name]:
+      times = self._trips(instruction) if instruction.kind == "while" else 1
+      for callee in _CALLED.findall(instruction.rest):
+        yield callee, times
+      for branches in _BRANCHES.findall(instruction.rest):
+        for callee in branches.split(","):
+          yield callee.strip().lstrip("%"), 1
+
+  def _trips(self, loop: _Instruction) -> int:
+    """How often a loop runs: it says so, or else the greatest number that its condition knows."""
+    if said := _TRIPS.search(loop.rest):
+      return int(said[1])
+    condition = re.search(r"condition=%?([\w.-]+)", loop.rest)[1]
+    known = [x for x in self.computations.get(condition, []) if x.kind == "constant" and x.shape.startswith("s32[]")]
+    return max((int(x.rest.partition(")")[0]) for x in known), default=1)
+
+  def products(self, repeats: dict[str, int]) -> float:
+    """Operations of matrix products and convolutions, padding included."""
+    total = 0.0
+    for name, times in repeats.items():
+      shapes = {instruction.name: instruction.shape for instruction in self.computations[name]}
+      for instruction in self.computations[name]:
+        if instruction.kind == "convolution" and (labels := _LABELS.search(instruction.rest)):
+          kernel = re.findall(r"%([\w.-]+)", instruction.rest)[1]
+          sizes = _sizes(shapes[kernel])
+          per_output = math.prod(size for size, label in zip(sizes, labels[2], strict=True) if label != "o")
+          total += 2.0 * times * math.prod(_sizes(instruction.shape)) * per_output
+    return total
+
+  def sent(self, repeats: dict[str, int]) -> dict[str, float]:
+    """Bytes that a device sends, by the kind of collective, if rings are used."""
+    total: dict[str, float] = collections.Counter()
+    for name, times in repeats.items():
+      for instruction in self.computations[name]:
+        kind = instruction.kind.removesuffix("-start")
+        if kind not in _COLLECTIVES:
+          continue
+        sizes, group = _bytes(instruction.shape), _group(instruction.rest)
+        # What begins a collective has its operand beside its result, but for all-reduce, which needs no other place.
+        size = sizes[1] if instruction.kind.endswith("-start") and kind != "all-reduce" else sum(sizes)
+        share = (group - 1) / group
+        factor = {"all-reduce": 2 * share, "reduce-scatter": group * share, "collective-permute": 1.0}.get(kind, share)
+        total[kind] += times * size * factor
+    return dict(total)
+
+
+def _group(rest: str) -> int:
+  """How many devices take part in a collective together."""
+  if named := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest):
+    sizes = dict(re.findall(r"'([^']+)'=(\d+)", named[1]))
+    return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", named[2]))
+  if counted := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", rest):
+    return int(counted[2])
+  if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
+    return listed[1].count(",") + 1
+  return 2
+
+
+def exceeded(error: Exception) -> float:
+  """The bytes that a program needed for which the compiler found no room; raises `error` again if it says otherwise."""
+  found = re.search(r"Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm", str(error))
+  if found is None:
+    raise error
+  return float(found[1]) * {"K": 2**10, "M": 2**20, "G": 2**30}[found[2]]

@@ -1,0 +1,125 @@
+"""Programs for TPUs that are not there: their operations, their loops and what their devices send each other."""
+
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreamjax.train import flops, topologies
+from dreamjax.train.sharding import make_mesh
+
+
+@pytest.mark.parametrize(
+  ("x", "kernel", "options"),
+  [
+    ((2, 8, 8, 3), (3, 3, 3, 5), {"window_strides": (1, 1), "padding": "SAME"}),
+    ((2, 8, 8, 3), (3, 3, 3, 5), {"window_strides": (2, 2), "padding": "VALID"}),
+    ((1, 5, 5, 4), (3, 3, 1, 8), {"window_strides": (1, 1), "padding": "SAME", "feature_group_count": 4}),
+    ((1, 4, 4, 2), (3, 3, 2, 2), {"window_strides": (1, 1), "padding": ((2, 2), (2, 2)), "lhs_dilation": (2, 2)}),
+  ],
+)
+def test_operations_of_convolutions_are_those_that_xla_counts(x, kernel, options):
+  numbers = jax.lax.conv_dimension_numbers(x, kernel, ("NHWC", "HWIO", "NHWC"))
+
+  def convolve(x, kernel):
+    return jax.lax.conv_general_dilated(x, kernel, dimension_numbers=numbers, **options)
+
+  args = jax.ShapeDtypeStruct(x, jnp.float32), jax.ShapeDtypeStruct(kernel, jnp.float32)
+  for function in (convolve, jax.value_and_grad(lambda *args: convolve(*args).sum(), argnums=(0, 1))):
+    lowered = jax.jit(function).lower(*args)
+    theirs = lowered.cost_analysis()["flops"]
+    ours = flops.count(function, *args)
+    assert ours <= theirs * 1.001 and ours == pytest.approx(theirs, rel=0.05)
+
+
+def test_operations_in_loops_and_branches_are_counted_as_often_as_they_are_done():
+  x = jnp.ones((8, 8))
+
+  def loop(x):
+    return jax.lax.scan(lambda x, _: (x @ x, None), x, None, length=5)[0]
+
+  def branch(x):
+    return jax.lax.cond(x[0, 0] > 0, lambda x: x @ x @ x, lambda x: x @ x, x)
+
+  once = 2 * 8**3
+  assert flops.count(loop, x) == 5 * once
+  assert flops.count(branch, x) == 2 * once
+  assert flops.count(jax.jit(jax.grad(lambda x: (x @ x).sum())), x) == 3 * once
+  assert flops.count(jax.grad(lambda x: jax.checkpoint(loop)(x).sum()), x) == (5 + 5 + 10) * once
+  with pytest.raises(ValueError, match="how often a while loop runs"):
+    flops.count(lambda x: jax.lax.while_loop(lambda x: x[0, 0] > 0, lambda x: x @ x, x), x)
+
+
+# As libtpu writes it, with a loop of four rounds, a collective that is begun and done, and one of two arrays.
+TEXT = """
+%cond (p: (s32[], f32[8,16])) -> pred[] {
+  %p = (s32[]{:T(128)}, f32[8,16]{1,0:T(8,128)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  %n = s32[]{:T(128)} constant(4)
+  ROOT %lt = pred[]{:T(512)} compare(%i, %n), direction=LT
+}
+%product (a: f32[8,16], b: f32[16,16]) -> f32[8,16] {
+  %a = f32[8,16]{1,0:T(8,128)} parameter(0)
+  %b = f32[16,16]{1,0:T(8,128)} parameter(1)
+  ROOT %c = f32[8,16]{1,0:T(8,128)} convolution(%a, %b), dim_labels=bf_io->bf, metadata={op_name="x"}
+}
+%body (p: (s32[], f32[8,16])) -> (s32[], f32[8,16]) {
+  %x = f32[8,16]{1,0:T(8,128)} get-tuple-element(%p.1), index=1
+  %w = f32[4,16]{1,0:T(8,128)} get-tuple-element(%p.1), index=2
+  %s = (f32[4,16]{1,0}, f32[16,16]{1,0:T(8,128)}) all-gather-start(%w), replica_groups=[1,4]<=[4], dimensions={0}
+  %g = f32[16,16]{1,0:T(8,128)} all-gather-done(%s)
+  %f = f32[8,16]{1,0:T(8,128)} fusion(%x, %g), kind=kOutput, calls=%product
+  ROOT %t = (s32[]{:T(128)}, f32[8,16]{1,0:T(8,128)}) tuple(%i.1, %f)
+}
+ENTRY %main (x: f32[8,16]) -> f32[8,16] {
+  %loop = (s32[]{:T(128)}, f32[8,16]{1,0:T(8,128)}) while(%tuple), condition=%cond, body=%body
+  %last = f32[8,16]{1,0:T(8,128)} get-tuple-element(%loop), index=1
+  %first = f32[8,16]{1,0:T(8,128)} fusion(%last, %w.1), kind=kOutput, calls=%product
+  %sums = (f32[8]{0:T(128)}, bf16[8]{0:T(128)}) all-reduce(%u, %v), replica_groups={{0,1},{2,3}}, to_apply=%add
+  ROOT %r = f32[8,16]{1,0:T(8,128)} copy(%first)
+}
+"""
+
+
+def test_a_programs_text_tells_products_and_what_is_sent():
+  program = topologies.Program(TEXT)
+  repeats = program.repeats()
+  assert repeats == {"main": 1, "cond": 4, "body": 4, "product": 5}
+  assert program.products(repeats) == 5 * 2 * 8 * 16 * 16
+  # Of 16x16 floats, three quarters come from others; of 8 of four bytes and 8 of two, half is sent, twice.
+  assert program.sent(repeats) == {"all-gather": 4 * 0.75 * 1024, "all-reduce": 2 * 0.5 * 48}
+
+
+def test_what_is_no_topology_is_refused():
+  with pytest.raises(ValueError, match="nothing is known of the chip 'v99' of 'v99:4x4'; there are: v4, v5e, v5p, v6e"):
+    topologies.chip("v99:4x4")
+  if importlib.util.find_spec("libtpu") is None:
+    with pytest.raises(ValueError, match=r"pip install 'dreamjax\[plan\]'"):
+      topologies.devices("v5e:2x2")
+
+
+def test_how_much_was_needed_is_read_from_the_compilers_error():
+  problem = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.5G of 15.75G hbm. Exceeded by 4.75G."
+  assert topologies.exceeded(RuntimeError(problem)) == 20.5 * 2**30
+  with pytest.raises(RuntimeError, match="else"):
+    topologies.exceeded(RuntimeError("something else"))
+
+
+def test_a_program_for_a_tpu_is_weighed():
+  pytest.importorskip("libtpu")
+  mesh = make_mesh((1, 4, 1), topologies.devices("v5e:2x2"))
+
+  def run(x, w):
+    return jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, None, length=10)[0]
+
+  rows = jax.ShapeDtypeStruct((512, 1024), jnp.bfloat16, sharding=jax.NamedSharding(mesh, jax.P("fsdp")))
+  kernel = jax.ShapeDtypeStruct((1024, 1024), jnp.bfloat16, sharding=jax.NamedSharding(mesh, jax.P("fsdp")))
+  load = topologies.load(jax.jit(run).lower(rows, kernel))
+  assert load.arguments == 2 * (512 + 1024) * 1024 / 4 and load.results == 2 * 512 * 1024 / 4
+  np.testing.assert_allclose(load.flops, flops.count(run, rows, kernel) / 4, rtol=0.01)
+  # The kernel is gathered once, or as often as it is used.
+  gathered = load.sent["all-gather"] / (0.75 * 2 * 1024**2)
+  assert load.sent.keys() == {"all-gather"} and gathered in (1, 10)
+  assert load.seconds(topologies.chip("v5e:2x2"))["compute"] == load.flops / 197e12
