@@ -10,6 +10,7 @@ import jax
 import jaxlib.version
 
 from dreamjax.commands import demo, dreambooth, evaluate, export, feedback, plan, pretrain, sample, styledrop, toybox
+from dreamjax.data import hosts
 
 _YNNPACK = "--xla_cpu_experimental_ynn_fusion_type"
 
@@ -48,10 +49,28 @@ def main(argv: Sequence[str] | None = None) -> int:
   prepare_xla()
   try:
     args.run(args)
+  except hosts.Preempted as error:
+    print(f"dreamjax {args.command}: {error}; run this again to go on", file=sys.stderr)
+    return hosts.AGAIN
   except (ValueError, OSError, FloatingPointError) as error:
     print(f"dreamjax {args.command}: {error}", file=sys.stderr)
-    return 2
+    return _leave(2)
+  except jax.errors.JaxRuntimeError as error:
+    if not hosts.several():
+      raise
+    problem = "another process of this run is lost, or out of reach: run all of them again to go on"
+    print(f"dreamjax {args.command}: {problem} ({str(error).splitlines()[0]})", file=sys.stderr)
+    return _leave(hosts.AGAIN)
   return 0
+
+
+def _leave(status: int) -> int:
+  """The exit status; one of several processes ends at once, for to take leave of the others it would wait for them."""
+  if hosts.several():
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+  return status
 
 
 if __name__ == "__main__":

@@ -7,9 +7,11 @@ from typing import Any
 import jax
 
 from dreamjax import generators
+from dreamjax.data import hosts
 from dreamjax.train import sharding
 
 _SIZE = re.compile(r"-1|[1-9]\d*")
+_HOSTS = re.compile(r"([^,\s]+:\d+),(\d+),(\d+)")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +21,20 @@ def add(parser: argparse.ArgumentParser) -> None:
     help=f"devices along the axes {', '.join(sharding.AXES)}, such as data=-1 for all or data=2,fsdp=4: pictures of a "
     "batch are spread over data and fsdp, parameters over fsdp and tensor (default: one device)",
   )  # fmt: skip
+  parser.add_argument(
+    "--hosts", type=_processes, metavar="auto|HOST:PORT,COUNT,INDEX",
+    help="run as one of several processes, which share the devices: auto takes the others from the environment, on "
+    "Cloud TPU VMs and under Slurm; or say where the first one is, how many there are, and which this is, from 0. All "
+    "of them have to see the folders, and --mesh is by default data=-1",
+  )  # fmt: skip
+
+
+def _processes(text: str) -> tuple[str, int, int]:
+  if text == "auto":
+    return "", 0, 0
+  if not (found := _HOSTS.fullmatch(text)) or not int(found[3]) < int(found[2]):
+    raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor HOST:PORT,COUNT,INDEX with INDEX below COUNT")
+  return found[1], int(found[2]), int(found[3])
 
 
 def _shape(text: str) -> tuple[int, ...]:
@@ -33,8 +49,17 @@ def _shape(text: str) -> tuple[int, ...]:
 
 
 def mesh(args: argparse.Namespace) -> jax.sharding.Mesh | None:
-  """The mesh that was asked for; ValueError if the devices do not fill it."""
-  return None if args.mesh is None else sharding.make_mesh(args.mesh)
+  """The mesh that was asked for, behind meeting the other processes; ValueError if the devices do not fill it."""
+  if args.hosts is not None:
+    hosts.join(*args.hosts)
+  shape = args.mesh or ((-1, 1, 1) if hosts.several() else None)
+  return None if shape is None else sharding.make_mesh(shape)
+
+
+def say(*lines: str) -> None:
+  """Prints lines, in the first of several processes."""
+  if hosts.leads():
+    print(*lines, sep="\n")
 
 
 def load(name: str, mesh: jax.sharding.Mesh | None) -> tuple[generators.Cascade | generators.Masked, dict[str, Any]]:

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
       mesh=mesh,
     )
   theta, card = args.workdir / "theta.safetensors", made.card
-  print(f"[V] is {card.identifier!r}; {theta} holds {', '.join(made.thetas)}. Try:")
-  print(
-    f'dreamjax sample --model {args.model} --theta {theta} --prompt "a [V] {card.class_noun} on the beach" --out out'
+  devices.say(
+    f"[V] is {card.identifier!r}; {theta} holds {', '.join(made.thetas)}. Try:",
+    f'dreamjax sample --model {args.model} --theta {theta} --prompt "a [V] {card.class_noun} on the beach" --out out',
   )

@@ -13,7 +13,7 @@ import tqdm
 
 from dreamjax import generators
 from dreamjax.commands import devices
-from dreamjax.data import image_folder
+from dreamjax.data import hosts, image_folder
 from dreamjax.data.contact_sheet import contact_sheet
 from dreamjax.generators import cascade as cascades
 from dreamjax.generators import masked
@@ -77,6 +77,10 @@ def run(args: argparse.Namespace) -> None:
   if args.out.exists() and (args.out / image_folder.METADATA).exists() and not args.overwrite:
     raise FileExistsError(f"{args.out} holds pictures already: choose another folder, or say --overwrite")
   drawn: list[np.ndarray] = []
+  if not hosts.leads():
+    for _ in batches:  # what the first process writes
+      pass
+    return
 
   def pictures():
     with tqdm.tqdm(total=len(prompts), unit=" pictures", desc="drawing", disable=None) as bar:

@@ -54,8 +54,10 @@ def run(args: argparse.Namespace) -> None:
       mesh=mesh,
     )
   except styledrop.Undecided as waiting:
-    print(f"{args.workdir / 'round_1' / 'theta.safetensors'} holds the first round. {waiting}")
+    devices.say(f"{args.workdir / 'round_1' / 'theta.safetensors'} holds the first round. {waiting}")
     return
   theta = args.workdir / "theta.safetensors"
-  print(f"{theta} draws {made.card.recipe['style']!r}. Try:")
-  print(f'dreamjax sample --model {args.model} --theta {theta} --prompt "a boat on the beach" --out out')
+  devices.say(
+    f"{theta} draws {made.card.recipe['style']!r}. Try:",
+    f'dreamjax sample --model {args.model} --theta {theta} --prompt "a boat on the beach" --out out',
+  )

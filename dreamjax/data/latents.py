@@ -4,10 +4,10 @@ import hashlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Float
 import numpy as np
 
+from dreamjax.data import hosts
 from dreamjax.models.autoencoder import Autoencoder
 
 
@@ -36,6 +36,6 @@ class Latents:
     """Mean and standard deviation."""
     key = hashlib.sha256(np.ascontiguousarray(image).tobytes()).digest()
     if key not in self._known:
-      mean, log_variance = jax.device_get(self._encode(self._params, jnp.asarray(image[None])))
+      mean, log_variance = hosts.fetch(self._encode(self._params, image[None]))
       self._known[key] = mean[0], np.exp(0.5 * log_variance[0])
     return self._known[key]

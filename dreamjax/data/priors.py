@@ -15,6 +15,8 @@ from jaxtyping import Float, UInt8
 import numpy as np
 from PIL import Image
 
+from dreamjax.data import hosts
+
 #: draw(first, count) yields pictures first, ..., first + count - 1 in order, [h, w, 3] in [-1, 1].
 Draw = Callable[[int, int], Iterator[Float[np.ndarray, "h w 3"]]]
 
@@ -44,8 +46,12 @@ def read_or_draw(
     ValueError: if count is below 1, or a picture in the cache cannot be read; the message names it.
   """
   folder = cache / name(recipe)
-  folder.mkdir(parents=True, exist_ok=True)
-  (folder / _RECIPE).write_text(json.dumps(recipe, indent=2, sort_keys=True) + "\n")
+
+  def write() -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _RECIPE).write_text(json.dumps(recipe, indent=2, sort_keys=True) + "\n")
+
+  hosts.once(write)
   return complete(folder, count, draw, progress)
 
 
@@ -55,17 +61,20 @@ def complete(
   """The first pictures of a folder, 00000.png and so on; those that it lacks are drawn. See `read_or_draw`."""
   if count < 1:
     raise ValueError(f"a set of drawn pictures has one picture or more, not {count}")
-  folder.mkdir(parents=True, exist_ok=True)
+  hosts.once(lambda: folder.mkdir(parents=True, exist_ok=True))
   there = 0
   while there < count and file(folder, there).is_file():
     there += 1
+  there = hosts.agree(there)
   if progress is not None:
     progress(there)
   if there < count:
     for number, picture in enumerate(draw(there, count - there), start=there):
-      _write(file(folder, number), picture)
+      if hosts.leads():
+        _write(file(folder, number), picture)
       if progress is not None:
         progress(number + 1)
+  hosts.once(lambda: None)  # all of it is written
   return np.stack([_read(file(folder, number)) for number in range(count)])
 
 

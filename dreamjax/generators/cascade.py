@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 import numpy as np
 
+from dreamjax.data import hosts
 from dreamjax.data.identifiers import PLACEHOLDER, fill
 from dreamjax.diffusion import guidance, process, samplers
 from dreamjax.diffusion.resolution import enlarge
@@ -355,7 +356,7 @@ def batches(
     text = jax.tree.map(lambda x, places=places: x[rows[places]], texts)
     text, keys = spread((text, keys_of(seed, first + places)), mesh)
     drawn = _draw_cascade(stages, samplings, used, tuned, text, null, keys, cascade.autoencoder)
-    yield tuple(picture[:count] for picture in jax.device_get(drawn))
+    yield tuple(picture[:count] for picture in hosts.fetch(drawn))
 
 
 def sample(

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 import numpy as np
 
+from dreamjax.data import hosts
 from dreamjax.data.tokenizer import Tokenizer
 from dreamjax.models.clip import PromptEncoder
 from dreamjax.models.t5 import T5Encoder
@@ -74,7 +75,7 @@ class Generator(Generic[S]):
 
   def base(self, params: Any) -> Base:
     """What a theta that is trained beside these parameters is bound to."""
-    return Base(self.name, content_hash(params))
+    return Base(self.name, content_hash(params, hosts.fetch))
 
   def encode(self, params: Any, texts: Sequence[str], theta: Theta | None = None) -> Text:
     """Reads texts.
@@ -138,6 +139,11 @@ def computing(generator: G, dtype: str, remat: bool) -> G:
   return dataclasses.replace(change_all(generator), stages=stages)
 
 
+def on_devices(params: Any) -> Any:
+  """Parameters: those in the host's memory are moved to the first device, the others stay where they lie."""
+  return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jax.device_put(x), params)
+
+
 def keys_of(seed: int, numbers: Sequence[int] | np.ndarray | Array) -> Key[Array, " b"]:
   """The keys of the pictures with these numbers."""
   root = jax.random.key(seed)
@@ -170,4 +176,5 @@ def spread(rows: Any, mesh: jax.sharding.Mesh | None, axis: int = 0) -> Any:
   devices = mesh.shape["data"] * mesh.shape["fsdp"]
   if (count := jax.tree.leaves(rows)[0].shape[axis]) % devices:
     raise ValueError(f"batches of {count} pictures cannot be divided over {devices} devices")
-  return jax.device_put(rows, jax.NamedSharding(mesh, jax.P(*[None] * axis, ("data", "fsdp"))))
+  place = jax.NamedSharding(mesh, jax.P(*[None] * axis, ("data", "fsdp")))
+  return jax.tree.map(lambda x: hosts.put(x, place), rows)

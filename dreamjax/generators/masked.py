@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 import numpy as np
 
+from dreamjax.data import hosts
 from dreamjax.data.identifiers import PLACEHOLDER, fill
 from dreamjax.diffusion.process import fold
 from dreamjax.diffusion.resolution import shrink
@@ -329,7 +330,6 @@ def batches(
   if any(wish.thetas is not thetas and wish.thetas != thetas or wish.gamma != wishes[0].gamma for wish in wishes):
     raise ValueError("pictures that are drawn together have the same thetas")
   asked, weights = zip(*(branch_weights(wishes[0], decoding) for decoding in decodings), strict=True)
-  weights = tuple(map(jnp.asarray, weights))
   branches = {}
   for stage, some in zip(stages, asked, strict=True):
     own = [None, *(None if x is None else x.get(stage.name) for x in thetas)]
@@ -342,7 +342,7 @@ def batches(
     texts = tuple(jax.tree.map(lambda x, own=rows[places][:, some].T: x[own], read) for some in asked)
     texts, keys = spread(texts, mesh, axis=1), spread(keys_of(seed, first + places), mesh)
     drawn = _draw(stages, decodings, used, branches, texts, weights, keys)
-    yield tuple(picture[:count] for picture in jax.device_get(drawn))
+    yield tuple(picture[:count] for picture in hosts.fetch(drawn))
 
 
 def sample(

@@ -26,14 +26,14 @@ import numpy as np
 import optax
 import tqdm
 
-from dreamjax.data import identifiers, priors
+from dreamjax.data import hosts, identifiers, priors
 from dreamjax.data.latents import Latents
 from dreamjax.data.photos import Photos, Rows
 from dreamjax.data.photos import read as read_photos
 from dreamjax.diffusion.resolution import shrink
 from dreamjax.generators import cascade as cascades
 from dreamjax.generators.cascade import AUTOENCODER, Cascade, Sampling, Stage
-from dreamjax.generators.generator import TEXT, computing
+from dreamjax.generators.generator import TEXT, computing, on_devices
 from dreamjax.methods.denoising import Recipe, stage_loss
 from dreamjax.methods.workdirs import bind
 from dreamjax.theta import Base, Card, Embeddings, Full, LoRA, Personalisation, Theta
@@ -135,8 +135,8 @@ def dreambooth(
     )[0]
   )
   base = generator.base(params)
-  bind(workdir, base, photos, config.to_dict(), _FREE, class_noun=class_noun)
-  params = jax.device_put(params)
+  hosts.once(lambda: bind(workdir, base, photos, config.to_dict(), _FREE, class_noun=class_noun))
+  params = on_devices(params)
   drawn = None
   if config.prior.kind == "images" and any(stage.prior_rows for stage in config.stages.values()):
     drawn = _prior_set(generator, params, base, class_prompt, config, cache or workdir / "priors", mesh)
@@ -154,7 +154,7 @@ def dreambooth(
     "sampling": {stage.name: _sampling(stage, config.stages[stage.name]) for stage in tuned},
   }
   made = Personalisation(thetas, Card(base, identifier, class_noun, recipe))
-  made.save(workdir / "theta.safetensors")
+  hosts.once(lambda: made.save(workdir / "theta.safetensors"))
   return made
 
 
@@ -202,7 +202,7 @@ def tune_stage(
   frozen = {name: params[name] for name in {stage.name, *theta}}
   loss, tx = objective(generator, stage, config, theta)
   texts = subject.prompts()
-  read: Any = generator.tokenizer(texts) if TEXT in theta else jax.device_get(generator.encode(params, texts))
+  read: Any = generator.tokenizer(texts) if TEXT in theta else hosts.fetch(generator.encode(params, texts))
   held_out = 1 if config.patience and len(subject.photos) > 1 else 0
   rows = RowSource(subject, _seen_by(generator, params, stage), read, config, settings, held_out)
   watch = _Patience(jax.jit(loss), rows.held_out(), config) if held_out else None
@@ -213,8 +213,9 @@ def tune_stage(
     found: dict[str, Any] = {} if watch is None else watch(state)
     if shown:
       samplings = [drawn.sampling for drawn in generator.stages[:upto]]
-      tuned = {**before, **jax.device_get(averaged(state))}
-      drawn = cascades.batches(generator, params, shown, thetas=tuned, samplings=samplings, seed=config.seed)
+      tuned = {**before, **hosts.fetch(averaged(state))}
+      options = {"samplings": samplings, "seed": config.seed, "size": mesh.size if mesh else 8, "mesh": mesh}
+      drawn = cascades.batches(generator, params, shown, thetas=tuned, **options)
       found["samples"] = Sheet(np.concatenate([pictures[-1] for pictures in drawn]), config.show)
     return found
 
@@ -230,7 +231,7 @@ def tune_stage(
     enough=(lambda: False) if watch is None else watch.enough,
     mesh=mesh,
   )
-  return jax.device_get(averaged(state) if watch is None or watch.best is None else watch.best)
+  return hosts.fetch(averaged(state) if watch is None or watch.best is None else watch.best)
 
 
 def first_theta(
@@ -351,7 +352,7 @@ class _Patience:
     value = float(self._loss(theta, state.frozen, self._rows, jax.random.key(self._config.seed))[0])
     self._since += 1
     if value < self._least:
-      self._least, self._since, self.best = value, 0, jax.device_get(theta)
+      self._least, self._since, self.best = value, 0, hosts.fetch(theta)
     return {"held_out": value}
 
   def enough(self) -> bool:

@@ -26,14 +26,14 @@ import numpy as np
 import optax
 import tqdm
 
-from dreamjax.data import identifiers, image_folder, priors
+from dreamjax.data import hosts, identifiers, image_folder, priors
 from dreamjax.data.image_folder import METADATA
 from dreamjax.data.photos import in_rounds
 from dreamjax.data.photos import read as read_photos
 from dreamjax.eval import metrics, protocols
 from dreamjax.eval.encoders import Encoders
 from dreamjax.generators import masked
-from dreamjax.generators.generator import Generator, Text, computing
+from dreamjax.generators.generator import Generator, Text, computing, on_devices
 from dreamjax.generators.masked import Masked, TokenStage
 from dreamjax.methods.masking import Recipe, TokenRows, stage_loss
 from dreamjax.methods.workdirs import bind
@@ -170,8 +170,8 @@ def styledrop(
     raise ValueError(f"all pictures are to have one style, not {' and '.join(map(repr, sorted(styles)))}")
   (style,) = styles
   base = generator.base(params)
-  bind(workdir, base, photos, config.to_dict(), _FREE, style=style)
-  params = jax.device_put(params)
+  hosts.once(lambda: bind(workdir, base, photos, config.to_dict(), _FREE, style=style))
+  params = on_devices(params)
 
   def card(round_: int, prompts: Sequence[str]) -> Card:
     recipe = {"method": "styledrop", "style": style, "round": round_, "feedback": feedback if round_ > 1 else "none"}
@@ -181,12 +181,12 @@ def styledrop(
     settings = config.first if round_ == 1 else config.second
     thetas = _tune(generator, params, pictures, prompts, settings, config.seed, folder, mesh)
     made = Personalisation(thetas, card(round_, prompts))
-    made.save(folder / "theta.safetensors")
-    made.save(workdir / "theta.safetensors")
+    hosts.once(lambda: made.save(folder / "theta.safetensors"))
+    hosts.once(lambda: made.save(workdir / "theta.safetensors"))
     return made
 
   reference = zip(photos.images() / 2 + 0.5, ({"text": prompt} for prompt in photos.prompts), strict=True)
-  image_folder.write(workdir / "reference", reference, overwrite=True)
+  hosts.once(lambda: image_folder.write(workdir / "reference", reference, overwrite=True))
   made = learn(1, workdir / "round_1", photos.images(), photos.prompts)
   if feedback == "none":
     return made
@@ -194,7 +194,8 @@ def styledrop(
   pool = draw_pool(generator, params, made, style, config, workdir / POOL, scorers, mesh)
   chosen = choose(pool, workdir / POOL, feedback, config)
   folder = workdir / f"round_2_{feedback}"
-  _bind_choice(folder, [priors.file(pathlib.Path(), i).name for i in chosen])
+  names = [priors.file(pathlib.Path(), i).name for i in chosen]
+  hosts.once(lambda: _bind_choice(folder, names))
   pictures = pool.pictures[chosen].astype(np.float32) / np.float32(127.5) - np.float32(1)
   return learn(2, folder, pictures, [pool.prompts[i] for i in chosen])
 
@@ -244,14 +245,14 @@ def subject(
     config.identifier or identifiers.choose(generator.tokenizer, config.seed, rare=tuple(config.rare), common=common)[0]
   )
   base = generator.base(params)
-  bind(workdir, base, photos, config.to_dict(), _FREE, class_noun=class_noun)
-  params = jax.device_put(params)
+  hosts.once(lambda: bind(workdir, base, photos, config.to_dict(), _FREE, class_noun=class_noun))
+  params = on_devices(params)
   pictures = np.concatenate([photos.images()] * (len(prompts) // len(photos)))
   told = [identifiers.fill(prompt, identifier) for prompt in prompts]
   thetas = _tune(generator, params, pictures, told, config.first, config.seed, workdir, mesh)
   recipe = {"method": "dreambooth on masked tokens", "prompt": photos.prompts[0], "config": config.to_dict()}
   made = Personalisation(thetas, Card(base, identifier, class_noun, recipe))
-  made.save(workdir / "theta.safetensors")
+  hosts.once(lambda: made.save(workdir / "theta.safetensors"))
   return made
 
 
@@ -293,10 +294,12 @@ def draw_pool(
   with tqdm.tqdm(total=len(prompts), unit=" pictures", desc="pool", disable=None) as bar:
     pictures = priors.complete(folder, len(prompts), draw, lambda there: bar.update(there - bar.n))
   scores = None if encoders is None else text_scores(encoders(), pictures, prompts)
-  with (folder / METADATA).open("w") as out:
-    for i, prompt in enumerate(prompts):
-      line = {"file_name": priors.file(folder, i).name, "text": prompt}
-      out.write(json.dumps(line if scores is None else {**line, "score": round(float(scores[i]), 4)}) + "\n")
+  lines: list[dict[str, Any]] = [
+    {"file_name": priors.file(folder, i).name, "text": prompt} for i, prompt in enumerate(prompts)
+  ]
+  if scores is not None:
+    lines = [{**line, "score": round(float(score), 4)} for line, score in zip(lines, scores, strict=True)]
+  hosts.once(lambda: (folder / METADATA).write_text("".join(json.dumps(line) + "\n" for line in lines)))
   return Pool(pictures, prompts, scores)
 
 
@@ -354,7 +357,7 @@ def _tune(
 ) -> dict[str, Theta]:
   """Trains the theta of every stage that has steps, on pictures in [-1, 1] and their prompts."""
   tokens = {stage.name: _tokens(stage, params[stage.name], pictures) for stage in generator.stages}
-  text = jax.device_get(generator.encode(params, list(prompts)))
+  text = hosts.fetch(generator.encode(params, list(prompts)))
   thetas, before = {}, None
   for stage in generator.stages:
     low = None if before is None else tokens[before.name]
@@ -377,14 +380,14 @@ def _tune(
       save_every=settings.save_every,
       mesh=mesh,
     )
-    thetas |= jax.device_get(averaged(state))
+    thetas |= hosts.fetch(averaged(state))
   return thetas
 
 
 def _tokens(stage: TokenStage, params: Any, pictures: np.ndarray) -> np.ndarray:
   """The tokens of pictures, [n, t]."""
   encode = jax.jit(lambda picture: stage.encode(params, picture))
-  return np.concatenate([np.asarray(encode(jnp.asarray(picture)[None])) for picture in pictures])
+  return np.concatenate([hosts.fetch(encode(picture[None])) for picture in pictures])
 
 
 class _Rows:

@@ -4,7 +4,7 @@ The card names the base model by a hash of its weights, so that a theta is only 
 trained beside. All of it is in the file's metadata, as text, where any program that reads safetensors shows it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import hashlib
 import json
@@ -71,7 +71,7 @@ class Personalisation(NamedTuple):
     save(pathlib.Path(path), self.thetas, self.card, dtype)
 
 
-def content_hash(params: Mapping[str, Any]) -> str:
+def content_hash(params: Mapping[str, Any], fetch: Callable[[Any], Any] = np.asarray) -> str:
   """A hash of parameters: of their paths, shapes and values, these rounded to float16.
 
   So weights that are stored in float16 have one hash, whether they are loaded in float16 or in float32, and it is that
@@ -79,9 +79,10 @@ def content_hash(params: Mapping[str, Any]) -> str:
 
   Args:
     params: a tree, with all parts of a generator in it.
+    fetch: makes a numpy array of one of these.
   """
   with np.errstate(over="ignore"):
-    return _hash(flatten_dict(params, sep="/"), np.float16)
+    return _hash(flatten_dict(params, sep="/"), np.float16, fetch)
 
 
 def save(path: pathlib.Path, thetas: Mapping[str, Theta], card: Card, dtype: Any = None) -> None:
@@ -187,11 +188,11 @@ def _read(path: pathlib.Path) -> tuple[Card, dict[str, dict[str, Any]], str]:
   return card, json.loads(metadata["kind"]), metadata["content_hash"]
 
 
-def _hash(flat: Mapping[str, Any], dtype: Any = None) -> str:
+def _hash(flat: Mapping[str, Any], dtype: Any = None, fetch: Callable[[Any], Any] = np.asarray) -> str:
   """SHA-256 of arrays, fetched and rounded to a dtype one at a time, with their names, dtypes and shapes, by name."""
   digest = hashlib.sha256()
   for name in sorted(flat):
-    array = np.asarray(flat[name], dtype)
+    array = np.asarray(fetch(flat[name]), dtype)
     digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
     digest.update(np.ascontiguousarray(array).view(np.uint8))
   return digest.hexdigest()

@@ -9,6 +9,7 @@ import jax
 from jaxtyping import Float
 import numpy as np
 
+from dreamjax.data import hosts
 from dreamjax.data.contact_sheet import contact_sheet
 
 
@@ -22,7 +23,8 @@ class Sheet(NamedTuple):
 class Log:
   """A file of JSON lines, one for each time that something was measured, and what lies beside it.
 
-  A training that was cut off repeats the steps since its last checkpoint: of two lines of a step the later one counts.
+  Of several processes, the first one writes. A training that was cut off repeats the steps since its last checkpoint:
+  of two lines of a step the later one counts.
 
   Args:
     path: the file. Pictures go into the folder `samples` beside it, event files into `tensorboard`.
@@ -33,12 +35,15 @@ class Log:
   """
 
   def __init__(self, path: pathlib.Path, tensorboard: bool = False) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    self._path = path
-    self._events = _event_writer(path.parent / "tensorboard") if tensorboard else None
+    self._writes, self._path = hosts.leads(), path
+    if self._writes:
+      path.parent.mkdir(parents=True, exist_ok=True)
+    self._events = _event_writer(path.parent / "tensorboard") if tensorboard and self._writes else None
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Adds a line."""
+    if not self._writes:
+      return
     values = {name: float(value) for name, value in values.items()}
     with self._path.open("a") as out:
       out.write(json.dumps({"step": step, **values}) + "\n")
@@ -48,6 +53,8 @@ class Log:
 
   def sheet(self, step: int, name: str, sheet: Sheet) -> None:
     """Writes pictures above their captions into one file, `samples/NAME-STEP.png`."""
+    if not self._writes:
+      return
     page = contact_sheet(list(np.asarray(sheet.pictures, np.float32) / 2 + 0.5), sheet.captions)
     folder = self._path.parent / "samples"
     folder.mkdir(exist_ok=True)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import tqdm
 
+from dreamjax.data import hosts
 from dreamjax.train.checkpoints import Checkpoints
 from dreamjax.train.logs import Log, Sheet
 from dreamjax.train.sharding import make_mesh, place, shard_rows
@@ -53,6 +54,7 @@ def fit(
     The state after the last update.
 
   Raises:
+    hosts.Preempted: behind a checkpoint, if the process is told to end (SIGTERM): called again, it goes on there.
     FloatingPointError: when a metric is not finite. It names the step and the last checkpoint, which came before.
     ValueError: if the workdir holds checkpoints of another model or optimizer, if a batch cannot be divided evenly over
       the devices, or if TensorBoard's files are asked for and TensorFlow is not installed.
@@ -62,14 +64,19 @@ def fit(
   state = place(state, mesh)
   run = _compiled(step, state, mesh)
   draw = lambda i: shard_rows(batches(i), mesh)  # noqa: E731
-  with Checkpoints(workdir / "checkpoints") as checkpoints, concurrent.futures.ThreadPoolExecutor(1) as ahead:
+  with (
+    Checkpoints(workdir / "checkpoints") as checkpoints,
+    concurrent.futures.ThreadPoolExecutor(1) as ahead,
+    hosts.watched() as is_to_end,
+  ):
     if checkpoints.latest() is not None:
       state = checkpoints.restore(state)
     first = int(state.step)
     coming = ahead.submit(draw, first) if first < steps else None
     seen: list[dict[str, jax.Array]] = []
     began = time.perf_counter()
-    bar = tqdm.trange(first, steps, initial=first, total=steps, unit=" steps", desc="training", disable=None)
+    quiet = None if hosts.leads() else True
+    bar = tqdm.trange(first, steps, initial=first, total=steps, unit=" steps", desc="training", disable=quiet)
     for i in bar:
       batch = coming.result()
       coming = ahead.submit(draw, i + 1) if i + 1 < steps else None
@@ -77,7 +84,8 @@ def fit(
       seen.append(metrics)
       done = i + 1
       is_last = done == steps
-      saves = is_last or done % save_every == 0
+      ends = is_to_end(done) and not is_last
+      saves = ends or is_last or done % save_every == 0
       if is_last or saves or done % log_every == 0:
         means = _means(seen, done, checkpoints)
         now = time.perf_counter()
@@ -91,6 +99,9 @@ def fit(
           began = time.perf_counter()
         if enough():
           break
+      if ends:
+        checkpoints.wait()
+        raise hosts.Preempted(f"the machine is to be given up; the checkpoint of step {done} is on disk")
   return state
 
 

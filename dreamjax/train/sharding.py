@@ -16,6 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from dreamjax.data import hosts
+
 #: Data-parallel; data-parallel with the parameters spread, too; within layers.
 AXES = ("data", "fsdp", "tensor")
 Mesh = jax.sharding.Mesh | jax.sharding.AbstractMesh  # an abstract one has no devices, only their number
@@ -85,12 +87,12 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
 
 def place(tree: Any, mesh: jax.sharding.Mesh) -> Any:
   """The arrays, each where its name says. They may share their buffers with those that are given."""
-  return jax.device_put(tree, shardings(tree, mesh))
+  return jax.tree.map(hosts.put, tree, shardings(tree, mesh))
 
 
 def placer(mesh: jax.sharding.Mesh) -> Callable[[str, np.ndarray], jax.Array]:
   """put(path, array) that places a parameter, for `generators.load`."""
-  return lambda name, array: jax.device_put(array, sharding(name, array.shape, mesh))
+  return lambda name, array: hosts.put(array, sharding(name, array.shape, mesh))
 
 
 def shard_rows(batch: Any, mesh: jax.sharding.Mesh) -> Any:
@@ -105,4 +107,4 @@ def shard_rows(batch: Any, mesh: jax.sharding.Mesh) -> Any:
       raise ValueError(
         f"the rows of a batch cannot be divided evenly over {parts} devices: {path(keys)!r} has the shape {np.shape(x)}"
       )
-  return jax.device_put(batch, jax.NamedSharding(mesh, jax.P(ROWS)))
+  return jax.tree.map(lambda x: hosts.put(x, jax.NamedSharding(mesh, jax.P(ROWS))), batch)

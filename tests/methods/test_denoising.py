@@ -7,6 +7,7 @@ import pytest
 
 from dreamjax.diffusion import process
 from dreamjax.diffusion.resolution import enlarge, shrink
+from dreamjax.generators.generator import computing
 from dreamjax.methods.denoising import Recipe, stage_loss
 from dreamjax.theta import LoRA
 
@@ -97,3 +98,28 @@ def test_a_text_encoder_that_is_tuned_gets_a_gradient(tiny_cascade, make_rows):
   thetas = {part: jax.tree.map(lambda x: x + 0.05, LoRA.init(KEY, params[part], 1)) for part in ("base", "text")}
   gradient = jax.jit(jax.grad(lambda thetas: loss(thetas, params, rows, KEY)[0]))(thetas)
   assert all(float(jnp.abs(x).max()) > 0 for x in jax.tree.leaves(gradient["text"]))
+
+
+@pytest.mark.parametrize(("dtype", "remat"), [("float32", True), ("bfloat16", False)])
+def test_a_network_that_computes_otherwise_learns_the_same(tiny_cascade, base, make_rows, dtype, remat):
+  generator, params = tiny_cascade
+  _, loss, theta, frozen = base
+  other = computing(generator, dtype, remat)
+  stage = other.stages[0]
+  assert (stage.unet.dtype, stage.unet.remat) == (getattr(jnp, dtype), remat)
+  assert other.text_encoder.dtype == getattr(jnp, dtype) and other.base(params) == generator.base(params)
+  rows = make_rows(8, 4)
+  one, two = (
+    jax.jit(jax.value_and_grad(lambda theta, loss=loss: loss(theta, frozen, rows, KEY)[0]))(theta)
+    for loss in (loss, stage_loss(stage, Recipe()))
+  )
+  exact = {"rtol": 1e-5, "atol": 1e-6} if remat else {"rtol": 0.05, "atol": 0.02}
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **exact), one, two)
+  if not remat:
+    differs = jax.tree.leaves(jax.tree.map(lambda a, b: float(np.abs(a - b).max()), one[1], two[1]))
+    assert max(differs) > 1e-5  # it did compute in less
+
+
+def test_a_type_that_nothing_computes_in_is_refused(tiny_cascade):
+  with pytest.raises(ValueError, match="dtype is one of float32, bfloat16, not 'float8'"):
+    computing(tiny_cascade[0], "float8", remat=False)

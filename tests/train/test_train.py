@@ -1,8 +1,10 @@
 """The step, the optimizer, the loop and its checkpoints, on a problem small enough to check by hand."""
 
 import json
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +16,7 @@ import numpy as np
 import optax
 import pytest
 
+from dreamjax.data import hosts
 from dreamjax.train import sharding
 from dreamjax.train.checkpoints import Checkpoints
 from dreamjax.train.logs import Sheet
@@ -80,6 +83,21 @@ def test_a_training_learns_and_logs(straight):
 def test_a_resumed_training_ends_as_one_that_ran_through(straight, tmp_path):
   step, state = begin()
   fit(step, state, batches, steps=6, workdir=tmp_path, log_every=3, save_every=6)
+  step, state = begin()
+  same(fit(step, state, batches, steps=STEPS, workdir=tmp_path, log_every=3, save_every=6), straight[1])
+
+
+def test_a_training_that_is_told_to_end_saves_and_goes_on_later(straight, tmp_path):
+  def told(i):
+    if i == 4:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return batches(i)
+
+  step, state = begin()
+  with pytest.raises(hosts.Preempted, match=r"the checkpoint of step \d is on disk"):
+    fit(step, state, told, steps=STEPS, workdir=tmp_path, log_every=3, save_every=6)
+  saved = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["step"]
+  assert saved in (4, 5)  # batches are made one step ahead
   step, state = begin()
   same(fit(step, state, batches, steps=STEPS, workdir=tmp_path, log_every=3, save_every=6), straight[1])
 

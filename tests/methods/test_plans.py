@@ -1,0 +1,98 @@
+"""What a run computes, from shapes alone: the same programs as a run's, and their sizes."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from dreamjax.generators import published
+from dreamjax.generators.generator import Text
+from dreamjax.methods import dreambooth, plans, styledrop
+from dreamjax.train.optimizer import make_optimizer
+from dreamjax.train.sharding import make_mesh
+from dreamjax.train.state import TrainState
+
+
+def shapes(params):
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+
+
+def sized(tree):
+  return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree) if isinstance(x, jax.Array))
+
+
+def test_a_run_of_dreambooth_is_known_program_by_program(tiny_cascade):
+  generator, params = tiny_cascade
+  config = dreambooth.default_config()
+  mesh = make_mesh((2, 2, 2))
+  base, sr, prior, sample = plans.programs(generator, shapes(params), config, mesh)
+  assert [p.name for p in (base, sr, prior, sample)] == ["base: update", "sr: update", "prior", "sample"]
+  assert [(p.runs, p.rows) for p in (base, sr, prior, sample)] == [(1000, 8), (1000, 8), (25, 8), (1, 8)]
+  theta = dreambooth.first_theta(generator, params, generator.stages[0], config, ())
+  tx = make_optimizer(config.stages.base.optimizer, theta, 1000)
+  state = TrainState.create(theta, tx, None, mesh)
+  assert base.held["theta"] == sized(state.theta) and base.held["optimizer"] == sized(state.opt_state)
+  lowered = base.lower()
+  count = lowered.cost_analysis()["flops"]
+  assert 0.7 < base.flops() / count < 1.1  # what is not a product is not the model's
+
+
+def test_what_remat_computes_twice_is_not_the_models(tiny_cascade):
+  generator, params = tiny_cascade
+  config, remats = dreambooth.default_config(), dreambooth.default_config()
+  remats.remat = True
+  plain, again = (
+    plans.programs(generator, shapes(params), changed, make_mesh((1, 1, 1)))[0] for changed in (config, remats)
+  )
+  assert plain.flops() == again.flops()
+  assert again.lower().cost_analysis()["flops"] > 1.1 * plain.lower().cost_analysis()["flops"]
+
+
+def test_a_run_of_styledrop_is_known_program_by_program(tiny_masked):
+  generator, params = tiny_masked
+  config = styledrop.default_config()
+  found = plans.programs(generator, shapes(params), config, make_mesh((1, 1, 1)))
+  assert [p.name for p in found] == [
+    "round 1, base: update", "round 1, sr: update", "pool", "round 2, base: update", "round 2, sr: update", "sample",
+  ]  # fmt: skip
+  assert [p.runs for p in found] == [1000, 1000, 30 * 64 // 8, 1000, 1000, 1]
+  assert all(p.flops() > 0 for p in found)
+  found[0].lower(), found[2].lower()
+
+
+@pytest.mark.parametrize(
+  ("name", "millions"),
+  [("if-xl", 4762.3 + 4304.7 + 1239.4), ("sd15", 123.1 + 859.5 + 83.7), ("sdxl", 123.1 + 694.7 + 2567.5 + 83.7)],
+)
+def test_published_generators_are_described_in_full_size(name, millions):
+  generator, params = published.describe(name)
+  count = sum(np.prod(x.shape) for x in jax.tree.leaves(params))
+  assert count / 1e6 == pytest.approx(millions, abs=0.2)
+  assert generator.name == name
+
+
+@pytest.mark.parametrize(("name", "adapters"), [("muse-3b", 229_760), ("amused512", None)])
+def test_masked_generators_are_described_in_full_size(name, adapters):
+  generator, params = published.describe(name)
+  stage, settings = generator.stages[0], styledrop.default_stage(4, True, 1e-3)
+  text = Text(np.zeros((1, 2, 8), np.float32), np.ones((1, 2), bool))
+  first = functools.partial(styledrop.first_theta, stage, text=text, settings=settings, seed=0)
+  theta = jax.eval_shape(first, params[stage.name]["transformer"])
+  if adapters is not None:  # the paper's number
+    assert sum(x.size for x in jax.tree.leaves(theta)) == adapters
+
+
+def test_what_is_not_published_is_refused():
+  with pytest.raises(ValueError, match="nothing is known of the sizes of 'sd3'; there are: if-xl, sd15"):
+    published.describe("sd3")
+
+
+def test_what_cannot_be_planned_is_refused(tiny_cascade):
+  generator, params = tiny_cascade
+  with pytest.raises(ValueError, match="the config is none of DreamBooth, by which tiny is personalised"):
+    plans.programs(generator, shapes(params), styledrop.default_config(), make_mesh((1, 1, 1)))
+  config = dreambooth.default_config()
+  config.stages.base.rows = 3
+  with pytest.raises(ValueError, match="batches of 7 rows cannot be divided over the 8 devices along data and fsdp"):
+    plans.programs(generator, shapes(params), config, make_mesh((1, 8, 1)))

@@ -1,0 +1,182 @@
+"""Two processes of four devices each, on this machine: they learn what one learns, and end when one of them is lost."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from dreamjax import cli, generators
+from dreamjax.data import hosts
+from dreamjax.train.checkpoints import Checkpoints
+from dreamjax.train.sharding import make_mesh, place
+
+RECIPE = (
+  "--config=dreambooth.py:paper", "--config.identifier=qx", "--config.prior.count=8", "--config.stages.sr.steps=0",
+  "--config.stages.base.steps=4", "--config.stages.base.rows=4", "--config.stages.base.prior_rows=4",
+  "--config.stages.base.log_every=1", "--config.stages.base.save_every=2",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tiny_cascade, tmp_path_factory):
+  """The folder of a generator."""
+  folder = tmp_path_factory.mktemp("tiny")
+  generators.save(folder, *tiny_cascade, dtype=np.float32)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+  """A folder of two photos."""
+  from PIL import Image
+
+  folder = tmp_path_factory.mktemp("photos")
+  draw = np.random.default_rng(0)
+  for i in range(2):
+    Image.fromarray(draw.integers(0, 255, (16, 16, 3), np.uint8)).save(folder / f"{i}.png")
+  return folder
+
+
+ENDLESS = ("--config.stages.base.steps=1000000", "--config.stages.base.rows=8", "--config.prior.kind=none")
+
+
+def command(model, photos, workdir, *more):
+  known = ("--images", photos, "--class-noun", "dog", "--model", model, "--workdir", workdir)
+  return [str(x) for x in ("dreambooth", *known, *RECIPE, *more)]
+
+
+def begin(arguments, index, address, log, count=2):
+  """Starts one of some processes, with four devices."""
+  flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")
+  cache = {
+    f"JAX_COMPILATION_CACHE_{name}": str(jax.config.values[f"jax_compilation_cache_{name.lower()}"])
+    for name in ("DIR", "MAX_SIZE")
+  }
+  environment = {**os.environ, **cache, "XLA_FLAGS": flags}
+  with log.open("w") as out:
+    return subprocess.Popen(
+      [sys.executable, "-m", "dreamjax.cli", *arguments, "--hosts", f"{address},{count},{index}"],
+      stdout=out, stderr=out, env=environment, cwd=pathlib.Path(__file__).parents[2],
+    )  # fmt: skip
+
+
+def address():
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def begin_two(arguments, folder):
+  where = address()
+  return [begin(arguments, index, where, folder / f"{index}.log") for index in range(2)]
+
+
+def test_two_processes_learn_what_one_does(model, photos, tmp_path):
+  mesh = ("--mesh", "data=2,fsdp=4")
+  assert cli.main(command(model, photos, tmp_path / "one", *mesh)) == 0
+  both = begin_two(command(model, photos, tmp_path / "two", *mesh), tmp_path)
+  ends = [process.wait(timeout=300) for process in both]
+  logs = [(tmp_path / f"{index}.log").read_text() for index in range(2)]
+  assert ends == [0, 0], logs
+  one, two = (safetensors.numpy.load_file(tmp_path / name / "theta.safetensors") for name in ("one", "two"))
+  for path, x in one.items():
+    np.testing.assert_allclose(two[path], x, rtol=1e-5, atol=1e-5)
+  lines = (tmp_path / "two/base/log.jsonl").read_text().splitlines()
+  assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]  # written once, not by both
+  pictures = [sorted((tmp_path / name / "priors").glob("*/*.png")) for name in ("one", "two")]
+  assert len(pictures[0]) == len(pictures[1]) == 8
+  for a, b in zip(*pictures, strict=True):
+    assert np.abs(pixels(a) - pixels(b)).max() <= 1
+
+
+def pixels(path):
+  from PIL import Image
+
+  return np.asarray(Image.open(path), np.int16)
+
+
+@pytest.mark.parametrize("lost", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_when_one_process_is_lost_the_other_ends_and_says_so(model, photos, tmp_path, lost):
+  endless = command(model, photos, tmp_path / "run", *ENDLESS)
+  both = begin_two(endless, tmp_path)
+  try:
+    wait_until(lambda: len(log_of(tmp_path / "run")) > 5, both)
+    both[lost].kill()
+    began = time.monotonic()
+    status = both[1 - lost].wait(timeout=60)
+    assert status != 0 and time.monotonic() - began < 60
+    said = (tmp_path / f"{1 - lost}.log").read_text()
+    assert "another process of this run is lost" in said or "JAX distributed service detected fatal errors" in said
+  finally:
+    for process in both:
+      process.kill()
+      process.wait()
+
+
+@pytest.mark.slow
+def test_a_program_that_is_told_to_end_saves_and_goes_on_later(model, photos, tmp_path):
+  endless = command(model, photos, tmp_path / "run", *ENDLESS)
+  both = begin_two(endless, tmp_path)
+  try:
+    wait_until(lambda: len(log_of(tmp_path / "run")) > 5, both)
+    both[1].send_signal(signal.SIGTERM)
+    assert [process.wait(timeout=120) for process in both] == [hosts.AGAIN] * 2
+  finally:
+    for process in both:
+      process.kill()
+      process.wait()
+  with Checkpoints(tmp_path / "run/base/checkpoints") as checkpoints:
+    step = checkpoints.latest()
+  assert step >= log_of(tmp_path / "run")[-1]["step"]
+  # What two processes of eight devices wrote, one process goes on with, on one device.
+  rest = command(model, photos, tmp_path / "run", *ENDLESS, f"--config.stages.base.steps={step + 1}")
+  assert cli.main(rest) == 0
+  assert log_of(tmp_path / "run")[-1]["step"] == step + 1
+
+
+def log_of(workdir):
+  path = workdir / "base/log.jsonl"
+  return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def wait_until(condition, processes, seconds=300):
+  end = time.monotonic() + seconds
+  while not condition():
+    assert all(process.poll() is None for process in processes), "a process ended by itself"
+    assert time.monotonic() < end
+    time.sleep(0.1)
+
+
+def test_in_one_process_sigterm_is_asked_for_behind_each_step():
+  with hosts.watched() as is_to_end:
+    assert not is_to_end(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert is_to_end(2)
+  assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_what_fails_in_the_first_process_fails():
+  with pytest.raises(ZeroDivisionError):
+    hosts.once(lambda: 1 / 0)
+  assert hosts.agree(7) == 7 and hosts.leads() and not hosts.several()
+
+
+def test_arrays_are_fetched_from_wherever_they_lie():
+  tree = {"kernel": np.arange(64.0, dtype=np.float32).reshape(8, 8), "key": np.ones(3, np.float32)}
+  np.testing.assert_array_equal(hosts.fetch(place(tree, make_mesh((2, 2, 2))))["kernel"], tree["kernel"])
+
+
+@pytest.mark.parametrize("said", ["somewhere", "localhost:1,2", "localhost:1,2,2", "localhost,2,0"])
+def test_hosts_that_cannot_be_are_refused(said, capsys):
+  with pytest.raises(SystemExit):
+    cli.main(["sample", "--prompt", "a dog", "--out", "x", "--hosts", said])
+  assert "auto" in capsys.readouterr().err
