@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Runs dreamjax on all NVIDIA GPUs of this machine, in a virtual environment that it makes; starts again what was told to
+# end. --dry-run in front prints the commands.
+#
+#   ./launch/gpu.sh dreambooth --images photos --class-noun dog --workdir runs/dog
+#   CUDA=12 ./launch/gpu.sh ...    for a driver that is too old for CUDA 13 (nvidia-smi says below 580)
+set -euo pipefail
+here=$PWD
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=launch/venv.sh
+source launch/venv.sh
+
+dry=
+if [[ ${1:-} == --dry-run ]]; then
+  dry=yes
+  shift
+fi
+[[ $# -ge 1 ]] || { sed -n '2,7s/^# \{0,1\}//p' launch/gpu.sh >&2; exit 2; }
+what=".[cuda${CUDA:-13}]"
+gpus=$({ nvidia-smi --list-gpus 2>/dev/null || true; } | wc -l)
+[[ $gpus -gt 0 || -n $dry ]] || { echo "nvidia-smi lists no GPU" >&2; exit 1; }
+mesh=()
+if [[ $gpus -gt 1 && " $* " != *" --mesh "* ]]; then
+  mesh=(--mesh data=-1)
+fi
+if [[ -n $dry ]]; then
+  echo ".venv/bin/pip install --editable '$what'"
+  printf '%q ' .venv/bin/dreamjax "$@" "${mesh[@]}"
+  echo
+  exit
+fi
+use_venv "$what"
+dreamjax=$(realpath "$venv")/bin/dreamjax
+cd "$here"
+status=75
+while [[ $status == 75 ]]; do
+  status=0
+  "$dreamjax" "$@" "${mesh[@]}" || status=$?
+done
+exit "$status"

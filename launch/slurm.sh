@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Runs dreamjax on GPUs of several machines under Slurm, one process for each GPU. --dry-run in front prints the job.
+#
+#   ./launch/slurm.sh NODES GPUS_PER_NODE dreambooth ARGUMENTS...
+#
+# Folders are to lie where all nodes see them, and .venv beside this script's folder is to hold dreamjax with [cuda12] or
+# [cuda13]. SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT say the rest. Two minutes before the time is over, or when
+# the job is preempted, the run saves, and the job is queued again.
+set -euo pipefail
+here=$PWD
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+dry=
+if [[ ${1:-} == --dry-run ]]; then
+  dry=yes
+  shift
+fi
+[[ $# -ge 3 && $1 =~ ^[0-9]+$ && $2 =~ ^[0-9]+$ ]] || { sed -n '2,8s/^# \{0,1\}//p' launch/slurm.sh >&2; exit 2; }
+nodes=$1 gpus=$2
+shift 2
+job=$(
+  cat <<EOF
+#!/usr/bin/env bash
+#SBATCH --job-name=dreamjax
+#SBATCH --nodes=$nodes
+#SBATCH --ntasks-per-node=$gpus
+#SBATCH --gpus-per-node=$gpus
+#SBATCH --requeue
+#SBATCH --signal=TERM@120
+#SBATCH --open-mode=append
+#SBATCH --chdir=$here
+srun --kill-on-bad-exit=0 $PWD/.venv/bin/dreamjax $(printf '%q ' "$@")--hosts auto
+status=\$?
+[[ \$status != 75 ]] || scontrol requeue "\$SLURM_JOB_ID"
+exit \$status
+EOF
+)
+if [[ -n $dry ]]; then
+  echo "$job"
+else
+  sbatch <<<"$job"
+fi

@@ -1,0 +1,124 @@
+#!/usr/bin/env bash
+# Runs dreamjax on a Cloud TPU VM, on all of its hosts. Each step is one call; --dry-run in front prints its commands.
+#
+#   ./launch/tpu.sh create  NAME ZONE TYPE [--spot] [--queued]   make it, or queue for it (TYPE: v5litepod-16, v6e-8, ...)
+#   ./launch/tpu.sh install NAME ZONE [--nfs HOST:/SHARE]        bring this commit there; ~/shared is what all hosts see
+#   ./launch/tpu.sh push    NAME ZONE FOLDER                     copy a folder, such as photos, into shared
+#   ./launch/tpu.sh run     NAME ZONE dreambooth ARGUMENTS...    in ~/shared; starts again what a maintenance ended
+#   ./launch/tpu.sh fetch   NAME ZONE FOLDER                     copy shared/FOLDER here
+#   ./launch/tpu.sh delete  NAME ZONE [--queued]
+#
+# A TPU of more than one host writes its checkpoints into one folder: it needs --nfs, such as a Filestore instance.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+usage() {
+  sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' launch/tpu.sh >&2
+  exit 2
+}
+
+dry=
+if [[ ${1:-} == --dry-run ]]; then
+  dry=yes
+  shift
+fi
+
+# Runs a command, or prints it so that it can be pasted.
+run() {
+  if [[ -n $dry ]]; then
+    printf '%q ' "$@"
+    echo
+  else
+    "$@"
+  fi
+}
+
+# The runtime that Google names for a type of TPU.
+runtime_of() {
+  case $1 in
+    v4-*) echo tpu-ubuntu2204-base ;;
+    v5litepod-*) echo v2-alpha-tpuv5-lite ;;
+    v5p-*) echo v2-alpha-tpuv5 ;;
+    v6e-*) echo v2-alpha-tpuv6e ;;
+    *)
+      echo "no runtime is known for the type $1: it is like v4-8, v5litepod-16, v5p-8 or v6e-8" >&2
+      exit 2
+      ;;
+  esac
+}
+
+[[ $# -ge 3 ]] || usage
+what=$1 name=$2 zone=$3
+shift 3
+tpu=(gcloud compute tpus tpu-vm)
+queue=(gcloud compute tpus queued-resources)
+
+# on WORKERS COMMAND: runs a command on hosts: "all", or a number.
+on() {
+  run "${tpu[@]}" ssh "$name" --zone="$zone" --worker="$1" --command="$2"
+}
+
+case $what in
+  create)
+    [[ $# -ge 1 ]] || usage
+    type=$1 queued='' spot=()
+    shift
+    for option; do
+      case $option in
+        --spot) spot=(--spot) ;;
+        --queued) queued=yes ;;
+        *) usage ;;
+      esac
+    done
+    runtime=$(runtime_of "$type")
+    if [[ -n $queued ]]; then
+      run "${queue[@]}" create "$name" --node-id="$name" --zone="$zone" --accelerator-type="$type" \
+        --runtime-version="$runtime" "${spot[@]}"
+      echo "it is there when its state is ACTIVE: ${queue[*]} describe $name --zone=$zone --format='value(state.state)'" >&2
+    else
+      run "${tpu[@]}" create "$name" --zone="$zone" --accelerator-type="$type" --version="$runtime" "${spot[@]}"
+    fi
+    ;;
+  install)
+    share=
+    if [[ ${1:-} == --nfs ]]; then
+      [[ $# -eq 2 ]] || usage
+      share=$2
+    elif [[ $# -gt 0 ]]; then
+      usage
+    fi
+    archive=$(mktemp -d)/dreamjax.tar.gz
+    run git archive --format=tar.gz --prefix=dreamjax/ --output="$archive" HEAD
+    run "${tpu[@]}" scp "$archive" "$name:" --zone="$zone" --worker=all
+    on all "mkdir -p shared && tar xf dreamjax.tar.gz && sudo apt-get update -qq &&
+      sudo apt-get install -y -qq python3.11-venv nfs-common && python3.11 -m venv venv &&
+      venv/bin/pip install --quiet './dreamjax[tpu]'"
+    if [[ -n $share ]]; then
+      share=$(printf '%q' "$share")
+      on all "(mountpoint -q shared || sudo mount -t nfs -o rw $share shared) && sudo chown \$(id -u) shared"
+    fi
+    run rm -r "$(dirname "$archive")"
+    ;;
+  push | fetch)
+    [[ $# -eq 1 ]] || usage
+    if [[ $what == push ]]; then
+      run "${tpu[@]}" scp --recurse "$1" "$name:shared/" --zone="$zone" --worker=0
+    else
+      run "${tpu[@]}" scp --recurse "$name:shared/$1" . --zone="$zone" --worker=0
+    fi
+    ;;
+  run)
+    [[ $# -ge 1 ]] || usage
+    arguments=$(printf '%q ' "$@")
+    # 75 is the status of a program that saved and was told to end, or that lost another one.
+    on all "cd shared && s=75; while [ \$s = 75 ]; do ../venv/bin/dreamjax $arguments--hosts auto; s=\$?; done; exit \$s"
+    ;;
+  delete)
+    if [[ ${1:-} == --queued ]]; then
+      run "${queue[@]}" delete "$name" --zone="$zone" --force --quiet
+    else
+      run "${tpu[@]}" delete "$name" --zone="$zone" --quiet
+    fi
+    ;;
+  *) usage ;;
+esac

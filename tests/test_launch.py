@@ -1,0 +1,83 @@
+"""The launchers: what they would do, and what they say to what they do not know. No cloud is touched."""
+
+import pathlib
+import shutil
+import subprocess
+
+import pytest
+
+LAUNCH = pathlib.Path(__file__).resolve().parents[1] / "launch"
+
+
+def run(script, *arguments):
+  return subprocess.run([LAUNCH / script, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_the_scripts_are_free_of_what_shellcheck_knows():
+  if shutil.which("shellcheck") is None:
+    pytest.skip("shellcheck is not installed")
+  scripts = [*sorted(LAUNCH.glob("*.sh")), LAUNCH.parent / ".ci/run"]
+  found = subprocess.run(
+    ["shellcheck", "--external-sources", *scripts], cwd=LAUNCH.parent, capture_output=True, text=True, check=False
+  )
+  assert found.returncode == 0, found.stdout
+
+
+@pytest.mark.parametrize(
+  ("arguments", "commands"),
+  [
+    (
+      ("create", "me", "us-west4-a", "v5litepod-16", "--spot"),
+      ["tpu-vm create me --zone=us-west4-a --accelerator-type=v5litepod-16 --version=v2-alpha-tpuv5-lite --spot"],
+    ),
+    (
+      ("create", "me", "z", "v6e-8", "--queued"),
+      ["queued-resources create me --node-id=me --zone=z --accelerator-type=v6e-8 --runtime-version=v2-alpha-tpuv6e"],
+    ),
+    (
+      ("install", "me", "z"),
+      [
+        "git archive --format=tar.gz", "tpu-vm scp", "--worker=all",
+        r"apt-get install -y -qq python3.11-venv nfs-common && python3.11 -m venv venv",
+      ],
+    ),
+    (("run", "me", "z", "dreambooth", "--images", "my photos"), [r"--images\ my", r"--hosts\ auto", "--worker=all"]),
+    (("fetch", "me", "z", "runs"), ["tpu-vm scp --recurse me:shared/runs . --zone=z --worker=0"]),
+    (("delete", "me", "z"), ["tpu-vm delete me --zone=z --quiet"]),
+  ],
+)  # fmt: skip
+def test_a_tpu_is_asked_for_as_the_cloud_wants_it(arguments, commands):
+  said = run("tpu.sh", "--dry-run", *arguments)
+  assert said.returncode == 0, said.stderr
+  for command in commands:
+    assert command in said.stdout
+
+
+def test_a_job_of_slurm_asks_for_a_process_for_each_gpu_and_is_queued_again():
+  said = run("slurm.sh", "--dry-run", "2", "8", "dreambooth", "--images", "my photos").stdout
+  for line in ("--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8", "--signal=TERM@120"):
+    assert f"#SBATCH {line}\n" in said
+  assert r"dreamjax dreambooth --images my\ photos --hosts auto" in said
+  assert '[[ $status != 75 ]] || scontrol requeue "$SLURM_JOB_ID"' in said
+
+
+def test_a_gpus_commands_are_said():
+  said = run("gpu.sh", "--dry-run", "sample", "--prompt", "a dog")
+  assert said.stdout.splitlines()[0] == ".venv/bin/pip install --editable '.[cuda13]'"
+  assert said.stdout.splitlines()[1].startswith(r".venv/bin/dreamjax sample --prompt a\ dog")
+
+
+@pytest.mark.parametrize(
+  ("script", "arguments", "message"),
+  [
+    ("tpu.sh", (), "create  NAME ZONE TYPE"),
+    ("tpu.sh", ("--dry-run", "create", "me", "z", "v9-8"), "no runtime is known for the type v9-8"),
+    ("tpu.sh", ("--dry-run", "create", "me", "z", "v6e-8", "--cheap"), "create  NAME ZONE TYPE"),
+    ("tpu.sh", ("--dry-run", "begin", "me", "z"), "create  NAME ZONE TYPE"),
+    ("slurm.sh", ("two", "8", "dreambooth"), "NODES GPUS_PER_NODE"),
+    ("gpu.sh", (), "dreambooth --images photos"),
+  ],
+)
+def test_what_makes_no_sense_is_told_how_to(script, arguments, message):
+  said = run(script, *arguments)
+  assert said.returncode == 2 and message in said.stderr
