@@ -19,7 +19,6 @@ from dreamjax.data import image_folder
 from dreamjax.data.contact_sheet import contact_sheet
 from dreamjax.eval import report
 from dreamjax.eval.evaluate import evaluate
-from dreamjax.generators import cascade
 from dreamjax.methods import dreambooth
 from dreamjax.toybox import source, vocabulary
 from dreamjax.toybox.captions import where
@@ -69,8 +68,10 @@ def run(args: argparse.Namespace) -> None:
   theta = dreambooth.dreambooth(generator, params, photos, args.cls, workdir=args.out / "run", config=config)
   prompts = {prompt.replace("dog", args.cls): labels for prompt, labels in PROMPTS.items()}
   plain = [f"a {args.cls}"] * PHOTOS
-  samplings = cascade.own_samplings(generator, theta)  # for both, so that one program draws both
-  before = generators.sample(generator, params, plain, samplings=samplings, seed=config.seed)
+  prior_set = sorted((args.out / "run" / "priors").glob("*/0*.png"))  # the base model's answers to the same prompt
+  before = [np.asarray(Image.open(path)) / 255 for path in prior_set[:PHOTOS]]
+  if not before:  # the recipe has no pictures of the class
+    before = list(generators.sample(generator, params, plain, seed=config.seed) / 2 + 0.5)
   drawn = generators.sample(generator, params, list(prompts), theta=theta, n=args.n, seed=config.seed)
 
   known = [{"text": prompt, "class": args.cls, **labels} for prompt, labels in prompts.items() for _ in range(args.n)]
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
   result = evaluate(args.out / "pictures", args.out / "photos", truth.toybox_encoders(), identifier="[V]")
   report.write(result, args.out)
   originals = [np.asarray(Image.open(photos / photo["file_name"])) / 255 for photo in seen]
-  sheet = [*originals, *(before / 2 + 0.5), *(drawn / 2 + 0.5)]
+  sheet = [*originals, *before, *(drawn / 2 + 0.5)]
   captions = [
     *[f"photo {i + 1}: {photo['text']}" for i, photo in enumerate(seen)],
     *[f"{prompt} (before)" for prompt in plain],

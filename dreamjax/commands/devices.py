@@ -1,4 +1,4 @@
-"""`--mesh`: the devices on which a command computes, and what lies where."""
+"""`--mesh` and `--hosts`: the devices on which a command computes, what lies where, and who else computes."""
 
 import argparse
 import re
@@ -14,13 +14,16 @@ _SIZE = re.compile(r"-1|[1-9]\d*")
 _HOSTS = re.compile(r"([^,\s]+:\d+),(\d+),(\d+)")
 
 
-def add(parser: argparse.ArgumentParser) -> None:
-  """Adds the argument to a command's."""
+def add(parser: argparse.ArgumentParser, *, several: bool = True) -> None:
+  """Adds the arguments to a command's: `--mesh`, and `--hosts` where it can run as several processes."""
   parser.add_argument(
     "--mesh", type=_shape, metavar="AXIS=N[,AXIS=N]",
     help=f"devices along the axes {', '.join(sharding.AXES)}, such as data=-1 for all or data=2,fsdp=4: pictures of a "
     "batch are spread over data and fsdp, parameters over fsdp and tensor (default: one device)",
   )  # fmt: skip
+  parser.set_defaults(hosts=None)
+  if not several:
+    return
   parser.add_argument(
     "--hosts", type=_processes, metavar="auto|HOST:PORT,COUNT,INDEX",
     help="run as one of several processes, which share the devices: auto takes the others from the environment, on "

@@ -38,7 +38,7 @@ def add(commands: Any) -> None:
   )  # fmt: skip
   parser.add_argument("--only", metavar="PROGRAM", help="plan the programs in whose names this is")
   parser.add_argument("--out", type=pathlib.Path, metavar="FILE", help="write all figures there, as JSON")
-  devices.add(parser)
+  devices.add(parser, several=False)
   parser.set_defaults(run=run)
 
 

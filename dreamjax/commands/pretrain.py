@@ -48,7 +48,7 @@ def add(commands: Any) -> None:
   parser = commands.add_parser("pretrain", help="train the networks that come with dreamjax")
   parser.add_argument("--config", required=True, metavar="FILE:VARIANT", help="such as configs/pretrain_encoders.py:t5")
   parser.add_argument("--workdir", type=pathlib.Path, required=True, help="for logs, checkpoints and the model")
-  devices.add(parser)
+  devices.add(parser, several=False)
   parser.set_defaults(run=run)
 
 
