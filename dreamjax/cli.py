@@ -4,7 +4,9 @@ import argparse
 from collections.abc import Sequence
 import os
 import pathlib
+import re
 import sys
+import traceback
 
 import jax
 import jaxlib.version
@@ -12,6 +14,8 @@ import jaxlib.version
 from dreamjax.commands import demo, dreambooth, evaluate, export, feedback, plan, pretrain, sample, styledrop, toybox
 from dreamjax.data import hosts
 
+# What JAX says where it no longer hears of another process.
+_LOST = re.compile("gloo|nccl|connection|heartbeat|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED", re.I)
 _YNNPACK = "--xla_cpu_experimental_ynn_fusion_type"
 
 
@@ -55,12 +59,15 @@ def main(argv: Sequence[str] | None = None) -> int:
   except (ValueError, OSError, FloatingPointError) as error:
     print(f"dreamjax {args.command}: {error}", file=sys.stderr)
     return _leave(2)
-  except jax.errors.JaxRuntimeError as error:
+  except BaseException as error:
     if not hosts.several():
       raise
-    problem = "another process of this run is lost, or out of reach: run all of them again to go on"
-    print(f"dreamjax {args.command}: {problem} ({str(error).splitlines()[0]})", file=sys.stderr)
-    return _leave(hosts.AGAIN)
+    if isinstance(error, jax.errors.JaxRuntimeError) and _LOST.search(str(error)):
+      problem = "another process of this run is lost, or out of reach: run all of them again to go on"
+      print(f"dreamjax {args.command}: {problem} ({str(error).splitlines()[0]})", file=sys.stderr)
+      return _leave(hosts.AGAIN)
+    traceback.print_exc()
+    return _leave(1)
   return 0
 
 

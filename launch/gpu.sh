@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs dreamjax on all NVIDIA GPUs of this machine, in a virtual environment that it makes; starts again what was told to
-# end. --dry-run in front prints the commands.
+# Runs dreamjax on all NVIDIA GPUs of this machine, in a virtual environment that it makes. --dry-run in front prints the
+# commands.
 #
 #   ./launch/gpu.sh dreambooth --images photos --class-noun dog --workdir runs/dog
 #   CUDA=12 ./launch/gpu.sh ...    for a driver that is too old for CUDA 13 (nvidia-smi says below 580)
@@ -20,9 +20,13 @@ what=".[cuda${CUDA:-13}]"
 gpus=$({ nvidia-smi --list-gpus 2>/dev/null || true; } | wc -l)
 [[ $gpus -gt 0 || -n $dry ]] || { echo "nvidia-smi lists no GPU" >&2; exit 1; }
 mesh=()
-if [[ $gpus -gt 1 && " $* " != *" --mesh "* ]]; then
-  mesh=(--mesh data=-1)
-fi
+case $1 in
+  dreambooth | styledrop | sample | pretrain)
+    if [[ $gpus -gt 1 && " $* " != *" --mesh"[\ =]* ]]; then
+      mesh=(--mesh data=-1)
+    fi
+    ;;
+esac
 if [[ -n $dry ]]; then
   echo ".venv/bin/pip install --editable '$what'"
   printf '%q ' .venv/bin/dreamjax "$@" "${mesh[@]}"
@@ -32,9 +36,4 @@ fi
 use_venv "$what"
 dreamjax=$(realpath "$venv")/bin/dreamjax
 cd "$here"
-status=75
-while [[ $status == 75 ]]; do
-  status=0
-  "$dreamjax" "$@" "${mesh[@]}" || status=$?
-done
-exit "$status"
+exec "$dreamjax" "$@" "${mesh[@]}"

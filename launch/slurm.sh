@@ -16,6 +16,7 @@ if [[ ${1:-} == --dry-run ]]; then
   shift
 fi
 [[ $# -ge 3 && $1 =~ ^[0-9]+$ && $2 =~ ^[0-9]+$ ]] || { sed -n '2,8s/^# \{0,1\}//p' launch/slurm.sh >&2; exit 2; }
+[[ $here != *" "* ]] || { echo "Slurm cannot run in a folder with a space in its name: $here" >&2; exit 2; }
 nodes=$1 gpus=$2
 shift 2
 job=$(
@@ -29,9 +30,13 @@ job=$(
 #SBATCH --signal=TERM@120
 #SBATCH --open-mode=append
 #SBATCH --chdir=$here
-srun --kill-on-bad-exit=0 $PWD/.venv/bin/dreamjax $(printf '%q ' "$@")--hosts auto
+# 75: it saved and was told to end, or lost another process, for which JAX itself ends with 134, and what was killed with
+# 137. Whatever ends so within minutes ends so again.
+srun --kill-on-bad-exit=0 $(printf '%q ' "$PWD/.venv/bin/dreamjax" "$@")--hosts auto
 status=\$?
-[[ \$status != 75 ]] || scontrol requeue "\$SLURM_JOB_ID"
+if [[ \$status =~ ^(75|134|137)\$ && \$SECONDS -gt 300 ]]; then
+  scontrol requeue "\$SLURM_JOB_ID"
+fi
 exit \$status
 EOF
 )

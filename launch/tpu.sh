@@ -10,6 +10,7 @@
 #
 # A TPU of more than one host writes its checkpoints into one folder: it needs --nfs, such as a Filestore instance.
 set -euo pipefail
+here=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 usage() {
@@ -102,16 +103,19 @@ case $what in
   push | fetch)
     [[ $# -eq 1 ]] || usage
     if [[ $what == push ]]; then
+      [[ $1 == /* ]] || set -- "$here/$1"
       run "${tpu[@]}" scp --recurse "$1" "$name:shared/" --zone="$zone" --worker=0
     else
-      run "${tpu[@]}" scp --recurse "$name:shared/$1" . --zone="$zone" --worker=0
+      run "${tpu[@]}" scp --recurse "$name:shared/$1" "$here" --zone="$zone" --worker=0
     fi
     ;;
   run)
     [[ $# -ge 1 ]] || usage
     arguments=$(printf '%q ' "$@")
-    # 75 is the status of a program that saved and was told to end, or that lost another one.
-    on all "cd shared && s=75; while [ \$s = 75 ]; do ../venv/bin/dreamjax $arguments--hosts auto; s=\$?; done; exit \$s"
+    # 75 is the status of a program that saved and was told to end, or that lost another one, for which JAX itself ends
+    # with 134. Whatever ends so within minutes ends so again.
+    on all "cd shared || exit 1; s=75; while [ \$s = 75 ] || [ \$s = 134 ]; do began=\$(date +%s)
+      ../venv/bin/dreamjax $arguments--hosts auto; s=\$?; [ \$((\$(date +%s) - began)) -gt 300 ] || exit \$s; done; exit \$s"
     ;;
   delete)
     if [[ ${1:-} == --queued ]]; then

@@ -19,7 +19,7 @@ find_python() {
 use_venv() {
   venv=${DREAMJAX_VENV:-.venv}
   [[ -z ${DREAMJAX_VENV:-} ]] || return 0
-  local python stamp=$venv/.installed-${1//[^a-z]/}
+  local python stamp=$venv/.installed-${1//[^a-z0-9]/}
   if [[ ! -x $venv/bin/pip ]]; then
     python=$(find_python)
     echo "making the virtual environment $venv" >&2

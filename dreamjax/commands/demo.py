@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
   sheet = [*originals, *before, *(drawn / 2 + 0.5)]
   captions = [
     *[f"photo {i + 1}: {photo['text']}" for i, photo in enumerate(seen)],
-    *[f"{prompt} (before)" for prompt in plain],
+    *[f"{prompt} (before)" for prompt in plain[: len(before)]],
     *[entry["text"] for entry in known],
   ]
   contact_sheet([np.asarray(picture) for picture in sheet], captions, columns=2 * PHOTOS).save(args.out / "sheet.png")

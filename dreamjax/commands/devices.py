@@ -14,12 +14,13 @@ _SIZE = re.compile(r"-1|[1-9]\d*")
 _HOSTS = re.compile(r"([^,\s]+:\d+),(\d+),(\d+)")
 
 
-def add(parser: argparse.ArgumentParser, *, several: bool = True) -> None:
+def add(parser: argparse.ArgumentParser, *, several: bool = True, usual: str = "one device") -> None:
   """Adds the arguments to a command's: `--mesh`, and `--hosts` where it can run as several processes."""
   parser.add_argument(
     "--mesh", type=_shape, metavar="AXIS=N[,AXIS=N]",
     help=f"devices along the axes {', '.join(sharding.AXES)}, such as data=-1 for all or data=2,fsdp=4: pictures of a "
-    "batch are spread over data and fsdp, parameters over fsdp and tensor (default: one device)",
+    "batch are spread over data and fsdp, parameters over fsdp and tensor "
+    f"(default: {usual})",
   )  # fmt: skip
   parser.set_defaults(hosts=None)
   if not several:
@@ -52,11 +53,20 @@ def _shape(text: str) -> tuple[int, ...]:
 
 
 def mesh(args: argparse.Namespace) -> jax.sharding.Mesh | None:
-  """The mesh that was asked for, behind meeting the other processes; ValueError if the devices do not fill it."""
+  """The mesh that was asked for, behind meeting the other processes.
+
+  Raises:
+    ValueError: if the devices do not fill it, or it leaves devices of one of several processes out.
+  """
   if args.hosts is not None:
     hosts.join(*args.hosts)
   shape = args.mesh or ((-1, 1, 1) if hosts.several() else None)
-  return None if shape is None else sharding.make_mesh(shape)
+  if shape is None:
+    return None
+  made = sharding.make_mesh(shape)
+  if hosts.several() and made.size < jax.device_count():
+    raise ValueError(f"a mesh of several processes holds all of their {jax.device_count()} devices, not {made.size}")
+  return made
 
 
 def say(*lines: str) -> None:

@@ -33,12 +33,12 @@ def add(commands: Any) -> None:
   parser.add_argument("--topology", required=True, metavar="CHIP:AxB", help="such as v5e:4x4")
   parser.add_argument(
     "--model", metavar="NAME|DIR",
-    help=f"the generator: {', '.join(published.PUBLISHED)}, whose sizes are known, or one that there is (default: what "
-    "the config's variant is named after)",
+    help=f"the generator: {', '.join(published.PUBLISHED)}, whose sizes are known, or one that there is (default: "
+    "that of these after which the config's variant is named)",
   )  # fmt: skip
   parser.add_argument("--only", metavar="PROGRAM", help="plan the programs in whose names this is")
   parser.add_argument("--out", type=pathlib.Path, metavar="FILE", help="write all figures there, as JSON")
-  devices.add(parser, several=False)
+  devices.add(parser, several=False, usual="fsdp=-1")
   parser.set_defaults(run=run)
 
 
@@ -46,7 +46,10 @@ def run(args: argparse.Namespace) -> None:
   """Runs the command."""
   chip = topologies.chip(args.topology)
   config = configs.load(args.config, args.overrides)
-  generator, params = _describe(args.model or args.config.partition(":")[2])
+  variant = args.config.partition(":")[2]
+  if args.model is None and variant not in published.PUBLISHED:
+    raise ValueError(f"the config's variant {variant!r} does not say for which generator it is: say --model")
+  generator, params = _describe(args.model or variant)
   found = topologies.devices(args.topology)
   mesh = sharding.make_mesh(args.mesh or (1, -1, 1), found)
   console = rich.console.Console()
@@ -60,7 +63,8 @@ def run(args: argparse.Namespace) -> None:
   shape = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
   console.print(_table(planned, f"{generator.name} on {args.topology} ({shape}), a device"))
   minutes = sum(one["runs"] * one["seconds"] for one in planned if one["fits"]) / 60
-  console.print(f"at least {minutes:.1f} minutes, compilation not counted")
+  left_out = "" if all(one["fits"] for one in planned) else ", nor what does not fit"
+  console.print(f"at least {minutes:.1f} minutes, compilation not counted{left_out}")
   for one in planned:
     if not one["fits"]:
       console.print(f"{one['name']} does not fit: it needs {_gib(one['peak'])} of {_gib(chip.memory)} GiB")
@@ -81,8 +85,8 @@ def weigh(program: plans.Program, chip: topologies.Chip, devices: int) -> dict[s
   try:
     load = topologies.load(program.lower())
   except jax.errors.JaxRuntimeError as error:
-    needed = topologies.exceeded(error)
-    rest = {"activations": needed, "peak": max(needed, held), "fits": False}
+    needed = topologies.exceeded(error)  # the program's arguments included, which lie there in any case
+    rest = {"activations": max(needed - held, 0.0), "peak": max(needed, held), "fits": False}
     return {**known, **rest, "flops": None, "model_flops": None, "sent": {}, "times": {}, "seconds": 0.0}
   activations = load.temporaries + load.results + load.code
   times = load.seconds(chip)
@@ -97,7 +101,7 @@ def _describe(name: str) -> tuple[generators.Cascade | generators.Masked, Any]:
   """A generator and the shapes of its parameters."""
   if name in published.PUBLISHED:
     return published.describe(name)
-  return generators.load(name or "toybox-cascade", put=lambda _, array: jax.ShapeDtypeStruct(array.shape, array.dtype))
+  return generators.load(name, put=lambda _, array: jax.ShapeDtypeStruct(array.shape, array.dtype))
 
 
 def _gib(size: float) -> str:

@@ -74,8 +74,7 @@ def run(args: argparse.Namespace) -> None:
   prompts = [prompt for prompt in recipe["prompts"] for _ in range(recipe["n"])]
   size = args.batch if mesh else min(args.batch, len(prompts))
   batches = family.batches(prompts, recipe, size, mesh)
-  if args.out.exists() and (args.out / image_folder.METADATA).exists() and not args.overwrite:
-    raise FileExistsError(f"{args.out} holds pictures already: choose another folder, or say --overwrite")
+  hosts.once(lambda: _check_empty(args))
   drawn: list[np.ndarray] = []
   if not hosts.leads():
     for _ in batches:  # what the first process writes
@@ -94,6 +93,11 @@ def run(args: argparse.Namespace) -> None:
   contact_sheet(drawn, [line["text"] for line in lines], columns=min(recipe["n"], 8)).save(args.out / "grid.png")
   (args.out / RECIPE).write_text(json.dumps(recipe, indent=2) + "\n")
   print(f"{len(lines)} pictures, grid.png and {RECIPE} are in {args.out}")
+
+
+def _check_empty(args: argparse.Namespace) -> None:
+  if (args.out / image_folder.METADATA).exists() and not args.overwrite:
+    raise FileExistsError(f"{args.out} holds pictures already: choose another folder, or say --overwrite")
 
 
 def _recipe(args: argparse.Namespace) -> dict[str, Any]:

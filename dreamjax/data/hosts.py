@@ -7,6 +7,7 @@ process alone, and read by all: the workdir is to lie where all of them see it.
 
 from collections.abc import Callable, Iterator
 import contextlib
+import itertools
 import signal
 import threading
 from types import FrameType
@@ -19,6 +20,7 @@ import numpy as np
 #: A launcher that sees this exit status is to start the program again, which then goes on where it was.
 AGAIN = 75  # sysexits.h: a temporary failure
 _SILENCE = 30  # seconds without a sign of life, after which a process counts as lost
+_asked = itertools.count(1)  # how often `watched` was asked: what JAX's service takes for steps never goes back
 
 
 class Preempted(Exception):
@@ -35,23 +37,29 @@ def join(address: str = "", count: int = 0, index: int = 0) -> None:
     index: of this one, from 0.
 
   Raises:
-    ValueError: if the environment says nothing, or the processes do not find each other.
+    ValueError: if the environment says nothing, or JAX cannot begin. Where the first process is not found within
+      minutes, JAX ends the program itself.
   """
   known = {"coordinator_address": address, "num_processes": count, "process_id": index} if address else {}
   try:
     jax.distributed.initialize(**known, heartbeat_timeout_seconds=_SILENCE)
   except (ValueError, RuntimeError) as error:
-    raise ValueError(f"the processes of this program do not find each other: {error}") from error
+    raise ValueError(f"this process cannot become one of several: {error}") from error
 
 
 def several() -> bool:
   """Whether there is more than one process."""
-  return jax.process_count() > 1
+  return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def leads() -> bool:
   """Whether this is the first process, the one that writes files and speaks."""
-  return jax.process_index() == 0
+  return not several() or jax.process_index() == 0
+
+
+def quiet() -> bool | None:
+  """What a progress bar's `disable` is to be: none but the first process shows any, and that on a terminal only."""
+  return None if leads() else True
 
 
 def once(write: Callable[[], Any]) -> None:
@@ -70,6 +78,7 @@ def once(write: Callable[[], Any]) -> None:
     except Exception as error:
       problem = error
   if agree(problem is not None):
+    multihost_utils.sync_global_devices("once")  # so that all know before one of them ends
     raise problem or ValueError("the first process cannot go on, and says why")
 
 
@@ -105,15 +114,14 @@ def fetch(tree: Any) -> Any:
 
 
 @contextlib.contextmanager
-def watched() -> Iterator[Callable[[int], bool]]:
+def watched() -> Iterator[Callable[[], bool]]:
   """While it lasts, SIGTERM does not end the program at once.
 
   Yields:
-    asked(step): whether the program is to end behind this step; in all processes behind the same one. To be called
-    behind each.
+    asked(): whether the program is to end; in all processes behind the same step. To be called behind each.
   """
   if several():  # JAX's preemption service has the signal, and finds a step that all can reach
-    yield multihost_utils.reached_preemption_sync_point
+    yield lambda: multihost_utils.reached_preemption_sync_point(next(_asked))
     return
   told = threading.Event()
 
@@ -122,10 +130,10 @@ def watched() -> Iterator[Callable[[int], bool]]:
     told.set()
 
   if threading.current_thread() is not threading.main_thread():
-    yield lambda step: False
+    yield lambda: False
     return
   before = signal.signal(signal.SIGTERM, tell)
   try:
-    yield lambda step: told.is_set()
+    yield told.is_set
   finally:
     signal.signal(signal.SIGTERM, before)

@@ -19,9 +19,9 @@ class Latents:
   """
 
   def __init__(self, autoencoder: Autoencoder, params: Any) -> None:
-    """Takes the autoencoder's parameters as well."""
+    """Takes the autoencoder's parameters as well. Each of several processes encodes by itself."""
     self._scale, self._shift = autoencoder.scale, autoencoder.shift
-    self._params = params
+    self._params = jax.device_put(hosts.fetch(params)) if hosts.several() else params
     self._encode = jax.jit(lambda params, image: autoencoder.apply({"params": params}, image, method="gaussian"))
     self._known: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -36,6 +36,6 @@ class Latents:
     """Mean and standard deviation."""
     key = hashlib.sha256(np.ascontiguousarray(image).tobytes()).digest()
     if key not in self._known:
-      mean, log_variance = hosts.fetch(self._encode(self._params, image[None]))
+      mean, log_variance = jax.device_get(self._encode(self._params, image[None]))
       self._known[key] = mean[0], np.exp(0.5 * log_variance[0])
     return self._known[key]

@@ -308,7 +308,8 @@ def draw_cascade(
   return tuple(drawn)
 
 
-_draw_cascade = jax.jit(draw_cascade, static_argnums=(0, 1, 7))
+#: `draw_cascade`, as `batches` calls it.
+jit_cascade = jax.jit(draw_cascade, static_argnums=(0, 1, 7))
 
 
 def batches(
@@ -355,7 +356,7 @@ def batches(
   for count, places in in_batches(len(prompts), size):
     text = jax.tree.map(lambda x, places=places: x[rows[places]], texts)
     text, keys = spread((text, keys_of(seed, first + places)), mesh)
-    drawn = _draw_cascade(stages, samplings, used, tuned, text, null, keys, cascade.autoencoder)
+    drawn = jit_cascade(stages, samplings, used, tuned, text, null, keys, cascade.autoencoder)
     yield tuple(picture[:count] for picture in hosts.fetch(drawn))
 
 

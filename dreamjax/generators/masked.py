@@ -206,7 +206,8 @@ def draw(
   return tuple(drawn)
 
 
-_draw = jax.jit(draw, static_argnums=(0, 1))
+#: `draw`, as `batches` calls it.
+jit_draw = jax.jit(draw, static_argnums=(0, 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -341,7 +342,7 @@ def batches(
   for count, places in in_batches(len(wishes), size):
     texts = tuple(jax.tree.map(lambda x, own=rows[places][:, some].T: x[own], read) for some in asked)
     texts, keys = spread(texts, mesh, axis=1), spread(keys_of(seed, first + places), mesh)
-    drawn = _draw(stages, decodings, used, branches, texts, weights, keys)
+    drawn = jit_draw(stages, decodings, used, branches, texts, weights, keys)
     yield tuple(picture[:count] for picture in hosts.fetch(drawn))
 
 

@@ -1,8 +1,8 @@
 """Generators of the published sizes, described without their weights: what a plan of a run needs to know of them.
 
-IF is DeepFloyd's IF-I-XL and IF-II-L, SD 1.5 and SDXL are Stability AI's, Muse-3B is the one of Muse (Chang et al.,
-2301.00704) with the super-resolution behind it, of which the paper leaves heads, blocks and the VQGANs' widths open,
-and aMUSEd-512 is Hugging Face's.
+IF is DeepFloyd's IF-I-XL and IF-II-L, SD 1.5 is Runway's, SDXL Stability AI's, aMUSEd-512 Hugging Face's, and Muse-3B
+that of Muse (Chang et al., 2301.00704) with the super-resolution behind it, of which the paper leaves heads, blocks and
+the VQGANs' widths open.
 """
 
 from collections.abc import Callable

@@ -403,8 +403,9 @@ def _prior_set(
     "prompt": prompt,
     "seed": config.seed,
     "sampling": [dataclasses.asdict(sampling) for sampling in samplings],
+    **({} if config.dtype == "float32" else {"dtype": config.dtype}),
   }
-  with tqdm.tqdm(total=prior.count, unit=" pictures", desc=f"{prompt!r}", disable=None) as bar:
+  with tqdm.tqdm(total=prior.count, unit=" pictures", desc=f"{prompt!r}", disable=hosts.quiet()) as bar:
     return priors.read_or_draw(cache, recipe, prior.count, draw, lambda there: bar.update(there - bar.n))
 
 

@@ -51,7 +51,10 @@ class Program(NamedTuple):
 def programs(
   generator: Cascade | Masked, params: Any, config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh
 ) -> list[Program]:
-  """All that a run of DreamBooth or StyleDrop compiles.
+  """The updates and the drawings of a run of DreamBooth or StyleDrop.
+
+  Not those that take no time beside them: texts and pictures are read once, by the text encoder and what makes latents
+  or tokens of pictures. Of StyleDrop there are both rounds and the pool between them.
 
   Args:
     generator: its description.
@@ -136,12 +139,11 @@ class _Plan(NamedTuple):
     used = {part: self.params[part] for part in parts if part in self.params}
     keys = self._spread(jax.eval_shape(lambda: keys_of(0, range(size))))
     text, null = self._spread(self._text(size)), self._whole(self._text(1))
-    draw = jax.jit(cascades.draw_cascade, static_argnums=(0, 1, 7))
     args = (cascade.stages, samplings, used, tuned, text, null, keys, cascade.autoencoder)
     sizes = {"parameters": held(self.params), "theta": held((tuned, full)), "batch": held((text, keys))}
     drawn = functools.partial(cascades.draw_cascade, cascade.stages, samplings, autoencoder=cascade.autoencoder)
     count = lambda: flops.count(drawn, used, tuned, text, null, keys)  # noqa: E731
-    return Program(name, runs, size, self._lowering(draw, *args), count, sizes)
+    return Program(name, runs, size, self._lowering(cascades.jit_cascade, *args), count, sizes)
 
   def styledrop(self) -> Iterator[Program]:
     generator, config = self.generator, self.config
@@ -196,10 +198,9 @@ class _Plan(NamedTuple):
     used = {stage.name: self.params[stage.name] for stage in stages}
     keys = self._spread(jax.eval_shape(lambda: keys_of(0, range(size))))
     args = (used, branches, tuple(texts), weights, keys)
-    draw = jax.jit(masked.draw, static_argnums=(0, 1))
     sizes = {"parameters": held(self.params), "theta": held(branches), "batch": held((texts, keys))}
     count = lambda: flops.count(functools.partial(masked.draw, stages, decodings), *args)  # noqa: E731
-    return Program(name, runs, size, self._lowering(draw, stages, decodings, *args), count, sizes)
+    return Program(name, runs, size, self._lowering(masked.jit_draw, stages, decodings, *args), count, sizes)
 
   def _update(
     self, name: str, settings: Any, losses: list[Loss], tx: Any, theta: Any, frozen: Any, rows: Any, pieces: int
@@ -207,8 +208,8 @@ class _Plan(NamedTuple):
     """The update of a training; of the losses, the second one does not compute anything twice."""
     step = jax.ShapeDtypeStruct((), jnp.int32)
     state = TrainState(self._whole(step), theta, None, _placed(jax.eval_shape(tx.init, theta), self.mesh))
-    rows, loss = self._spread(rows), losses[0]
-    update = jit_update(make_step(loss, tx, 0, pieces, unroll=False), state, self.mesh)
+    rows = self._spread(rows)
+    update = jit_update(make_step(losses[0], tx, 0, pieces, unroll=False), state, self.mesh)
     sizes = {
       "parameters": held(self.params), "theta": held(theta), "optimizer": held(state.opt_state), "batch": held(rows),
     }  # fmt: skip

@@ -291,7 +291,7 @@ def draw_pool(
     for pictures in masked.batches(generator, params, wishes, **options):
       yield from pictures[-1]
 
-  with tqdm.tqdm(total=len(prompts), unit=" pictures", desc="pool", disable=None) as bar:
+  with tqdm.tqdm(total=len(prompts), unit=" pictures", desc="pool", disable=hosts.quiet()) as bar:
     pictures = priors.complete(folder, len(prompts), draw, lambda there: bar.update(there - bar.n))
   scores = None if encoders is None else text_scores(encoders(), pictures, prompts)
   lines: list[dict[str, Any]] = [
@@ -386,8 +386,8 @@ def _tune(
 
 def _tokens(stage: TokenStage, params: Any, pictures: np.ndarray) -> np.ndarray:
   """The tokens of pictures, [n, t]."""
-  encode = jax.jit(lambda picture: stage.encode(params, picture))
-  return np.concatenate([hosts.fetch(encode(picture[None])) for picture in pictures])
+  encode = jax.jit(stage.encode)
+  return np.concatenate([hosts.fetch(encode(params, picture[None])) for picture in pictures])
 
 
 class _Rows:

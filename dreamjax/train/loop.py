@@ -75,8 +75,7 @@ def fit(
     coming = ahead.submit(draw, first) if first < steps else None
     seen: list[dict[str, jax.Array]] = []
     began = time.perf_counter()
-    quiet = None if hosts.leads() else True
-    bar = tqdm.trange(first, steps, initial=first, total=steps, unit=" steps", desc="training", disable=quiet)
+    bar = tqdm.trange(first, steps, initial=first, total=steps, unit=" steps", desc="training", disable=hosts.quiet())
     for i in bar:
       batch = coming.result()
       coming = ahead.submit(draw, i + 1) if i + 1 < steps else None
@@ -84,7 +83,7 @@ def fit(
       seen.append(metrics)
       done = i + 1
       is_last = done == steps
-      ends = is_to_end(done) and not is_last
+      ends = is_to_end()
       saves = ends or is_last or done % save_every == 0
       if is_last or saves or done % log_every == 0:
         means = _means(seen, done, checkpoints)
@@ -94,14 +93,14 @@ def fit(
         seen, began = [], now
       if saves:
         checkpoints.save(state)
+        if ends:
+          checkpoints.wait()
+          raise hosts.Preempted(f"the machine is to be given up; the checkpoint of step {done} is on disk")
         if inspect is not None:
           _write(log, done, inspect(state))
           began = time.perf_counter()
         if enough():
           break
-      if ends:
-        checkpoints.wait()
-        raise hosts.Preempted(f"the machine is to be given up; the checkpoint of step {done} is on disk")
   return state
 
 

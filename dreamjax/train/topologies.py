@@ -44,7 +44,7 @@ CHIPS = {
   "v6e": Chip(31.25 * GIB, 918e12, 1.638e12, 400e9),
 }
 
-# How JAX is told, before it starts, to stay off TPUs, and libtpu not to ask where it is, nor to lock others out.
+# By which libtpu is told not to ask where it is, nor to lock others out, nor to talk.
 _QUIET = {
   "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-1",
   "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0", "TPU_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3",
@@ -119,9 +119,8 @@ def load(lowered: jax.stages.Lowered) -> Load:
   memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
   program = Program(compiled.as_text())
   repeats = program.repeats()
-  once = dict.fromkeys(repeats, 1)
   products = program.products(repeats)
-  grown = products / program.products(once) if products else 1.0
+  grown = products / program.products(program.repeats(loops=False)) if products else 1.0
   return Load(
     memory.argument_size_in_bytes,
     memory.temp_size_in_bytes,
@@ -139,7 +138,6 @@ _SHAPE = re.compile(r"(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-_CONSTANT = re.compile(r"^s32\[\]\S* constant\((\d+)\)")
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -170,6 +168,8 @@ class Program:
 
   def __init__(self, text: str) -> None:
     self.computations: dict[str, list[_Instruction]] = {}
+    said = re.search(r"num_partitions=(\d+)", text)
+    self.devices = int(said[1]) if said else 1
     self.entry = ""
     lines: list[_Instruction] = []
     for line in text.splitlines():
@@ -179,15 +179,15 @@ class Program:
       elif found := _LINE.match(line):
         lines.append(_Instruction(*found.groups()))
 
-  def repeats(self) -> dict[str, int]:
-    """How often each computation runs."""
+  def repeats(self, loops: bool = True) -> dict[str, int]:
+    """How often each computation runs; without `loops`, if the body of each ran once."""
     counts: dict[str, int] = collections.Counter()
 
     def visit(name: str, times: int) -> None:
       counts[name] += times
       for callee, more in self._calls(name):
         if callee in self.computations:
-          visit(callee, times * more)
+          visit(callee, times * (more if loops else 1))
 
     visit(self.entry, 1)
     return dict(counts)
@@ -223,32 +223,38 @@ class Program:
     return total
 
   def sent(self, repeats: dict[str, int]) -> dict[str, float]:
-    """Bytes that a device sends, by the kind of collective, if rings are used."""
+    """Bytes that a device sends, by the kind of collective, if rings are used.
+
+    A sum of which each device keeps a part counts as a whole all-reduce where the compiler has written it as one.
+    """
     total: dict[str, float] = collections.Counter()
     for name, times in repeats.items():
       for instruction in self.computations[name]:
         kind = instruction.kind.removesuffix("-start")
         if kind not in _COLLECTIVES:
           continue
-        sizes, group = _bytes(instruction.shape), _group(instruction.rest)
-        # What begins a collective has its operand beside its result, but for all-reduce, which needs no other place.
-        size = sizes[1] if instruction.kind.endswith("-start") and kind != "all-reduce" else sum(sizes)
+        sizes, group = _bytes(instruction.shape), self._group(instruction.rest)
+        if kind == "collective-permute":
+          size = sizes[0]
+        elif instruction.kind.endswith("-start") and kind != "all-reduce":
+          size = sum(sizes[len(sizes) // 2 :])  # operands, then results; all-reduce needs no other place
+        else:
+          size = sum(sizes)
         share = (group - 1) / group
         factor = {"all-reduce": 2 * share, "reduce-scatter": group * share, "collective-permute": 1.0}.get(kind, share)
         total[kind] += times * size * factor
     return dict(total)
 
-
-def _group(rest: str) -> int:
-  """How many devices take part in a collective together."""
-  if named := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest):
-    sizes = dict(re.findall(r"'([^']+)'=(\d+)", named[1]))
-    return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", named[2]))
-  if counted := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", rest):
-    return int(counted[2])
-  if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
-    return listed[1].count(",") + 1
-  return 2
+  def _group(self, rest: str) -> int:
+    """How many devices take part in a collective together: all of them, if no groups are named."""
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest):
+      sizes = dict(re.findall(r"'([^']+)'=(\d+)", named[1]))
+      return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", named[2]))
+    if counted := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", rest):
+      return int(counted[2])
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
+      return listed[1].count(",") + 1
+    return self.devices
 
 
 def exceeded(error: Exception) -> float:

@@ -36,13 +36,14 @@ def model(tiny_cascade, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-  """A folder of two photos."""
+  """A folder of two photos, with captions that end in a style."""
   from PIL import Image
 
   folder = tmp_path_factory.mktemp("photos")
   draw = np.random.default_rng(0)
   for i in range(2):
     Image.fromarray(draw.integers(0, 255, (16, 16, 3), np.uint8)).save(folder / f"{i}.png")
+    (folder / f"{i}.txt").write_text("a dog in red clay style")
   return folder
 
 
@@ -96,6 +97,38 @@ def test_two_processes_learn_what_one_does(model, photos, tmp_path):
   assert len(pictures[0]) == len(pictures[1]) == 8
   for a, b in zip(*pictures, strict=True):
     assert np.abs(pixels(a) - pixels(b)).max() <= 1
+
+
+@pytest.mark.slow
+def test_two_processes_learn_a_style_and_draw_what_one_does(tiny_masked, photos, tmp_path):
+  model = tmp_path / "model"
+  generators.save(model, *tiny_masked, dtype=np.float32)
+  rows = [f"--config.{part}.{stage}.{key}=8" for part in ("first", "second") for stage in ("base", "sr")
+          for key in ("steps", "rows")]  # fmt: skip
+  learn = ["styledrop", "--images", photos, "--model", model, "--feedback", "random", "--config", "styledrop.py:paper",
+           "--config.pool.each=1", *rows, "--mesh", "data=2,fsdp=4"]  # fmt: skip
+  draw = ["sample", "--model", model, "--theta", tmp_path / "one/theta.safetensors", "--prompt", "a cat", "--n", "3",
+          "--mesh", "data=-1"]  # fmt: skip
+  for what, where in ((learn, "--workdir"), (draw, "--out")):
+    folders = [tmp_path / f"{name}{'' if where == '--workdir' else ' pictures'}" for name in ("one", "two")]
+    one, two = ([str(x) for x in (*what, where, folder)] for folder in folders)
+    assert cli.main(one) == 0
+    both = begin_two(two, tmp_path)
+    assert [process.wait(timeout=300) for process in both] == [0, 0], (tmp_path / "0.log").read_text()
+  one, two = (safetensors.numpy.load_file(tmp_path / name / "theta.safetensors") for name in ("one", "two"))
+  for path, x in one.items():
+    np.testing.assert_allclose(two[path], x, rtol=1e-2, atol=1e-3)  # stored as float16
+  for a, b in zip(*(sorted((tmp_path / f"{name} pictures").glob("0*.png")) for name in ("one", "two")), strict=True):
+    assert np.abs(pixels(a) - pixels(b)).max() <= 1
+
+
+@pytest.mark.slow
+def test_what_is_wrong_ends_both_processes_with_the_users_status(model, photos, tmp_path):
+  (tmp_path / "run").mkdir()
+  (tmp_path / "run/run.json").write_text('{"base_model": "another"}')
+  both = begin_two(command(model, photos, tmp_path / "run"), tmp_path)
+  assert [process.wait(timeout=120) for process in both] == [2, 2]
+  assert "holds a training with another base_model" in (tmp_path / "0.log").read_text()
 
 
 def pixels(path):
@@ -158,9 +191,9 @@ def wait_until(condition, processes, seconds=300):
 
 def test_in_one_process_sigterm_is_asked_for_behind_each_step():
   with hosts.watched() as is_to_end:
-    assert not is_to_end(1)
+    assert not is_to_end()
     os.kill(os.getpid(), signal.SIGTERM)
-    assert is_to_end(2)
+    assert is_to_end()
   assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 

@@ -123,3 +123,17 @@ def test_a_program_for_a_tpu_is_weighed():
   gathered = load.sent["all-gather"] / (0.75 * 2 * 1024**2)
   assert load.sent.keys() == {"all-gather"} and gathered in (1, 10)
   assert load.seconds(topologies.chip("v5e:2x2"))["compute"] == load.flops / 197e12
+
+
+def test_collectives_of_several_arrays_and_of_all_devices():
+  text = """HloModule jit_run, num_partitions=4
+ENTRY %main (x: f32[8,16]) -> f32[8,16] {
+  %s = ((f32[2], bf16[4]), (f32[8], bf16[16])) all-gather-start(%a, %b), replica_groups={}, dimensions={0}
+  %d = (f32[8], bf16[16]) all-gather-done(%s)
+  %p = (f32[8], f32[8], u32[], u32[]) collective-permute-start(%x), source_target_pairs={{0,1},{1,0}}
+  ROOT %r = f32[2] reduce-scatter(%y), replica_groups={}, dimensions={0}, to_apply=%add
+}
+"""
+  program = topologies.Program(text)
+  sent = {"all-gather": 0.75 * (32 + 32), "collective-permute": 32.0, "reduce-scatter": 3 * 8.0}
+  assert program.sent(program.repeats()) == sent
