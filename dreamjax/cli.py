@@ -30,7 +30,8 @@ def _parser() -> argparse.ArgumentParser:
 def prepare_xla() -> None:
   """Sets up what XLA reads when it starts, for a program that has not computed anything yet.
 
-  Compiled programs are kept between runs, unless JAX was told where to. On a CPU, jaxlib 0.10 hands convolutions to
+  Compiled programs are kept between runs, unless JAX was told where to: small ones, too, of which `dreamjax evaluate`
+  has some 160, a quarter of its time. On a CPU, jaxlib 0.10 hands convolutions to
   YNNPACK, with which an update of the toybox's cascade takes a fifth longer (base) or half as long again
   (super-resolution), so that is turned off unless XLA_FLAGS say something of it. A later jaxlib may do better, or stop
   at a flag that it does not know.
@@ -38,6 +39,7 @@ def prepare_xla() -> None:
   if jax.config.jax_compilation_cache_dir is None:
     home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home) / "dreamjax" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   flags = os.environ.get("XLA_FLAGS", "")
   if jaxlib.version.__version_info__[:2] == (0, 10) and _YNNPACK not in flags:
     os.environ["XLA_FLAGS"] = f"{flags} {_YNNPACK}=".strip()
