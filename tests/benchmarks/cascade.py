@@ -12,6 +12,7 @@ in --out, so that a command goes on where it was cut off. Intervals are of 95 %,
 """
 
 import argparse
+from collections.abc import Callable
 import functools
 import pathlib
 import statistics
@@ -124,10 +125,20 @@ def speed(bench: Bench, repeats: int = 5) -> None:
   print(f"seconds a picture: {statistics.median(seconds[1:]):.2f} ({min(seconds[1:]):.2f} to {max(seconds[1:]):.2f})")
 
 
+def places() -> list[protocols.Prompt]:
+  """Ten prompts that ask for the subject in a place."""
+  protocol = protocols.load(pathlib.Path(str(source.__file__)).parent / "protocols" / "dreambooth.json")
+  return [prompt for prompt in protocol.prompts["object"] if "context" in prompt.labels][:10]
+
+
+def write(prompts: list[protocols.Prompt], word: str, noun: str) -> list[str]:
+  """Their texts, about a subject of this word and noun."""
+  return [" ".join(prompt.text.format_map({"identifier": word, "class": noun}).split()) for prompt in prompts]
+
+
 def subjects(bench: Bench) -> None:
   """Retrieval among subjects of the class and context accuracy, of tuned, untuned and real pictures."""
-  protocol = protocols.load(pathlib.Path(str(source.__file__)).parent / "protocols" / "dreambooth.json")
-  prompts = [prompt for prompt in protocol.prompts["object"] if "context" in prompt.labels][:10]
+  prompts = places()
   known = [vocabulary.CONTEXTS.index(prompt.labels["context"]) for prompt in prompts]
   wanted = jnp.asarray(np.repeat(known, 4))
   found: dict[str, list[np.ndarray]] = {}
@@ -137,12 +148,9 @@ def subjects(bench: Bench) -> None:
     def retrieval(pictures: list[np.ndarray], candidates: jax.Array = candidates) -> np.ndarray:
       return np.asarray(metrics.retrieval(bench.dino(pictures), candidates, jnp.zeros(len(pictures), jnp.int32)))
 
-    def write(word: str, cls: str = cls) -> list[str]:
-      return [" ".join(prompt.text.format_map({"identifier": word, "class": cls}).split()) for prompt in prompts]
-
     pictures = {
-      "tuned": bench.draw(write("[V]"), bench.learn(cls, "right")),
-      "untuned": bench.draw(write("")),
+      "tuned": bench.draw(write(prompts, "[V]", cls), bench.learn(cls, "right")),
+      "untuned": bench.draw(write(prompts, "", cls)),
       "real": [to_uint8(np.asarray(x)) for x in bench.photos(cls)[PHOTOS:]],
     }
     elsewhere = ~np.isin(np.asarray(wanted), bench.contexts(cls))
@@ -159,8 +167,8 @@ def subjects(bench: Bench) -> None:
     say(name, values)
 
 
-def likeness(bench: Bench, thetas: dict[str, dict[str, Any]], prompt: str) -> None:
-  """DINO of the subject, PRES of its class and DIV, for several ways to learn each subject."""
+def likeness(bench: Bench, thetas: dict[str, dict[str, Any]], ask: Callable[[str], list[str]]) -> None:
+  """DINO of the subject as `ask` has prompts for its noun, PRES of its class and DIV, for several ways to learn it."""
   for way in thetas:
     scores: dict[str, list[np.ndarray]] = {"dino": [], "PRES": [], "DIV": []}
     for cls in bench.classes:
@@ -168,7 +176,7 @@ def likeness(bench: Bench, thetas: dict[str, dict[str, Any]], prompt: str) -> No
       changes = {key: value for key, value in thetas[way].items() if key != "noun"}
       theta = bench.learn(cls, way, noun, **changes)
       real = bench.dino([to_uint8(np.asarray(x)) for x in bench.photos(cls)[PHOTOS:]])
-      own = bench.dino(bench.draw([" ".join(prompt.format(noun).split())], theta, 8))
+      own = bench.dino(bench.draw(ask(noun), theta, 1))
       others = bench.dino(bench.draw([f"a {cls}"], theta, 8))
       scores["dino"].append(np.asarray(metrics.similarity(own, real)))
       scores["PRES"].append(np.asarray(metrics.similarity(others, real)))
@@ -179,12 +187,17 @@ def likeness(bench: Bench, thetas: dict[str, dict[str, Any]], prompt: str) -> No
 
 def prior(bench: Bench) -> None:
   """Table 3 of the paper: without the class-prior loss PRES is higher, and DIV lower."""
-  likeness(bench, {"right": {}, "without prior": {"prior.kind": "none"}}, "a [V] {}")
+  likeness(bench, {"right": {}, "without prior": {"prior.kind": "none"}}, lambda noun: [f"a [V] {noun}"] * 8)
 
 
 def noun(bench: Bench) -> None:
-  """Table 4 of the paper: subjects are learned best with the right class noun."""
-  likeness(bench, {"right": {}, "wrong": {"noun": WRONG}, "none": {"noun": dict.fromkeys(CLASSES, "")}}, "a [V] {}")
+  """Table 4 of the paper: in ten places, subjects are most like themselves if learned with the right class noun."""
+  ways: dict[str, dict[str, Any]] = {
+    "right": {},
+    "wrong": {"noun": WRONG},
+    "none": {"noun": dict.fromkeys(CLASSES, "")},
+  }
+  likeness(bench, ways, lambda noun: write(places(), "[V]", noun))
 
 
 def sr(bench: Bench) -> None:
