@@ -30,7 +30,7 @@ import optax
 
 from dreamjax import cli
 from dreamjax.convert import pretrained
-from dreamjax.diffusion import guidance, samplers
+from dreamjax.diffusion import samplers
 from dreamjax.diffusion.schedules import Table, spaced_times
 from dreamjax.models.latent_unet import SD_15
 from dreamjax.models.unet import IF_I_XL, IF_II_L
@@ -113,8 +113,7 @@ def make_ours(name: str, folder: pathlib.Path) -> Side:
     def both(x: Any, t: Any) -> Any:
       times = None if t is None else jnp.concatenate([t, t])
       said = predict(params, jnp.concatenate([x, x]), **{**twice, "t": times})
-      branches = said.reshape(2, 1, *said.shape[1:])
-      return guidance.guide(branches, jnp.array([GUIDANCE]))
+      return said[:1] + GUIDANCE * (said[1:] - said[:1])
 
     if name == "amused":
       step = lambda tokens, _: (jnp.argmax(both(tokens, None), axis=-1).astype(jnp.int32), None)  # noqa: E731
