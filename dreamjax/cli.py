@@ -31,10 +31,9 @@ def prepare_xla() -> None:
   """Sets up what XLA reads when it starts, for a program that has not computed anything yet.
 
   Compiled programs are kept between runs, unless JAX was told where to: small ones, too, of which `dreamjax evaluate`
-  has some 160, a quarter of its time. On a CPU, jaxlib 0.10 hands convolutions to
-  YNNPACK, with which an update of the toybox's cascade takes a fifth longer (base) or half as long again
-  (super-resolution), so that is turned off unless XLA_FLAGS say something of it. A later jaxlib may do better, or stop
-  at a flag that it does not know.
+  has some 160, a quarter of its time. On a CPU, jaxlib 0.10 hands convolutions to YNNPACK, with which an update of the
+  toybox's cascade takes a fifth longer (base) or half as long again (super-resolution), so that is turned off unless
+  XLA_FLAGS say something of it. A later jaxlib may do better, or stop at a flag that it does not know.
   """
   if jax.config.jax_compilation_cache_dir is None:
     home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"

@@ -125,6 +125,18 @@ def tiny_cascade():
 
 
 @pytest.fixture(scope="session")
+def tiny_folder(tiny_cascade, tmp_path_factory):
+  """The folder of the tiny cascade."""
+  import numpy as np
+
+  from dreamjax import generators
+
+  folder = tmp_path_factory.mktemp("tiny")
+  generators.save(folder, *tiny_cascade, dtype=np.float32)
+  return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_masked():
   """Two stages, of 2x2 and of 4x4 tokens, with random weights: (generator, params)."""
   import jax.numpy as jnp

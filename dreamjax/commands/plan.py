@@ -22,10 +22,10 @@ def add(commands: Any) -> None:
   parser = commands.add_parser(
     "plan",
     help="compile a run for TPUs that are not there, and say what it needs",
-    description="Compiles all that a run of DreamBooth or StyleDrop computes for TPUs, from shapes alone, by the TPU's "
-    "compiler, which pip install 'dreamjax[plan]' brings. Of each program it says what lies on a device and whether it "
-    "fits, the operations beside those that the model asks for, the bytes that devices send each other, and how long "
-    "the chip takes at least.",
+    description="Compiles the updates and the drawings of a run of DreamBooth or StyleDrop for TPUs, from shapes "
+    "alone, by the TPU's compiler, which pip install 'dreamjax[plan]' brings. Of each program it says what lies on a "
+    "device and whether it fits, the operations beside those that the model asks for, the bytes that devices send "
+    "each other, and how long the chip takes at least.",
   )  # fmt: skip
   parser.add_argument(
     "--config", required=True, metavar="FILE[:VARIANT]", help="the recipe; --config.KEY=VALUE changes it"

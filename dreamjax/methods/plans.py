@@ -127,9 +127,10 @@ class _Plan(NamedTuple):
     rows = Rows(image, prompt, jax.ShapeDtypeStruct((count,), jnp.float32), numbers)
     frozen = {name: self.params[name] for name in {stage.name, *theta}}
     plain = computing(cascade, config.dtype, remat=False)
-    losses = [dreambooth.objective(some, some.stage(stage.name), config, theta)[0] for some in (cascade, plain)]
-    tx = dreambooth.objective(cascade, stage, config, theta)[1]
-    return self._update(f"{stage.name}: update", settings, losses, tx, theta, frozen, rows, settings.pieces), theta
+    loss, tx = dreambooth.objective(cascade, stage, config, theta)
+    once, _ = dreambooth.objective(plain, plain.stage(stage.name), config, theta)
+    name = f"{stage.name}: update"
+    return self._update(name, settings, loss, once, tx, theta, frozen, rows, settings.pieces), theta
 
   def _drawing(
     self, name: str, runs: int, size: int, samplings: tuple[Sampling, ...], tuned: Any, full: Any
@@ -177,10 +178,10 @@ class _Plan(NamedTuple):
     low = None if before is None else ids(before)
     rows = TokenRows(ids(stage), self._text(count), jax.ShapeDtypeStruct((count,), jnp.float32), low)
     plain = computing(self.generator, self.config.dtype, remat=False).stage(stage.name)
-    losses = [styledrop.objective(some, settings, theta)[0] for some in (stage, plain)]
-    tx = styledrop.objective(stage, settings, theta)[1]
-    frozen = {stage.name: {"transformer": own}}
-    return self._update(f"round {number}, {stage.name}: update", settings, losses, tx, theta, frozen, rows, 1), theta
+    loss, tx = styledrop.objective(stage, settings, theta)
+    once, _ = styledrop.objective(plain, settings, theta)
+    frozen, name = {stage.name: {"transformer": own}}, f"round {number}, {stage.name}: update"
+    return self._update(name, settings, loss, once, tx, theta, frozen, rows), theta
 
   def _decoding(self, name: str, runs: int, size: int, thetas: Any) -> Program:
     stages = self.generator.stages
@@ -203,17 +204,17 @@ class _Plan(NamedTuple):
     return Program(name, runs, size, self._lowering(masked.jit_draw, stages, decodings, *args), count, sizes)
 
   def _update(
-    self, name: str, settings: Any, losses: list[Loss], tx: Any, theta: Any, frozen: Any, rows: Any, pieces: int
+    self, name: str, settings: Any, loss: Loss, once: Loss, tx: Any, theta: Any, frozen: Any, rows: Any, pieces: int = 1
   ) -> Program:
-    """The update of a training; of the losses, the second one does not compute anything twice."""
+    """The update of a training; `once` is the loss where nothing is computed twice."""
     step = jax.ShapeDtypeStruct((), jnp.int32)
     state = TrainState(self._whole(step), theta, None, _placed(jax.eval_shape(tx.init, theta), self.mesh))
     rows = self._spread(rows)
-    update = jit_update(make_step(losses[0], tx, 0, pieces, unroll=False), state, self.mesh)
+    update = jit_update(make_step(loss, tx, 0, pieces, unroll=False), state, self.mesh)
     sizes = {
       "parameters": held(self.params), "theta": held(theta), "optimizer": held(state.opt_state), "batch": held(rows),
     }  # fmt: skip
-    count = lambda: flops.count(jax.grad(losses[1], has_aux=True), theta, frozen, rows, jax.random.key(0))  # noqa: E731
+    count = lambda: flops.count(jax.grad(once, has_aux=True), theta, frozen, rows, jax.random.key(0))  # noqa: E731
     return Program(
       name, settings.steps, rows.weight.shape[0], self._lowering(update, state, frozen, rows), count, sizes
     )
@@ -228,15 +229,18 @@ class _Plan(NamedTuple):
   def _shaped(self, function: Callable[..., Any], *args: Any) -> Any:
     return _placed(jax.eval_shape(function, *args), self.mesh)
 
+  @property
+  def _parts(self) -> int:
+    return math.prod(self.mesh.shape[axis] for axis in ROWS)
+
   def _pictures(self) -> int:
-    parts = math.prod(self.mesh.shape[axis] for axis in ROWS)
-    return parts * math.ceil(PICTURES / parts)
+    return self._parts * math.ceil(PICTURES / self._parts)
 
   def _spread(self, tree: Any, axis: int = 0) -> Any:
     place = jax.NamedSharding(self.mesh, jax.P(*[None] * axis, ROWS))
-    parts = math.prod(self.mesh.shape[name] for name in ROWS)
-    if (count := jax.tree.leaves(tree)[0].shape[axis]) % parts:
-      raise ValueError(f"batches of {count} rows cannot be divided over the {parts} devices along {' and '.join(ROWS)}")
+    if (count := jax.tree.leaves(tree)[0].shape[axis]) % self._parts:
+      over = f"the {self._parts} devices along {' and '.join(ROWS)}"
+      raise ValueError(f"batches of {count} rows cannot be divided over {over}")
     return jax.tree.map(lambda x: _at(x, place), tree)
 
   def _whole(self, tree: Any) -> Any:

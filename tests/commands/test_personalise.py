@@ -16,15 +16,7 @@ from dreamjax.train import sharding
 
 
 @pytest.fixture(scope="module")
-def model(tiny_cascade, tmp_path_factory):
-  """The folder of a generator."""
-  folder = tmp_path_factory.mktemp("tiny")
-  generators.save(folder, *tiny_cascade, dtype=np.float32)
-  return folder
-
-
-@pytest.fixture(scope="module")
-def tuned(model, photos, tmp_path_factory):
+def tuned(tiny_folder, photos, tmp_path_factory):
   """The workdir of a run with few steps."""
   workdir = tmp_path_factory.mktemp("dog")
   few = [
@@ -33,16 +25,16 @@ def tuned(model, photos, tmp_path_factory):
     for key, value in (("steps", 2), ("rows", 2), ("prior_rows", 2))
   ]
   status = cli.main(
-    ["dreambooth", "--images", str(photos), "--class-noun", "dog", "--model", str(model), "--workdir", str(workdir),
-     "--config", "dreambooth.py", "--config.prior.count=2", "--config.identifier=qx", *few]
+    ["dreambooth", "--images", str(photos), "--class-noun", "dog", "--model", str(tiny_folder), "--workdir",
+     str(workdir), "--config", "dreambooth.py", "--config.prior.count=2", "--config.identifier=qx", *few]
   )  # fmt: skip
   assert status == 0
   return workdir
 
 
-def test_photos_become_a_theta_and_a_theta_pictures(model, tuned, tmp_path, run, drawn):
+def test_photos_become_a_theta_and_a_theta_pictures(tiny_folder, tuned, tmp_path, run, drawn):
   out = tmp_path / "out"
-  arguments = ("--model", model, "--theta", tuned / "theta.safetensors", "--n", 2, "--seed", 3, "--guidance", 1.5)
+  arguments = ("--model", tiny_folder, "--theta", tuned / "theta.safetensors", "--n", 2, "--seed", 3, "--guidance", 1.5)
   status, said = run("sample", *arguments, "--prompt", "a [V] dog", "--prompt", "a cat", "--out", out)
   assert status == 0 and "4 pictures" in said.out
   lines = [json.loads(line)["text"] for line in (out / "metadata.jsonl").read_text().splitlines()]
@@ -57,10 +49,10 @@ def test_photos_become_a_theta_and_a_theta_pictures(model, tuned, tmp_path, run,
   assert np.abs(drawn(out) - drawn(again)).max() <= 1
 
 
-def test_a_mesh_of_devices_learns_and_draws_the_same(model, tuned, photos, tmp_path, run, drawn, monkeypatch):
+def test_a_mesh_of_devices_learns_and_draws_the_same(tiny_folder, tuned, photos, tmp_path, run, drawn, monkeypatch):
   monkeypatch.setattr(sharding, "_SMALL", 1)
   known = [
-    *("--images", photos, "--class-noun", "dog", "--model", model, "--config", "dreambooth.py:paper"),
+    *("--images", photos, "--class-noun", "dog", "--model", tiny_folder, "--config", "dreambooth.py:paper"),
     *("--config.identifier=qx", "--config.prior.kind=none", "--config.stages.sr.steps=0"),
     *("--config.stages.base.steps=2", "--config.stages.base.rows=4"),
   ]
@@ -70,7 +62,7 @@ def test_a_mesh_of_devices_learns_and_draws_the_same(model, tuned, photos, tmp_p
     thetas.append(safetensors.numpy.load_file(tmp_path / name / "theta.safetensors"))
   for path, x in thetas[0].items():
     np.testing.assert_allclose(thetas[1][path], x, rtol=1e-5, atol=1e-5)
-  asked = ("--model", model, "--theta", tuned / "theta.safetensors", "--prompt", "a [V] dog", "--n", 3)
+  asked = ("--model", tiny_folder, "--theta", tuned / "theta.safetensors", "--prompt", "a [V] dog", "--n", 3)
   for name, mesh in (("few", ()), ("many", ("--mesh", "fsdp=-1"))):
     assert run("sample", *asked, "--out", tmp_path / name, *mesh)[0] == 0
   assert np.abs(drawn(tmp_path / "few") - drawn(tmp_path / "many")).max() <= 1
@@ -80,20 +72,20 @@ def test_a_mesh_of_devices_learns_and_draws_the_same(model, tuned, photos, tmp_p
     run("sample", *asked, "--out", tmp_path / "more", "--mesh", "rows=2")
 
 
-def test_what_cannot_be_sampled_is_one_line(model, tuned, tmp_path, run):
+def test_what_cannot_be_sampled_is_one_line(tiny_folder, tuned, tmp_path, run):
   (tmp_path / "broken.json").write_text('{"model": "x"}')
-  generator, params = generators.load(model)
+  generator, params = generators.load(tiny_folder)
   generators.save(tmp_path / "base", dataclasses.replace(generator, stages=generator.stages[:1]), params)
   for arguments, message in (
-    (("--model", model), "say what to draw"),
-    (("--model", model, "--prompt", "a [V] dog"), "there is no theta that says which"),
+    (("--model", tiny_folder), "say what to draw"),
+    (("--model", tiny_folder, "--prompt", "a [V] dog"), "there is no theta that says which"),
     (("--model", tmp_path / "none", "--prompt", "a dog"), "there are: toybox-cascade"),
-    (("--model", model, "--prompt", "a dog", "--n", 0), "--n and --batch must be at least 1"),
-    (("--model", model, "--prompt", "a dog", "--theta", tmp_path / "no.safetensors"), "no.safetensors"),
+    (("--model", tiny_folder, "--prompt", "a dog", "--n", 0), "--n and --batch must be at least 1"),
+    (("--model", tiny_folder, "--prompt", "a dog", "--theta", tmp_path / "no.safetensors"), "no.safetensors"),
     (("--model", tmp_path / "base", "--prompt", "a dog", "--level", 0.1), "--level has no meaning for this model: it"),
-    (("--model", model, "--prompt", "a dog", "--temperature", 2), "--temperature has no meaning for this model"),
+    (("--model", tiny_folder, "--prompt", "a dog", "--temperature", 2), "--temperature has no meaning for this model"),
     (
-      ("--model", model, "--prompt", "a dog", *("--theta", tuned / "theta.safetensors") * 2),
+      ("--model", tiny_folder, "--prompt", "a dog", *("--theta", tuned / "theta.safetensors") * 2),
       "a cascade draws with one theta",
     ),
     (("--recipe", tmp_path / "broken.json"), "no recipe of `dreamjax sample`: it lacks"),
@@ -103,9 +95,9 @@ def test_what_cannot_be_sampled_is_one_line(model, tuned, tmp_path, run):
   assert not (tmp_path / "out").exists()
 
 
-def test_pictures_that_are_there_are_kept(model, tmp_path, run):
+def test_pictures_that_are_there_are_kept(tiny_folder, tmp_path, run):
   (tmp_path / "metadata.jsonl").write_text("mine\n")
-  status, said = run("sample", "--model", model, "--prompt", "a dog", "--out", tmp_path)
+  status, said = run("sample", "--model", tiny_folder, "--prompt", "a dog", "--out", tmp_path)
   assert status == 2 and "--overwrite" in said.err and (tmp_path / "metadata.jsonl").read_text() == "mine\n"
 
 
@@ -118,11 +110,11 @@ def test_a_theta_of_other_weights_is_refused(tiny_cascade, tuned, tmp_path, run)
   assert status == 2 and "a theta works only with the very weights that it was trained beside" in said.err
 
 
-def test_bad_photos_are_one_line_and_leave_the_workdir_usable(model, tuned, tmp_path, run):
+def test_bad_photos_are_one_line_and_leave_the_workdir_usable(tiny_folder, tuned, tmp_path, run):
   (tmp_path / "photos").mkdir()
   (tmp_path / "photos/a.jpg").write_bytes(b"no picture")
   before = sorted(tuned.rglob("*"))
-  arguments = ("--class-noun", "dog", "--model", model, "--workdir", tuned, "--config", "dreambooth.py")
+  arguments = ("--class-noun", "dog", "--model", tiny_folder, "--workdir", tuned, "--config", "dreambooth.py")
   status, said = run("dreambooth", "--images", tmp_path / "photos", *arguments)
   assert status == 2 and "a.jpg cannot be read as a picture" in said.err
   assert sorted(tuned.rglob("*")) == before

@@ -27,14 +27,6 @@ RECIPE = (
 
 
 @pytest.fixture(scope="module")
-def model(tiny_cascade, tmp_path_factory):
-  """The folder of a generator."""
-  folder = tmp_path_factory.mktemp("tiny")
-  generators.save(folder, *tiny_cascade, dtype=np.float32)
-  return folder
-
-
-@pytest.fixture(scope="module")
 def photos(tmp_path_factory):
   """A folder of two photos, with captions that end in a style."""
   from PIL import Image
@@ -81,10 +73,10 @@ def begin_two(arguments, folder):
   return [begin(arguments, index, where, folder / f"{index}.log") for index in range(2)]
 
 
-def test_two_processes_learn_what_one_does(model, photos, tmp_path):
+def test_two_processes_learn_what_one_does(tiny_folder, photos, tmp_path):
   mesh = ("--mesh", "data=2,fsdp=4")
-  assert cli.main(command(model, photos, tmp_path / "one", *mesh)) == 0
-  both = begin_two(command(model, photos, tmp_path / "two", *mesh), tmp_path)
+  assert cli.main(command(tiny_folder, photos, tmp_path / "one", *mesh)) == 0
+  both = begin_two(command(tiny_folder, photos, tmp_path / "two", *mesh), tmp_path)
   ends = [process.wait(timeout=300) for process in both]
   logs = [(tmp_path / f"{index}.log").read_text() for index in range(2)]
   assert ends == [0, 0], logs
@@ -123,10 +115,10 @@ def test_two_processes_learn_a_style_and_draw_what_one_does(tiny_masked, photos,
 
 
 @pytest.mark.slow
-def test_what_is_wrong_ends_both_processes_with_the_users_status(model, photos, tmp_path):
+def test_what_is_wrong_ends_both_processes_with_the_users_status(tiny_folder, photos, tmp_path):
   (tmp_path / "run").mkdir()
   (tmp_path / "run/run.json").write_text('{"base_model": "another"}')
-  both = begin_two(command(model, photos, tmp_path / "run"), tmp_path)
+  both = begin_two(command(tiny_folder, photos, tmp_path / "run"), tmp_path)
   assert [process.wait(timeout=120) for process in both] == [2, 2]
   assert "holds a training with another base_model" in (tmp_path / "0.log").read_text()
 
@@ -138,8 +130,8 @@ def pixels(path):
 
 
 @pytest.mark.parametrize("lost", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_when_one_process_is_lost_the_other_ends_and_says_so(model, photos, tmp_path, lost):
-  endless = command(model, photos, tmp_path / "run", *ENDLESS)
+def test_when_one_process_is_lost_the_other_ends_and_says_so(tiny_folder, photos, tmp_path, lost):
+  endless = command(tiny_folder, photos, tmp_path / "run", *ENDLESS)
   both = begin_two(endless, tmp_path)
   try:
     wait_until(lambda: len(log_of(tmp_path / "run")) > 5, both)
@@ -156,8 +148,8 @@ def test_when_one_process_is_lost_the_other_ends_and_says_so(model, photos, tmp_
 
 
 @pytest.mark.slow
-def test_a_program_that_is_told_to_end_saves_and_goes_on_later(model, photos, tmp_path):
-  endless = command(model, photos, tmp_path / "run", *ENDLESS)
+def test_a_program_that_is_told_to_end_saves_and_goes_on_later(tiny_folder, photos, tmp_path):
+  endless = command(tiny_folder, photos, tmp_path / "run", *ENDLESS)
   both = begin_two(endless, tmp_path)
   try:
     wait_until(lambda: len(log_of(tmp_path / "run")) > 5, both)
@@ -171,7 +163,7 @@ def test_a_program_that_is_told_to_end_saves_and_goes_on_later(model, photos, tm
     step = checkpoints.latest()
   assert step >= log_of(tmp_path / "run")[-1]["step"]
   # What two processes of eight devices wrote, one process goes on with, on one device.
-  rest = command(model, photos, tmp_path / "run", *ENDLESS, f"--config.stages.base.steps={step + 1}")
+  rest = command(tiny_folder, photos, tmp_path / "run", *ENDLESS, f"--config.stages.base.steps={step + 1}")
   assert cli.main(rest) == 0
   assert log_of(tmp_path / "run")[-1]["step"] == step + 1
 
