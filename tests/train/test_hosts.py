@@ -58,7 +58,7 @@ def begin(arguments, index, address, log, count=2):
   with log.open("w") as out:
     return subprocess.Popen(
       [sys.executable, "-m", "dreamjax.cli", *arguments, "--hosts", f"{address},{count},{index}"],
-      stdout=out, stderr=out, env=environment, cwd=pathlib.Path(__file__).parents[2],
+      stdout=out, stderr=out, env=environment, cwd=log.parent,
     )  # fmt: skip
 
 
