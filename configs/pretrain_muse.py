@@ -60,14 +60,14 @@ def get_config(which: str = "autoencoder") -> ml_collections.ConfigDict:
     config.train, config.held_out = {"train": 49152}, {"subjects": 4096}
     config.vqgan, config.image, config.low_vqgan, config.low_image = "runs/vqgan_small/model", 64, "", 0
     config.model = {"width": 192, "heads": 6, "mlp": 768, "depth": 8, "dtype": "float32"}
-    config.decoding = {"steps": 18, "temperature": 4.5, "lambda_a": 2.0, "lambda_b": 3.0, "rises": False}
+    config.decoding = {"steps": 18, "temperature": 4.5, "lambda_a": 1.0, "lambda_b": 3.0, "rises": False}
     config.batch, config.steps = 64, 20000
   else:
     config.albums = "runs/albums_calm_128"
     config.vqgan, config.image = "runs/vqgan/model", 128
     config.low_vqgan, config.low_image = "runs/vqgan_small/model", 64
     config.model = {"width": 160, "heads": 5, "mlp": 640, "depth": 6, "low_depth": 2, "dtype": "float32"}
-    config.decoding = {"steps": 12, "temperature": 4.5, "lambda_a": 1.0, "lambda_b": 0.0, "rises": False}
+    config.decoding = {"steps": 12, "temperature": 4.5, "lambda_a": 0.0, "lambda_b": 0.0, "rises": False}
     config.batch, config.steps = 16, 10000
   config.pieces = 1
   return config

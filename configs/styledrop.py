@@ -32,9 +32,10 @@ def get_config(which: str = "toybox") -> ml_collections.ConfigDict:
               "on the beach")  # fmt: skip
     far = [f"{x} {y}" for x in ("a boat", "a chair", "a backpack") for y in places]
     config.pool.prompts, config.pool.each = (*walks, *faces, *things, *far), 8
+    config.views = 32  # a small network learns one picture by heart before it learns its style
     for settings in (config.first, config.second):
-      settings.base.steps, settings.base.optimizer.learning_rate = 300, 1e-3
-      settings.sr.steps, settings.sr.rows, settings.sr.optimizer.learning_rate = 100, 4, 1e-3
+      settings.base.steps, settings.base.optimizer.learning_rate = 150, 1e-3
+      settings.sr.steps, settings.sr.rows, settings.sr.optimizer.learning_rate = 60, 4, 1e-3
   elif which == "amused512":
     for settings in (config.first.base, config.second.base):
       settings.steps, settings.rows = 2000, 1

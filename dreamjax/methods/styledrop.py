@@ -27,6 +27,7 @@ import optax
 import tqdm
 
 from dreamjax.data import hosts, identifiers, image_folder, priors
+from dreamjax.data.augment import Augment
 from dreamjax.data.image_folder import METADATA
 from dreamjax.data.photos import in_rounds
 from dreamjax.data.photos import read as read_photos
@@ -79,9 +80,11 @@ def default_stage(channels: int, shared: bool, learning_rate: float) -> ml_colle
 def default_config(stages: Sequence[str] = ("base", "sr")) -> ml_collections.ConfigDict:
   """The paper's recipe (table S3).
 
-  seed: of all randomness; first, second: of the rounds, each stage's settings by name, as `default_stage` has them;
-  pool: the prompts without their style, "each" how many pictures of one, "batch" how many at once, "most" how many
-  pictures a person may choose; dtype and remat: see `generators.computing`; for subjects, identifier and rare: see
+  seed: of all randomness; views: how many pictures are learned from at least: where there are fewer, random crops of
+  them are, too, half of them mirrored and none with less than `smallest` of a picture's side; 1 for the pictures alone,
+  as in the paper; first, second: of the rounds, each stage's settings by name, as `default_stage` has them; pool: the
+  prompts without their style, "each" how many pictures of one, "batch" how many at once, "most" how many pictures a
+  person may choose; dtype and remat: see `generators.computing`; for subjects, identifier and rare: see
   `dreambooth.default_config`, and captions: whether a photo is told its caption in half of the rows, see
   `data.photos.read`.
   """
@@ -97,7 +100,7 @@ def default_config(stages: Sequence[str] = ("base", "sr")) -> ml_collections.Con
   prompts = tuple(" ".join(prompt.text.format(identifier="").split()) for prompt in published)
   return ml_collections.ConfigDict({
     "seed": 0, "identifier": "", "rare": identifiers.RARE, "captions": False,
-    "dtype": "float32", "remat": False,
+    "views": 1, "smallest": 0.7, "dtype": "float32", "remat": False,
     "first": settings(4, True), "second": settings(32, False),
     "pool": {"prompts": prompts, "each": 64, "batch": 8, "most": 10},
   })  # fmt: skip
@@ -179,7 +182,7 @@ def styledrop(
 
   def learn(round_: int, folder: pathlib.Path, pictures: np.ndarray, prompts: Sequence[str]) -> Personalisation:
     settings = config.first if round_ == 1 else config.second
-    thetas = _tune(generator, params, pictures, prompts, settings, config.seed, folder, mesh)
+    thetas = _tune(generator, params, *_views(pictures, prompts, config), settings, config.seed, folder, mesh)
     made = Personalisation(thetas, card(round_, prompts))
     hosts.once(lambda: made.save(folder / "theta.safetensors"))
     hosts.once(lambda: made.save(workdir / "theta.safetensors"))
@@ -249,7 +252,7 @@ def subject(
   params = on_devices(params)
   pictures = np.concatenate([photos.images()] * (len(prompts) // len(photos)))
   told = [identifiers.fill(prompt, identifier) for prompt in prompts]
-  thetas = _tune(generator, params, pictures, told, config.first, config.seed, workdir, mesh)
+  thetas = _tune(generator, params, *_views(pictures, told, config), config.first, config.seed, workdir, mesh)
   recipe = {"method": "dreambooth on masked tokens", "prompt": photos.prompts[0], "config": config.to_dict()}
   made = Personalisation(thetas, Card(base, identifier, class_noun, recipe))
   hosts.once(lambda: made.save(workdir / "theta.safetensors"))
@@ -345,6 +348,20 @@ def read_selection(folder: pathlib.Path, most: int) -> list[int]:
   return numbers
 
 
+def _views(
+  pictures: np.ndarray, prompts: Sequence[str], config: ml_collections.ConfigDict
+) -> tuple[np.ndarray, list[str]]:
+  """Pictures in [-1, 1] and as many crops of each besides as the config asks for, and their prompts.
+
+  The places of what a picture shows are then harder to learn by heart, and its style no harder.
+  """
+  times = -(-config.views // len(pictures))
+  change = jax.jit(Augment((config.smallest, 1.0), blur=1.0, light=0.0, noise=0.0))
+  keys = jax.random.split(jax.random.key(config.seed), times)
+  views = [pictures, *(np.asarray(change(key, pictures)) for key in keys[1:])]
+  return np.concatenate(views), [*prompts] * times
+
+
 def _tune(
   generator: Masked,
   params: Any,
@@ -436,6 +453,8 @@ def _check(generator: Generator, config: ml_collections.ConfigDict) -> None:
   """Raises ValueError for what a config cannot ask for."""
   if not isinstance(generator, Masked):
     raise ValueError(f"StyleDrop is for generators of masked tokens, and {generator.name} is none")
+  if config.views < 1 or not 0 < config.smallest <= 1:
+    raise ValueError("there is one view of a picture or more, and the smallest is a share of its side")
   if config.pool.each < 1 or config.pool.batch < 1 or not config.pool.prompts:
     raise ValueError("the pool has one prompt or more, and one picture of each or more")
   for round_ in ("first", "second"):

@@ -79,9 +79,10 @@ class Bench:
       self.generator, self.params, photos, noun, workdir=folder, config=config, cache=self.out / "priors"
     )
 
-  def draw(self, prompts: list[str], theta: Any = None, n: int = 4) -> list[np.ndarray]:
+  def draw(self, prompts: list[str], theta: Any = None, n: int = 4, seed: int = 0) -> list[np.ndarray]:
     """Pictures, as bytes."""
-    return [to_uint8(x / 2 + 0.5) for x in generators.sample(self.generator, self.params, prompts, theta=theta, n=n)]
+    drawn = generators.sample(self.generator, self.params, prompts, theta=theta, n=n, seed=seed)
+    return [to_uint8(x / 2 + 0.5) for x in drawn]
 
   def dino(self, pictures: list[np.ndarray]) -> jax.Array:
     """Embeddings."""

@@ -2,19 +2,21 @@
 
 python tests/benchmarks/cascade.py captions --model toybox-muse    # 500 captions: does the picture show what they say
 python tests/benchmarks/styledrop.py vqgan         # pictures from their tokens
-python tests/benchmarks/styledrop.py style         # round 1, the untuned generator and DreamBooth-LoRA on the cascade
-python tests/benchmarks/styledrop.py feedback      # round 2, by CLIP and at random, and round 1
+python tests/benchmarks/styledrop.py style         # both rounds, the untuned generator, DreamBooth-LoRA on the cascade
 python tests/benchmarks/styledrop.py gamma         # a style and a subject in one picture; draws a plot
 python tests/benchmarks/styledrop.py speed         # of round 1 and of the step with two thetas
 
-What was trained is kept in --out, so that a command goes on where it was cut off. Intervals are of 95 %, over styles.
+What was trained, drawn and seen is kept in --out: a command goes on where it was cut off, and with another --style in
+a second process. Intervals are of 95 %, over styles.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+import json
 import pathlib
 import statistics
 import time
+from typing import Any
 
 from cascade import CLASSES, PHOTOS, Bench, say  # beside this file
 import jax
@@ -23,8 +25,9 @@ import ml_collections
 import numpy as np
 
 from dreamjax import cli, generators
-from dreamjax.commands import configs
+from dreamjax.commands import configs, truth
 from dreamjax.data import image_folder
+from dreamjax.data.contact_sheet import contact_sheet
 from dreamjax.data.image_folder import to_uint8
 from dreamjax.diffusion.resolution import shrink
 from dreamjax.eval import metrics, protocols
@@ -33,9 +36,10 @@ from dreamjax.methods import dreambooth, styledrop
 from dreamjax.methods.pretraining.vqgan import psnr
 from dreamjax.theta import Personalisation
 from dreamjax.toybox import source, vocabulary
+from dreamjax.toybox.captions import where
 
 PROTOCOL = protocols.load(pathlib.Path(str(source.__file__)).parent / "protocols" / "styledrop.json")
-PROMPTS, EACH = 24, 8
+PROMPTS = 24
 SUBJECTS = CLASSES[:5]
 GAMMAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
@@ -43,12 +47,39 @@ GAMMAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 class Styles(Bench):
   """The generator, what judges it, and the styles' references and thetas."""
 
+  def __init__(self, out: pathlib.Path, model: str, names: Sequence[str], each: int) -> None:
+    super().__init__(out, model, 0, "")
+    self.styles = [style for style in PROTOCOL.subjects if not names or style.name in names]
+    self.each = each
+
+  def draw(
+    self, texts: Sequence[str], theta: Any = None, n: int = 1, seed: int = 0, gamma: float = masked.GAMMA
+  ) -> list[np.ndarray]:
+    """Pictures, as bytes."""
+    drawn = generators.sample(self.generator, self.params, texts, theta=theta, n=n, seed=seed, gamma=gamma)
+    return [to_uint8(x / 2 + 0.5) for x in drawn]
+
+  def scores(
+    self, style: protocols.Subject, way: str, texts: Sequence[str], draw: Callable[[int], list[np.ndarray]]
+  ) -> dict[str, np.ndarray]:
+    """What `judged` says of pictures of the texts, one of each for every seed; kept, with the pictures of seed 0."""
+    found = []
+    for seed in range(self.each):
+      path = self.out / style.name / "scores" / f"{way} {seed}.json"
+      if not path.exists():
+        pictures = draw(seed)
+        kept = {name: values.tolist() for name, values in self.judged(pictures, texts, style).items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if seed == 0:
+          contact_sheet(pictures, texts, 6).save(path.with_suffix(".png"))
+        path.write_text(json.dumps(kept))
+      found.append(json.loads(path.read_text()))
+    return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
+
   def reference(self, style: protocols.Subject) -> pathlib.Path:
     """The folder of the one picture that shows a style, with its caption."""
     folder, caption = self.out / style.name / "reference", f"a {style.cls} {style.identifier}"
-    frame, _ = source.photos(style.cls, style.number, 1, style=style.labels["style"])
-    pictures = ((np.asarray(picture), {"text": caption}) for picture in frame.rgb)
-    image_folder.write(folder, pictures, overwrite=True)
+    image_folder.write(folder, [(photo_of(style), {"text": caption})], overwrite=True)
     return folder
 
   def theta(self, style: protocols.Subject, feedback: str = "none") -> Personalisation:
@@ -73,15 +104,35 @@ class Styles(Bench):
       self.generator, self.params, workdir / "photos", cls, workdir=workdir, config=recipe()
     )  # fmt: skip
 
-  def judged(self, pictures: Sequence[np.ndarray], texts: Sequence[str], style: str) -> dict[str, np.ndarray]:
-    """Of each picture: whether the probe sees the style, and CLIP's score of what the text says besides."""
-    seen = jnp.asarray(self.judge.probe(pictures)["style"])
-    wanted = jnp.full(len(pictures), vocabulary.STYLES.index(style))
-    embedded = jnp.asarray(self.judge.clip_image(pictures)), jnp.asarray(self.judge.clip_text(texts))
-    return {
-      "style": np.asarray(metrics.accuracy(seen, wanted)),
-      "text": np.asarray(metrics.text_similarity(*embedded)),
-    }
+  def judged(
+    self, pictures: Sequence[np.ndarray], texts: Sequence[str], style: protocols.Subject
+  ) -> dict[str, np.ndarray]:
+    """Of each picture: whether the probe sees what its text says, and CLIP's cosines.
+
+    "style", "class" and "context" (where the text names one) are of the probe; "leakage" is whether it sees the
+    reference's class where another was asked for; "likeness" is CLIP's cosine to the reference, "text" that to the
+    text, style and all, for what CLIP says of the content alone falls with any style: real pictures show how far.
+    """
+    seen = self.judge.probe(pictures)
+    scores = {}
+    for head, wanted in truth.promised(texts).items():
+      known = wanted >= 0
+      scores[head] = np.asarray(metrics.accuracy(jnp.asarray(seen[head][known]), jnp.asarray(wanted[known])))
+      if head == "class":
+        own = vocabulary.CLASSES.index(style.cls)
+        scores["leakage"] = (seen[head].argmax(1) == own)[wanted != own].astype(np.float32)
+    embedded, reference = (jnp.asarray(self.judge.clip_image(some)) for some in (pictures, [to_uint8(photo_of(style))]))
+    content = [text.removesuffix(f" {style.identifier}") for text in texts]
+    for name, told in (("text", texts), ("content", content)):
+      scores[name] = np.asarray(metrics.text_similarity(embedded, jnp.asarray(self.judge.clip_text(told))))
+    scores["likeness"] = np.asarray(metrics.similarity(embedded, reference))
+    return scores
+
+
+def photo_of(style: protocols.Subject) -> np.ndarray:
+  """The one picture that shows a style."""
+  (picture,) = source.photos(style.cls, style.number, 1, style=style.labels["style"])[0].rgb
+  return np.asarray(picture)
 
 
 def recipe() -> ml_collections.ConfigDict:
@@ -89,26 +140,16 @@ def recipe() -> ml_collections.ConfigDict:
   return configs.load("configs/styledrop.py:toybox")
 
 
-def contents() -> list[protocols.Prompt]:
-  """The prompts, of which some ask for a place."""
-  return list(PROTOCOL.prompts["style"][:PROMPTS])
-
-
-def write(prompts: Sequence[protocols.Prompt], style: str = "") -> list[str]:
-  """Their texts, with a style behind them."""
-  return [" ".join(prompt.text.format(identifier=style).split()) for prompt in prompts]
-
-
-def repeated(texts: Sequence[str]) -> list[str]:
-  """One text for each picture of it."""
-  return [text for text in texts for _ in range(EACH)]
+def prompts(style: protocols.Subject) -> list[str]:
+  """What is drawn in a style, once each; some ask for a place."""
+  return [prompt.text.format(identifier=style.identifier) for prompt in PROTOCOL.prompts["style"][:PROMPTS]]
 
 
 def gather(found: dict[str, list[np.ndarray]], way: str, scores: Mapping[str, np.ndarray]) -> None:
   """Puts a style's scores to those of the styles before."""
   for name, values in scores.items():
-    found.setdefault(f"{way}, {name}", []).append(values)
-    print(f"  {way}, {name}: {values.mean():.3f}", flush=True)
+    found.setdefault(f"{way}, {name}", []).append(np.asarray(values))
+  print(f"  {way}: " + ", ".join(f"{name} {np.mean(values):.3f}" for name, values in scores.items()), flush=True)
 
 
 def vqgan(bench: Styles, count: int = 256) -> None:
@@ -128,50 +169,50 @@ def vqgan(bench: Styles, count: int = 256) -> None:
 
 
 def style(bench: Styles) -> None:
-  """StyleDrop's first round, beside the untuned generator and beside DreamBooth-LoRA on the cascade."""
+  """Both rounds of StyleDrop beside the untuned generator, DreamBooth-LoRA on the cascade, and real pictures."""
   cascade = Bench(bench.out / "cascade", "toybox-cascade", 0, "configs/dreambooth.py:toybox")
   found: dict[str, list[np.ndarray]] = {}
-  for one in PROTOCOL.subjects:
+  for one in bench.styles:
     print(one.name, flush=True)
-    name, texts = one.labels["style"], write(contents(), one.identifier)
-    plain = repeated(write(contents()))
-    gather(found, "untuned", bench.judged(bench.draw(texts, n=EACH), plain, name))
-    gather(found, "round 1", bench.judged(bench.draw(texts, bench.theta(one), EACH), plain, name))
-    config = configs.load(
-      "configs/dreambooth.py:toybox", [f"--config.stages.{stage}.kind=lora" for stage in ("base", "sr")]
-    )
-    config.prior.kind = "none"
-    folder = cascade.out / one.name
-    image_folder.write(
-      folder / "photos", ((picture, {"text": f"a {one.cls} in [V] style"})
-      for picture in source.photos(one.cls, one.number, 1, style=name)[0].rgb), overwrite=True,
-    )  # fmt: skip
-    config.captions = 1.0
-    theta = dreambooth.dreambooth(
-      cascade.generator, cascade.params, folder / "photos", one.cls, workdir=folder, config=config
-    )
-    own = cascade.draw(write(contents(), "in [V] style"), theta, EACH)
-    gather(found, "DreamBooth-LoRA", bench.judged(own, plain, name))
+    texts = prompts(one)
+    own = [text.replace(one.identifier, "in [V] style") for text in texts]
+    ways: dict[str, Callable[[int], list[np.ndarray]]] = {
+      "untuned": lambda seed, texts=texts: bench.draw(texts, seed=seed),
+      "round 1": lambda seed, texts=texts, one=one: bench.draw(texts, bench.theta(one), seed=seed),
+      "DreamBooth-LoRA": lambda seed, own=own, one=one: cascade.draw(own, baseline(cascade, one), 1, seed=seed),
+      "by CLIP": lambda seed, texts=texts, one=one: bench.draw(texts, bench.theta(one, "clip"), seed=seed),
+      "at random": lambda seed, texts=texts, one=one: bench.draw(texts, bench.theta(one, "random"), seed=seed),
+    }
+    for way, draw in ways.items():
+      gather(found, way, bench.scores(one, way, texts, draw))
+    gather(found, "real", bench.judged(*real(one), one))
   for name, values in found.items():
     say(name, values)
 
 
-def feedback(bench: Styles) -> None:
-  """Text fidelity, and how often the reference's own class is seen where another was asked for."""
-  found: dict[str, list[np.ndarray]] = {}
-  for one in PROTOCOL.subjects:
-    print(one.name, flush=True)
-    asked = [prompt for prompt in contents() if prompt.labels["class"] != one.cls]
-    texts, plain = write(asked, one.identifier), repeated(write(asked))
-    wanted = np.repeat([vocabulary.CLASSES.index(prompt.labels["class"]) for prompt in asked], EACH)
-    own = vocabulary.CLASSES.index(one.cls)
-    for way in ("none", "random", "clip"):
-      pictures = bench.draw(texts, bench.theta(one, way), EACH)
-      seen = bench.judge.probe(pictures)["class"].argmax(1)
-      shares = {"leakage": (seen == own).astype(np.float32), "class": (seen == wanted).astype(np.float32)}
-      gather(found, way, bench.judged(pictures, plain, one.labels["style"]) | shares)
-  for name, values in found.items():
-    say(name, values)
+def baseline(cascade: Bench, style: protocols.Subject) -> Personalisation:
+  """What DreamBooth learns of a style's picture with low-rank updates of both stages, and without a prior set."""
+  folder = cascade.out / style.name
+  if (path := folder / "theta.safetensors").exists():
+    return generators.load_theta(path, cascade.generator, cascade.params)
+  stages = (f"--config.stages.{stage}.kind=lora" for stage in ("base", "sr"))
+  config = configs.load("configs/dreambooth.py:toybox", [*stages, "--config.captions=1.0"])
+  config.prior.kind = "none"
+  image_folder.write(folder / "photos", [(photo_of(style), {"text": f"a {style.cls} in [V] style"})], overwrite=True)
+  return dreambooth.dreambooth(
+    cascade.generator, cascade.params, folder / "photos", style.cls, workdir=folder, config=config
+  )
+
+
+def real(style: protocols.Subject, count: int = 64) -> tuple[list[np.ndarray], list[str]]:
+  """Pictures of unseen toys in a style as the toybox renders them, and their captions."""
+  plainly = dict.fromkeys(("accessory_share", "other_share", "property_share", "state_share"), 0.0)
+  variety = source.Variety(styles=(style.labels["style"],), **plainly)
+  frame, labels = source.Stream(seed=1, split="styles", variety=variety, resolution=128).draw(range(count))
+  names = [vocabulary.CLASSES[i] for i in np.asarray(labels.cls)]
+  places = [where(int(i)) for i in np.asarray(labels.context)]
+  texts = [" ".join(f"a {name} {place} {style.identifier}".split()) for name, place in zip(names, places, strict=True)]
+  return [to_uint8(np.asarray(picture)) for picture in frame.rgb], texts
 
 
 def gamma(bench: Styles) -> None:
@@ -182,22 +223,24 @@ def gamma(bench: Styles) -> None:
     subject = bench.subject(cls)
 
     def judge(
-      way: str, pictures: list[np.ndarray], style: str, candidates: jax.Array = candidates, cls: str = cls
+      way: str,
+      pictures: list[np.ndarray],
+      style: protocols.Subject,
+      candidates: jax.Array = candidates,
+      cls: str = cls,
     ) -> None:
       nearest = metrics.retrieval(bench.dino(pictures), candidates, jnp.zeros(len(pictures), jnp.int32))
-      scores = bench.judged(pictures, [f"a {cls}"] * len(pictures), style)
-      gather(found, way, {"retrieval": np.asarray(nearest), "style": scores["style"]})
+      scores = bench.judged(pictures, [f"a {cls} {style.identifier}"] * len(pictures), style)
+      gather(found, way, {"retrieval": np.asarray(nearest), "style": scores["style"], "likeness": scores["likeness"]})
 
-    for one in PROTOCOL.subjects:
+    for one in bench.styles:
       print(cls, one.name, flush=True)
       style = bench.theta(one)
-      judge("style alone", bench.draw([f"a {cls}"], style, EACH), one.labels["style"])
-      judge("subject alone", bench.draw([f"a [V] {cls} {one.identifier}"], subject, EACH), one.labels["style"])
+      judge("style alone", bench.draw([f"a {cls}"], style, bench.each), one)
+      judge("subject alone", bench.draw([f"a [V] {cls} {one.identifier}"], subject, bench.each), one)
       for value in GAMMAS:
-        drawn = generators.sample(
-          bench.generator, bench.params, [f"a [V] {cls}"], theta=(style, subject), gamma=value, n=EACH
-        )
-        judge(f"gamma {value:g}", [to_uint8(x / 2 + 0.5) for x in drawn], one.labels["style"])
+        drawn = bench.draw([f"a [V] {cls}"], (style, subject), bench.each, gamma=value)
+        judge(f"gamma {value:g}", drawn, one)
   for name, values in found.items():
     say(name, values)
   plot(found, bench.out / "gamma.svg")
@@ -253,7 +296,7 @@ def speed(bench: Styles, repeats: int = 5) -> None:
   print(f"a step with two thetas: {together:.3f} s, its branches one by one {separate:.3f} s, {ratio:.2f} of it")
 
 
-COMMANDS = {"vqgan": vqgan, "style": style, "feedback": feedback, "gamma": gamma, "speed": speed}
+COMMANDS = {"vqgan": vqgan, "style": style, "gamma": gamma, "speed": speed}
 
 
 def main() -> None:
@@ -261,10 +304,13 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("what", choices=COMMANDS)
   parser.add_argument("--model", default="toybox-muse", help="a name or a folder (%(default)s)")
+  names = [style.name for style in PROTOCOL.subjects]
+  parser.add_argument("--style", action="append", choices=names, help="this style only; may be said again")
+  parser.add_argument("--each", type=int, default=8, help="pictures of each prompt (%(default)s)")
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/benchmark_muse"), help="(%(default)s)")
   args = parser.parse_args()
   cli.prepare_xla()
-  COMMANDS[args.what](Styles(args.out, args.model, 0, ""))
+  COMMANDS[args.what](Styles(args.out, args.model, args.style or (), args.each))
 
 
 if __name__ == "__main__":

@@ -255,6 +255,32 @@ def test_photos_of_a_subject_are_told_their_captions_and_its_prompt_equally_ofte
   assert told == [("a qx dog, beach", -1.0), ("a qx dog, snow", 1.0), ("a qx dog", -1.0), ("a qx dog", 1.0)]
 
 
+def test_crops_of_the_pictures_are_learned_from_besides(tiny_masked, tmp_path, monkeypatch):
+  ramp = np.linspace(0, 255, 16).astype(np.uint8)  # from left to right; the second picture's is green
+  photos = tmp_path / "photos"
+  photos.mkdir()
+  for channel, name in enumerate(("red", "green")):
+    picture = np.zeros((16, 16, 3), np.uint8)
+    picture[..., channel] = ramp
+    Image.fromarray(picture).save(photos / f"{name}.png")
+    (photos / f"{name}.txt").write_text(f"a {name} dog {STYLE}")
+  seen = []
+  monkeypatch.setattr(styledrop, "_tune", lambda g, p, pictures, prompts, *rest: seen.append((pictures, prompts)) or {})
+  for views, folder in ((1, "paper"), (63, "views")):
+    config = recipe(views=views, smallest=0.5)
+    styledrop.styledrop(*tiny_masked, photos, workdir=tmp_path / folder, config=config)
+  (plain, plain_prompts), (pictures, prompts) = seen
+  assert plain_prompts == [f"a green dog {STYLE}", f"a red dog {STYLE}"]
+  assert prompts == plain_prompts * 32
+  np.testing.assert_array_equal(pictures[:2], plain)
+  own = np.stack([pictures[0::2, 0, :, 1], pictures[1::2, 0, :, 0]])  # a line of what is not black
+  others = np.stack([pictures[0::2, ..., 0], pictures[1::2, ..., 1]])
+  np.testing.assert_allclose(others, -1, atol=1e-6)  # each crop is of the picture of its prompt
+  extent = np.abs(own[..., -1] - own[..., 0]) / (plain[0, 0, -1, 1] - plain[0, 0, 0, 1])
+  assert 0.4 < extent.min() < 0.65 and 0.85 < extent.max() <= 1
+  assert 0.25 < np.mean(own[..., -1] < own[..., 0]) < 0.75  # mirrored
+
+
 def test_what_cannot_be_is_refused_and_leaves_the_workdir(tiny_masked, tiny_cascade, images, first, tmp_path):
   generator, params = tiny_masked
   workdir, made = first
@@ -267,6 +293,9 @@ def test_what_cannot_be_is_refused_and_leaves_the_workdir(tiny_masked, tiny_casc
     run(*tiny_cascade, images, workdir=tmp_path / "x", config=recipe())
   with pytest.raises(ValueError, match="kind is one of adapters, lora, prompt, not 'full'"):
     run(generator, params, images, workdir=tmp_path / "x", config=recipe(first__base__kind="full"))
+  for wrong in ({"views": 0}, {"smallest": 0.0}, {"smallest": 1.5}):
+    with pytest.raises(ValueError, match="one view of a picture or more, and the smallest is a share"):
+      run(generator, params, images, workdir=tmp_path / "x", config=recipe(**wrong))
   with pytest.raises(ValueError, match="another config"):
     run(generator, params, images, workdir=workdir, config=recipe(seed=1))
   for name, caption in (("a", f"a dog {STYLE}"), ("b", "a cat in ink style")):
