@@ -22,9 +22,8 @@ _PATHS = (
 
 TABLE = Table(rows=tuple(Row(path.replace("/", "."), path) for path in _PATHS))
 
-_FIELDS = tuple(
-  field.name for field in dataclasses.fields(Muse) if field.name not in ("parent", "name", "dtype", "remat")
-)
+_COMPUTING = ("parent", "name", "dtype", "remat", "scan")  # what says nothing of the weights
+_FIELDS = tuple(field.name for field in dataclasses.fields(Muse) if field.name not in _COMPUTING)
 
 
 def read(config: dict[str, Any]) -> Muse:

@@ -111,14 +111,16 @@ G = TypeVar("G", bound=Generator[Any])
 DTYPES = ("float32", "bfloat16")
 
 
-def computing(generator: G, dtype: str, remat: bool) -> G:
-  """The generator, whose networks compute in another type, and remember less for the way back.
+def computing(generator: G, dtype: str, remat: bool, scan: bool = False) -> G:
+  """The generator, whose networks compute in another type, remember less for the way back, or are faster compiled.
 
   Args:
     generator: any.
     dtype: in which matrix products and convolutions are computed, of `DTYPES`; parameters, norms and what goes around
       the blocks stay float32.
     remat: whether the stages' networks compute what is inside a block anew for its gradient, instead of keeping it.
+    scan: whether rows of like layers in the stages' networks are loops, see `models.layers`. The cascade's networks
+      have none.
 
   Raises:
     ValueError: for another type.
@@ -129,7 +131,8 @@ def computing(generator: G, dtype: str, remat: bool) -> G:
   def change(network: Any) -> Any:
     if isinstance(network, PromptEncoder):
       return network.clone(towers=tuple(map(change, network.towers)))
-    return network.clone(dtype=getattr(jnp, dtype), **({"remat": remat} if hasattr(network, "remat") else {}))
+    more = {name: value for name, value in (("remat", remat), ("scan", scan)) if hasattr(network, name)}
+    return network.clone(dtype=getattr(jnp, dtype), **more)
 
   def change_all(part: Any) -> Any:
     fields = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}

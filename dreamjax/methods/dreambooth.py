@@ -79,13 +79,13 @@ def default_config(stages: Sequence[str] = ("base", "sr")) -> ml_collections.Con
   et al., 2208.01618), at the learning rate's multiple `text_rate`; prior: "kind" is one of `PRIORS`, "weight" is
   lambda, "count" how many pictures are drawn, by "sampling", each stage's; patience: 0, or after how many checkpoints
   without a smaller loss on a photo that is held out a stage's training ends; show: prompts that are drawn at each
-  checkpoint, into the folder `samples` beside the log; dtype and remat: see `generators.computing`; stages: by name,
-  each as `default_stage` has it.
+  checkpoint, into the folder `samples` beside the log; dtype, remat and scan: see `generators.computing`; stages: by
+  name, each as `default_stage` has it.
   """
   return ml_collections.ConfigDict({
     "seed": 0, "identifier": "", "rare": identifiers.RARE, "wordings": (WORDING,), "captions": 0.0,
     "train_text": "frozen", "text_rate": 0.2, "patience": 0, "show": (),
-    "dtype": "float32", "remat": False,
+    "dtype": "float32", "remat": False, "scan": False,
     "prior": {
       "kind": "images", "weight": 1.0, "count": 200, "batch": 8,
       "sampling": {name: {"sampler": "ancestral"} for name in stages},
@@ -124,7 +124,7 @@ def dreambooth(
   workdir = pathlib.Path(workdir)
   config = config or default_config([stage.name for stage in generator.stages])
   _check(generator, config)
-  generator = computing(generator, config.dtype, config.remat)
+  generator = computing(generator, config.dtype, config.remat, config.scan)
   photos = read_photos(pathlib.Path(images), generator.resolution, class_noun, with_captions=config.captions > 0)
   class_prompt = f"a {class_noun}".strip()
   wordings = tuple(" ".join(wording.replace("{noun}", class_noun).split()) for wording in config.wordings)
@@ -410,7 +410,7 @@ def _prior_set(
 
 
 # What may change between two calls for one workdir: how long it goes on, and what is looked at.
-_FREE = ("steps", "log_every", "save_every", "patience", "show", "remat")
+_FREE = ("steps", "log_every", "save_every", "patience", "show", "remat", "scan")
 
 
 def _sampling(stage: Stage, settings: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def programs(
   wanted, method = ("stages", "DreamBooth") if isinstance(generator, Cascade) else ("first", "StyleDrop")
   if wanted not in config:
     raise ValueError(f"the config is none of {method}, by which {generator.name} is personalised")
-  generator = computing(generator, config.dtype, config.remat)
+  generator = computing(generator, config.dtype, config.remat, config.scan)
   plan = _Plan(generator, _placed(params, mesh), config, mesh)
   return list(plan.dreambooth() if isinstance(generator, Cascade) else plan.styledrop())
 

@@ -54,7 +54,7 @@ _HALVES = re.compile(
   r"(?P<content>.*\S)\s+(?P<style>in (?:the style of .+|(?:(?!in\b)\S+ )*(?:style|design)))\W*$", re.I
 )
 # What may change between two calls for one workdir: how long it goes on.
-_FREE = ("steps", "log_every", "save_every", "batch", "remat")
+_FREE = ("steps", "log_every", "save_every", "batch", "remat", "scan")
 
 
 class Undecided(Exception):
@@ -84,7 +84,7 @@ def default_config(stages: Sequence[str] = ("base", "sr")) -> ml_collections.Con
   them are, too, half of them mirrored and none with less than `smallest` of a picture's side; 1 for the pictures alone,
   as in the paper; first, second: of the rounds, each stage's settings by name, as `default_stage` has them; pool: the
   prompts without their style, "each" how many pictures of one, "batch" how many at once, "most" how many pictures a
-  person may choose; dtype and remat: see `generators.computing`; for subjects, identifier and rare: see
+  person may choose; dtype, remat and scan: see `generators.computing`; for subjects, identifier and rare: see
   `dreambooth.default_config`, and captions: whether a photo is told its caption in half of the rows, see
   `data.photos.read`.
   """
@@ -100,7 +100,7 @@ def default_config(stages: Sequence[str] = ("base", "sr")) -> ml_collections.Con
   prompts = tuple(" ".join(prompt.text.format(identifier="").split()) for prompt in published)
   return ml_collections.ConfigDict({
     "seed": 0, "identifier": "", "rare": identifiers.RARE, "captions": False,
-    "views": 1, "smallest": 0.7, "dtype": "float32", "remat": False,
+    "views": 1, "smallest": 0.7, "dtype": "float32", "remat": False, "scan": False,
     "first": settings(4, True), "second": settings(32, False),
     "pool": {"prompts": prompts, "each": 64, "batch": 8, "most": 10},
   })  # fmt: skip
@@ -166,7 +166,7 @@ def styledrop(
   if feedback == "clip" and encoders is None:
     raise ValueError("feedback by CLIP takes encoders")
   _check(generator, config)
-  generator = computing(generator, config.dtype, config.remat)
+  generator = computing(generator, config.dtype, config.remat, config.scan)
   photos = read_photos(pathlib.Path(images), generator.resolution, "", with_captions=True, one_size=True)
   said = [halves(prompt, style) for prompt in photos.prompts]
   if len(styles := {own for _, own in said}) > 1:
@@ -239,7 +239,7 @@ def subject(
   workdir = pathlib.Path(workdir)
   config = config or default_config([stage.name for stage in generator.stages])
   _check(generator, config)
-  generator = computing(generator, config.dtype, config.remat)
+  generator = computing(generator, config.dtype, config.remat, config.scan)
   photos = read_photos(pathlib.Path(images), generator.resolution, class_noun, with_captions=config.captions)
   plain = f"a [V] {class_noun}".strip()
   prompts = [*photos.prompts, *([plain] * len(photos) if config.captions else [])]

@@ -24,6 +24,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dreamjax.models.attention import attend
+from dreamjax.models.layers import in_turn
 from dreamjax.models.normalization import GroupNorm
 from dreamjax.models.residual import Block, Double
 from dreamjax.models.unet import EPS, MLP, group_norm, layer_norm, sinusoid
@@ -92,6 +93,7 @@ class Transformer(nn.Module):
   linear: bool
   groups: int
   remat: bool
+  scan: bool
   dtype: DTypeLike
 
   @nn.compact
@@ -106,8 +108,8 @@ class Transformer(nn.Module):
 
     make_layer = nn.remat(Layer) if self.remat else Layer
     y = project("enter", GroupNorm(self.groups, TRANSFORMER_EPS, name="norm")(x)).reshape(len(x), -1, width)
-    for i in range(self.depth):
-      y = make_layer(self.heads, self.dtype, name=f"layer_{i}")(y, text)
+    layers = [make_layer(self.heads, self.dtype, name=f"layer_{i}") for i in range(self.depth)]
+    y = in_turn(layers, y, text, scan=self.scan)
     return x + project("leave", y.reshape(x.shape))
 
 
@@ -132,6 +134,7 @@ class Level(nn.Module):
   linear: bool
   groups: int
   remat: bool
+  scan: bool
   dtype: DTypeLike
 
   @nn.compact
@@ -155,8 +158,8 @@ class Level(nn.Module):
       x = x if other is None else jnp.concatenate([x, other], axis=-1)
       x = make_block(self.width, self.groups, self.dtype, EPS, name=f"block_{i}")(x, condition.embedding)
       if self.depth:
-        make = functools.partial(Transformer, self.depth, self.heads, self.linear, self.groups, self.remat, self.dtype)
-        x = make(name=f"transformer_{i}")(x, condition.text)
+        make = functools.partial(Transformer, self.depth, self.heads, self.linear, self.groups, self.remat, self.scan)
+        x = make(self.dtype, name=f"transformer_{i}")(x, condition.text)
       left.append(x)
     if step:
       x = (Halve if step == "downsample" else Double)(self.dtype, name=step)(x)
@@ -180,6 +183,7 @@ class Trunk(nn.Module):
     linear: whether transformers store their first and last matrix as a matrix.
     groups: of the norms.
     remat: whether the backward pass computes blocks and layers anew, instead of keeping what is inside in memory.
+    scan: whether the layers of each transformer are a loop, see `layers.in_turn`.
     dtype: in which matrix products and convolutions are computed; the rest is float32.
   """
 
@@ -195,6 +199,7 @@ class Trunk(nn.Module):
   linear: bool = False
   groups: int = 32
   remat: bool = False
+  scan: bool = False
   dtype: DTypeLike = jnp.float32
 
   def _condition(
@@ -222,7 +227,8 @@ class Trunk(nn.Module):
   def _level(self, i: int, name: str, *, always: bool = False) -> Level:
     """Level i, by its number on the way down."""
     depth = self.depth[i] if self.attention[i] or always else 0
-    return Level(self.widths[i], depth, self.heads[i], self.linear, self.groups, self.remat, self.dtype, name=name)
+    computing = self.remat, self.scan, self.dtype
+    return Level(self.widths[i], depth, self.heads[i], self.linear, self.groups, *computing, name=name)
 
   def _descend(
     self, x: Float[Array, "b h w c"], condition: Condition

@@ -20,6 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from dreamjax.models.attention import attend
+from dreamjax.models.layers import in_turn
 from dreamjax.models.transformer import layer_norm
 
 normal = nn.initializers.normal
@@ -142,6 +143,7 @@ class Muse(nn.Module):
     low_codebook: tokens that there are for the smaller picture.
     block: side of the blocks of attention along two axes; 0 lets each token look at all.
     remat: whether the backward pass computes what is inside a layer anew, instead of keeping it in memory.
+    scan: whether the layers are a loop, see `layers.in_turn`.
     dtype: in which matrix products are computed; the rest is float32.
   """
 
@@ -157,6 +159,7 @@ class Muse(nn.Module):
   low_codebook: int = 0
   block: int = 0
   remat: bool = False
+  scan: bool = False
   dtype: DTypeLike = jnp.float32
 
   @property
@@ -200,13 +203,13 @@ class Muse(nn.Module):
     context = layer_norm(EPS, "text_norm")(context.astype(jnp.float32))
     if low is not None:
       smaller = self._embed(low, self.low_side, self.low_codebook, "low_")
-      for i in range(self.low_depth):
-        smaller = layer(self.heads, self.mlp, 0, self.dtype, name=f"low_layer_{i}")(smaller)
+      low_layers = [layer(self.heads, self.mlp, 0, self.dtype, name=f"low_layer_{i}") for i in range(self.low_depth)]
+      smaller = in_turn(low_layers, smaller, scan=self.scan)
       context = jnp.concatenate([context, layer_norm(EPS, "low_norm")(smaller)], axis=1)
       mask = jnp.concatenate([mask, jnp.ones(low.shape, bool)], axis=1)
     x = self._embed(tokens, self.side, self.codebook + 1, "")
-    for i in range(self.depth):
-      x = layer(self.heads, self.mlp, self.block, self.dtype, name=f"layer_{i}")(x, context, mask)
+    layers = [layer(self.heads, self.mlp, self.block, self.dtype, name=f"layer_{i}") for i in range(self.depth)]
+    x = in_turn(layers, x, context, mask, scan=self.scan)
     x = layer_norm(EPS, "norm")(x)
     return nn.Dense(self.codebook, kernel_init=normal(STD), dtype=self.dtype, name="logits")(x).astype(jnp.float32)
 

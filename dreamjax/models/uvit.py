@@ -25,6 +25,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from dreamjax.models.attention import attend
+from dreamjax.models.layers import in_turn
 from dreamjax.models.unet import sinusoid, unfold
 
 BLOCK_EPS = 1e-6  # of the norms in front of a block's attention
@@ -184,6 +185,7 @@ class UViT(nn.Module):
     halved: whether blocks and layers see half the height and width.
     eps: of the norms but those in front of the blocks' attention.
     remat: whether the backward pass computes what is inside a block or layer anew, instead of keeping it in memory.
+    scan: whether the layers are a loop, see `layers.in_turn`.
     dtype: in which matrix products and convolutions are computed; the rest is float32.
   """
 
@@ -205,6 +207,7 @@ class UViT(nn.Module):
   halved: bool = False
   eps: float = 1e-6
   remat: bool = False
+  scan: bool = False
   dtype: DTypeLike = jnp.float32
 
   @property
@@ -261,8 +264,7 @@ class UViT(nn.Module):
     square = x.shape
     x = x.reshape(square[0], -1, self.block_width)
     x = project(norm(name="enter_norm")(x), self.width, "enter")
-    for i in range(self.depth):
-      x = layer(name=f"layer_{i}")(x, condition)
+    x = in_turn([layer(name=f"layer_{i}") for i in range(self.depth)], x, condition, scan=self.scan)
     x = project(norm(name="leave_norm")(x), self.block_width, "leave").reshape(square)
     for i in range(self.blocks):
       x = block(name=f"up_{i}")(x, condition)

@@ -1,0 +1,84 @@
+"""Layers as a loop: the same numbers and gradients as written out, with thetas and without, and a shorter program."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreamjax.models import latent_unet, muse, uvit
+from dreamjax.theta import Adapters, Branches, LoRA, apply
+
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiled quickly, not well
+rng = np.random.default_rng(0)
+TEXT, MASK = jnp.asarray(rng.standard_normal((2, 5, 6), np.float32)), jnp.arange(5)[None] < jnp.array([[5], [2]])
+MANY, FEW = (jnp.asarray(rng.integers(0, 10, (2, n)), jnp.int32) for n in (16, 4))
+
+MUSE = muse.Muse(side=4, codebook=12, width=16, heads=2, mlp=24, depth=3, text_width=6, low_side=2, low_depth=2,
+                 low_codebook=10)  # fmt: skip
+UVIT = uvit.UViT(
+  side=4, codebook=11, vocab=14, token_width=10, block_width=12, block_heads=3, blocks=1, width=16, heads=2, mlp=20,
+  depth=3, text_width=6, pooled_width=5, numbers=3, number_width=8,
+)  # fmt: skip
+UNET = latent_unet.LatentUNet(
+  widths=(8, 16), blocks=1, attention=(False, True), depth=(1, 3), heads=(2, 2), text_width=6, groups=4
+)
+CASES = {
+  "muse": (MUSE, (MANY, TEXT, MASK, FEW)),
+  "uvit": (UVIT, (MANY, TEXT, None, jnp.ones((2, 5)), jnp.ones((2, 3)))),
+  "unet": (UNET, (jnp.asarray(rng.standard_normal((2, 4, 4, 4), np.float32)), jnp.array([3.0, 977.0]), TEXT)),
+}
+
+
+def filled(tree):
+  """The same tree, with numbers that all make a difference."""
+  return jax.tree.map(lambda x: jnp.asarray(0.3 * rng.standard_normal(x.shape), jnp.float32), tree)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_loop_computes_and_learns_the_same(name):
+  module, inputs = CASES[name]
+  loop = module.clone(scan=True, remat=True)
+  shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+  assert jax.eval_shape(loop.init, jax.random.key(0), *inputs)["params"] == shapes
+  params, key = filled(shapes), jax.random.key(1)
+  if name == "unet":
+    theta = filled(LoRA.init(key, params, 2, pattern="(query|value)$"))
+  else:
+    theta = filled(Adapters.init(key, params, 3, module.adapted))
+
+  def loss(params, theta, module):
+    return jnp.mean(apply(module, params, theta, *inputs) ** 2)
+
+  plain, looped = (
+    jit(jax.value_and_grad(functools.partial(loss, module=one), argnums=(0, 1)))(params, theta)
+    for one in (module, loop)
+  )
+  for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(looped), strict=True):
+    np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5 * (1 + np.abs(a).max()))
+
+
+def test_branches_and_thetas_of_some_layers_go_through_a_loop():
+  module, inputs = CASES["muse"]
+  params = filled(jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"])
+  adapters = filled(Adapters.init(jax.random.key(1), params, 3, module.adapted))
+  some = filled(LoRA.init(jax.random.key(2), params, 2, pattern="^layer_1/self_attention/query$"))
+  for theta in (adapters, some):
+    branches = Branches.of(params, [None, theta])
+    draw = lambda module: jax.vmap(lambda branch: apply(module, params, branch, *inputs))(branches)  # noqa: E731, B023
+    plain, looped = (jit(functools.partial(draw, one))() for one in (module, module.clone(scan=True)))
+    assert np.abs(plain[1] - plain[0]).max() > 1e-3
+    np.testing.assert_allclose(looped, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_the_program_of_a_loop_does_not_grow_with_its_depth():
+  def grows(scan):
+    modules = [MUSE.clone(depth=depth, scan=scan) for depth in (3, 9)]
+    inputs = CASES["muse"][1]
+    shapes = [jax.eval_shape(module.init, jax.random.key(0), *inputs) for module in modules]
+    programs = [jax.jit(module.apply).lower(own, *inputs) for module, own in zip(modules, shapes, strict=True)]
+    few, many = (len(program.as_text("hlo").splitlines()) for program in programs)
+    return many - few
+
+  assert grows(scan=True) < 0.2 * grows(scan=False)
