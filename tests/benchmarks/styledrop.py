@@ -21,7 +21,6 @@ from typing import Any
 from cascade import CLASSES, PHOTOS, Bench, say  # beside this file
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from dreamjax import cli, generators
@@ -41,6 +40,7 @@ from dreamjax.toybox.captions import where
 PROTOCOL = protocols.load(pathlib.Path(str(source.__file__)).parent / "protocols" / "styledrop.json")
 PROMPTS = 24
 SUBJECTS = CLASSES[:5]
+RECIPE = "configs/styledrop.py:toybox"
 GAMMAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
@@ -89,8 +89,8 @@ class Styles(Bench):
     if path.exists():
       return generators.load_theta(path, self.generator, self.params)
     return styledrop.styledrop(
-      self.generator, self.params, self.reference(style), workdir=workdir, feedback=feedback, config=recipe(),
-      encoders=lambda: self.judge,
+      self.generator, self.params, self.reference(style), workdir=workdir, feedback=feedback,
+      config=configs.load(RECIPE), encoders=lambda: self.judge,
     )  # fmt: skip
 
   def subject(self, cls: str) -> Personalisation:
@@ -99,10 +99,12 @@ class Styles(Bench):
     path = workdir / "theta.safetensors"
     if path.exists():
       return generators.load_theta(path, self.generator, self.params)
-    image_folder.write(workdir / "photos", ((x, {}) for x in self.photos(cls)[:PHOTOS]), overwrite=True)
-    return styledrop.subject(
-      self.generator, self.params, workdir / "photos", cls, workdir=workdir, config=recipe()
-    )  # fmt: skip
+    said = [" ".join(f"a [V] {cls} {where(int(context))}".split()) for context in self.contexts(cls)]
+    known = ({"text": text} for text in said)
+    photos = zip(self.photos(cls)[:PHOTOS], known, strict=True)
+    image_folder.write(workdir / "photos", photos, overwrite=True)
+    config = configs.load(RECIPE, ["--config.captions=True"])
+    return styledrop.subject(self.generator, self.params, workdir / "photos", cls, workdir=workdir, config=config)
 
   def judged(
     self, pictures: Sequence[np.ndarray], texts: Sequence[str], style: protocols.Subject
@@ -135,11 +137,6 @@ def photo_of(style: protocols.Subject) -> np.ndarray:
   """The one picture that shows a style."""
   (picture,) = source.photos(style.cls, style.number, 1, style=style.labels["style"])[0].rgb
   return np.asarray(picture)
-
-
-def recipe() -> ml_collections.ConfigDict:
-  """How styles and subjects are learned."""
-  return configs.load("configs/styledrop.py:toybox")
 
 
 def prompts(style: protocols.Subject) -> list[str]:
@@ -270,7 +267,7 @@ def speed(bench: Styles, repeats: int = 5) -> None:
   for name in ("cold", "warm"):
     began = time.perf_counter()
     workdir = bench.out / f"speed {time.time():.0f}"
-    made = styledrop.styledrop(bench.generator, bench.params, folder, workdir=workdir, config=recipe())
+    made = styledrop.styledrop(bench.generator, bench.params, folder, workdir=workdir, config=configs.load(RECIPE))
     print(f"round 1, {name}: {time.perf_counter() - began:.0f} s", flush=True)
   sizes = [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (made.thetas, bench.params)]
   print(f"trained parameters: {sizes[0]:,} of {sizes[1]:,}, {sizes[0] / sizes[1]:.2%}")
