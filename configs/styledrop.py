@@ -33,9 +33,9 @@ def get_config(which: str = "toybox") -> ml_collections.ConfigDict:
     far = [f"{x} {y}" for x in ("a boat", "a chair", "a backpack") for y in places]
     config.pool.prompts, config.pool.each = (*walks, *faces, *things, *far), 8
     config.views = 32  # a small network learns one picture by heart before it learns its style
-    for settings in (config.first, config.second):
-      settings.base.steps, settings.base.optimizer.learning_rate = 150, 1e-3
-      settings.sr.steps, settings.sr.rows, settings.sr.optimizer.learning_rate = 60, 4, 1e-3
+    for settings, base, larger in ((config.first, 150, 60), (config.second, 400, 200)):
+      settings.base.steps, settings.base.optimizer.learning_rate = base, 1e-3
+      settings.sr.steps, settings.sr.rows, settings.sr.optimizer.learning_rate = larger, 4, 1e-3
   elif which == "amused512":
     for settings in (config.first.base, config.second.base):
       settings.steps, settings.rows = 2000, 1
