@@ -20,9 +20,10 @@ def in_turn(layers: Sequence[nn.Module], x: Stream, *told: Any, scan: bool = Fal
     layers: of one class and of the same fields, bound to the module that calls.
     x: what goes into the first.
     *told: what each of them is told besides.
-    scan: whether to loop. Layers of which a theta changes only some are written out all the same.
+    scan: whether to loop. A single layer, and layers of which a theta changes only some, are written out all the same.
   """
-  variables = [layer.variables for layer in layers] if scan and not layers[0].is_initializing() else []
+  loops = scan and len(layers) > 1 and not layers[0].is_initializing()
+  variables = [layer.variables for layer in layers] if loops else []
   if not variables or any(jax.tree.structure(one) != jax.tree.structure(variables[0]) for one in variables):
     for layer in layers:
       x = layer(x, *told)

@@ -63,6 +63,13 @@ class Bench:
     """Where the photos that teach the subject were taken."""
     return np.asarray(photographed(cls)[1].context[:PHOTOS])
 
+  def captioned(self, cls: str, noun: str, folder: pathlib.Path) -> pathlib.Path:
+    """The folder, with the photos that teach the subject, and captions that say where they were taken."""
+    said = [" ".join(f"a [V] {noun} {where(int(context))}".split()) for context in self.contexts(cls)]
+    known = ({"text": text} for text in said)
+    image_folder.write(folder, zip(self.photos(cls)[:PHOTOS], known, strict=True), overwrite=True)
+    return folder
+
   def learn(self, cls: str, name: str, noun: str | None = None, **changes: Any) -> Any:
     """The theta of a subject, by the toybox's recipe with some changes."""
     noun = cls if noun is None else noun
@@ -71,10 +78,7 @@ class Bench:
     path = folder / "theta.safetensors"
     if path.exists():
       return generators.load_theta(path, self.generator, self.params)
-    photos = self.out / cls / f"photos-{name}"
-    said = [" ".join(f"a [V] {noun} {where(int(context))}".split()) for context in self.contexts(cls)]
-    known = ({"text": text} for text in said)
-    image_folder.write(photos, zip(self.photos(cls)[:PHOTOS], known, strict=True), overwrite=True)
+    photos = self.captioned(cls, noun, self.out / cls / f"photos-{name}")
     return dreambooth.dreambooth(
       self.generator, self.params, photos, noun, workdir=folder, config=config, cache=self.out / "priors"
     )

@@ -18,7 +18,7 @@ import statistics
 import time
 from typing import Any
 
-from cascade import CLASSES, PHOTOS, Bench, say  # beside this file
+from cascade import CLASSES, Bench, say  # beside this file
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,12 +99,9 @@ class Styles(Bench):
     path = workdir / "theta.safetensors"
     if path.exists():
       return generators.load_theta(path, self.generator, self.params)
-    said = [" ".join(f"a [V] {cls} {where(int(context))}".split()) for context in self.contexts(cls)]
-    known = ({"text": text} for text in said)
-    photos = zip(self.photos(cls)[:PHOTOS], known, strict=True)
-    image_folder.write(workdir / "photos", photos, overwrite=True)
+    photos = self.captioned(cls, cls, workdir / "photos")
     config = configs.load(RECIPE, ["--config.captions=True"])
-    return styledrop.subject(self.generator, self.params, workdir / "photos", cls, workdir=workdir, config=config)
+    return styledrop.subject(self.generator, self.params, photos, cls, workdir=workdir, config=config)
 
   def judged(
     self, pictures: Sequence[np.ndarray], texts: Sequence[str], style: protocols.Subject
