@@ -12,7 +12,7 @@ another theta is trained on these. The same with photos of a subject and "a [V] 
 generator, whose theta is mixed with that of a style at sampling (eqs. 5 and 6, `generators.masked`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import json
 import pathlib
@@ -64,9 +64,10 @@ class Undecided(Exception):
 def default_stage(channels: int, shared: bool, learning_rate: float) -> ml_collections.ConfigDict:
   """How one stage is tuned.
 
-  steps: updates; rows: pictures in each; kind: one of `KINDS`; channels and shared: of the adapters, see
-  `theta.Adapters`; rank, alpha and pattern: of low-rank updates; tokens: of a soft prompt; least and smoothing: see
-  `methods.masking`; optimizer: see `train.optimizer`.
+  steps: updates, and none leaves the stage as it is, in the second round as the first has tuned it; rows: pictures in
+  each; kind: one of `KINDS`; channels and shared: of the adapters, see `theta.Adapters`; rank, alpha and pattern: of
+  low-rank updates; tokens: of a soft prompt; least and smoothing: see `methods.masking`; optimizer: see
+  `train.optimizer`.
   """
   optimizer = default_optimizer()
   optimizer.update({"learning_rate": learning_rate, "warmup": 0, "decay": "constant", "ema": 0.0})
@@ -180,17 +181,19 @@ def styledrop(
     recipe = {"method": "styledrop", "style": style, "round": round_, "feedback": feedback if round_ > 1 else "none"}
     return Card(base, "", "", {**recipe, "prompts": list(prompts), "config": config.to_dict()})
 
-  def learn(round_: int, folder: pathlib.Path, pictures: np.ndarray, prompts: Sequence[str]) -> Personalisation:
+  def learn(
+    round_: int, folder: pathlib.Path, pictures: np.ndarray, prompts: Sequence[str], before: Mapping[str, Theta]
+  ) -> Personalisation:
     settings = config.first if round_ == 1 else config.second
     thetas = _tune(generator, params, *_views(pictures, prompts, config), settings, config.seed, folder, mesh)
-    made = Personalisation(thetas, card(round_, prompts))
+    made = Personalisation({**before, **thetas}, card(round_, prompts))
     hosts.once(lambda: made.save(folder / "theta.safetensors"))
     hosts.once(lambda: made.save(workdir / "theta.safetensors"))
     return made
 
   reference = zip(photos.images() / 2 + 0.5, ({"text": prompt} for prompt in photos.prompts), strict=True)
   hosts.once(lambda: image_folder.write(workdir / "reference", reference, overwrite=True))
-  made = learn(1, workdir / "round_1", photos.images(), photos.prompts)
+  made = learn(1, workdir / "round_1", photos.images(), photos.prompts, {})
   if feedback == "none":
     return made
   scorers = None if feedback == "random" else encoders
@@ -200,7 +203,7 @@ def styledrop(
   names = [priors.file(pathlib.Path(), i).name for i in chosen]
   hosts.once(lambda: _bind_choice(folder, names))
   pictures = pool.pictures[chosen].astype(np.float32) / np.float32(127.5) - np.float32(1)
-  return learn(2, folder, pictures, [pool.prompts[i] for i in chosen])
+  return learn(2, folder, pictures, [pool.prompts[i] for i in chosen], made.thetas)
 
 
 def _bind_choice(folder: pathlib.Path, names: list[str]) -> None:

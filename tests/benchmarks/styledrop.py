@@ -12,6 +12,8 @@ a second process. Intervals are of 95 %, over styles.
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import functools
 import json
 import pathlib
 import statistics
@@ -42,6 +44,7 @@ PROMPTS = 24
 SUBJECTS = CLASSES[:5]
 RECIPE = "configs/styledrop.py:toybox"
 GAMMAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+MIXING = {"lambda_a": 2.0, "lambda_b": 1.0}  # of the base stage: the frozen generator knows neither style nor subject
 
 
 class Styles(Bench):
@@ -53,27 +56,34 @@ class Styles(Bench):
     self.each = each
 
   def draw(
-    self, texts: Sequence[str], theta: Any = None, n: int = 1, seed: int = 0, gamma: float = masked.GAMMA
+    self, texts: Sequence[str], theta: Any = None, n: int = 1, seed: int = 0, **options: Any
   ) -> list[np.ndarray]:
     """Pictures, as bytes."""
-    drawn = generators.sample(self.generator, self.params, texts, theta=theta, n=n, seed=seed, gamma=gamma)
+    drawn = generators.sample(self.generator, self.params, texts, theta=theta, n=n, seed=seed, **options)
     return [to_uint8(x / 2 + 0.5) for x in drawn]
+
+  def kept(
+    self, style: protocols.Subject, name: str, texts: Sequence[str], measure: Callable[[], tuple[Any, Any]]
+  ) -> dict[str, np.ndarray]:
+    """What `measure` says of pictures of the texts, beside which it returns them; kept, with a sheet of them."""
+    path = self.out / style.name / "scores" / f"{name}.json"
+    if not path.exists():
+      pictures, scores = measure()
+      path.parent.mkdir(parents=True, exist_ok=True)
+      contact_sheet([picture / 255 for picture in pictures], texts, 6).save(path.with_suffix(".png"))
+      path.write_text(json.dumps({head: np.asarray(values).tolist() for head, values in scores.items()}))
+    return {head: np.asarray(values) for head, values in json.loads(path.read_text()).items()}
 
   def scores(
     self, style: protocols.Subject, way: str, texts: Sequence[str], draw: Callable[[int], list[np.ndarray]]
   ) -> dict[str, np.ndarray]:
-    """What `judged` says of pictures of the texts, one of each for every seed; kept, with the pictures of seed 0."""
-    found = []
-    for seed in range(self.each):
-      path = self.out / style.name / "scores" / f"{way} {seed}.json"
-      if not path.exists():
-        pictures = draw(seed)
-        kept = {name: values.tolist() for name, values in self.judged(pictures, texts, style).items()}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if seed == 0:
-          contact_sheet([picture / 255 for picture in pictures], texts, 6).save(path.with_suffix(".png"))
-        path.write_text(json.dumps(kept))
-      found.append(json.loads(path.read_text()))
+    """What `judged` says of pictures of the texts, one of each for every seed."""
+
+    def measure(seed: int) -> tuple[Any, Any]:
+      pictures = draw(seed)
+      return pictures, self.judged(pictures, texts, style)
+
+    found = [self.kept(style, f"{way} {seed}", texts, lambda seed=seed: measure(seed)) for seed in range(self.each)]
     return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
 
   def reference(self, style: protocols.Subject) -> pathlib.Path:
@@ -212,34 +222,36 @@ def real(style: protocols.Subject, count: int = 64) -> tuple[list[np.ndarray], l
 
 
 def gamma(bench: Styles) -> None:
-  """Subjects in styles, from the style's theta alone to the subject's alone."""
+  """Subjects in styles, from the style's theta alone to the subject's alone, and that one asked for the style."""
   found: dict[str, list[np.ndarray]] = {}
   for cls in SUBJECTS:
-    candidates = bench.candidates(cls)
-    subject = bench.subject(cls)
-
-    def judge(
-      way: str,
-      pictures: list[np.ndarray],
-      style: protocols.Subject,
-      candidates: jax.Array = candidates,
-      cls: str = cls,
-    ) -> None:
-      nearest = metrics.retrieval(bench.dino(pictures), candidates, jnp.zeros(len(pictures), jnp.int32))
-      scores = bench.judged(pictures, [f"a {cls} {style.identifier}"] * len(pictures), style)
-      gather(found, way, {"retrieval": np.asarray(nearest), "style": scores["style"], "likeness": scores["likeness"]})
-
+    subject, candidates = bench.subject(cls), bench.candidates(cls)
     for one in bench.styles:
       print(cls, one.name, flush=True)
-      style = bench.theta(one)
-      judge("style alone", bench.draw([f"a {cls}"], style, bench.each), one)
-      judge("subject alone", bench.draw([f"a [V] {cls} {one.identifier}"], subject, bench.each), one)
-      for value in GAMMAS:
-        drawn = bench.draw([f"a [V] {cls}"], (style, subject), bench.each, gamma=value)
-        judge(f"gamma {value:g}", drawn, one)
+      both = (bench.theta(one, "clip"), subject)
+      ways = {f"gamma {value:g}": (f"a [V] {cls}", both, value) for value in GAMMAS}
+      ways["subject alone"] = (f"a [V] {cls} {one.identifier}", subject, 0.0)
+      texts = [f"a {cls} {one.identifier}"] * bench.each
+      for way, asked in ways.items():
+        scores = bench.kept(
+          one, f"{way}, {cls}", texts, functools.partial(blend, bench, one, texts, candidates, *asked)
+        )
+        gather(found, way, {name: scores[name] for name in ("retrieval", "style", "likeness")})
   for name, values in found.items():
     say(name, values)
   plot(found, bench.out / "gamma.svg")
+
+
+def blend(
+  bench: Styles, style: protocols.Subject, texts: Sequence[str], candidates: jax.Array, prompt: str, theta: Any,
+  value: float,
+) -> tuple[list[np.ndarray], dict[str, Any]]:  # fmt: skip
+  """Pictures of a prompt, which are to show what the texts say, and their scores, retrieval besides."""
+  base, larger = (stage.decoding for stage in bench.generator.stages)
+  decodings = (dataclasses.replace(base, **MIXING), larger)
+  pictures = bench.draw([prompt], theta, len(texts), gamma=value, decodings=decodings)
+  nearest = metrics.retrieval(bench.dino(pictures), candidates, jnp.zeros(len(pictures), jnp.int32))
+  return pictures, {**bench.judged(pictures, texts, style), "retrieval": nearest}
 
 
 def plot(found: Mapping[str, list[np.ndarray]], path: pathlib.Path) -> None:
@@ -247,10 +259,12 @@ def plot(found: Mapping[str, list[np.ndarray]], path: pathlib.Path) -> None:
   from matplotlib import pyplot
 
   figure, axes = pyplot.subplots(figsize=(5, 3), layout="constrained")
-  for score, colour, alone in (("retrieval", "C0", "style alone"), ("style", "C1", "subject alone")):
+  for score, colour, alone in (("retrieval", "C0", "gamma 0"), ("style", "C1", "subject alone")):
     mean = lambda way, score=score: np.concatenate(found[f"{way}, {score}"]).mean()  # noqa: E731
     axes.plot(GAMMAS, [mean(f"gamma {value:g}") for value in GAMMAS], "o-", color=colour, label=score)
-    axes.axhline(mean(alone), color=colour, linestyle=":", label=f"{score}, {alone}")
+    axes.axhline(
+      mean(alone), color=colour, linestyle=":", label=f"{score}, {'style' if alone == 'gamma 0' else 'subject'} alone"
+    )
   axes.set(xlabel="gamma", ylabel="share of pictures", ylim=(0, 1))
   axes.legend(fontsize="small")
   figure.savefig(path)

@@ -154,12 +154,17 @@ def test_clip_chooses_the_best_of_each_prompt_and_the_second_round_learns_it(tin
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), dict(one.thetas), dict(first[1].thetas))
 
 
-def test_nothing_is_scored_where_chance_chooses(tiny_masked, images, first, tmp_path):
+def test_nothing_is_scored_where_chance_chooses_and_a_stage_without_updates_stays_as_it_is(
+  tiny_masked, images, first, tmp_path
+):
   shutil.copytree(first[0], tmp_path, dirs_exist_ok=True)
-  options = {"feedback": "random", "config": recipe(), "encoders": pytest.fail}
+  options = {"feedback": "random", "config": recipe(second__sr__steps=0), "encoders": pytest.fail}
   made = styledrop.styledrop(*tiny_masked, images, workdir=tmp_path, **options)
   assert made.card.recipe["prompts"] == [f"a dog {STYLE}", f"a red cat {STYLE}"]
   assert "score" not in (tmp_path / "pool/metadata.jsonl").read_text()
+  before = first[1].thetas
+  same(made.thetas["sr"], before["sr"])
+  assert made.thetas["base"].weights["row_0"]["down"].shape != before["base"].weights["row_0"]["down"].shape
 
 
 def test_a_person_chooses_and_the_second_round_trains_on_exactly_those(tiny_masked, images, tmp_path, monkeypatch):
