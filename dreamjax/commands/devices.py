@@ -52,18 +52,15 @@ def _shape(text: str) -> tuple[int, ...]:
   return tuple(sizes.values())
 
 
-def mesh(args: argparse.Namespace) -> jax.sharding.Mesh | None:
-  """The mesh that was asked for, behind meeting the other processes.
+def mesh(args: argparse.Namespace) -> jax.sharding.Mesh:
+  """The mesh that was asked for, or of one device, behind meeting the other processes.
 
   Raises:
     ValueError: if the devices do not fill it, or it leaves devices of one of several processes out.
   """
   if args.hosts is not None:
     hosts.join(*args.hosts)
-  shape = args.mesh or ((-1, 1, 1) if hosts.several() else None)
-  if shape is None:
-    return None
-  made = sharding.make_mesh(shape)
+  made = sharding.make_mesh(args.mesh or ((-1, 1, 1) if hosts.several() else (1, 1, 1)))
   if hosts.several() and made.size < jax.device_count():
     raise ValueError(f"a mesh of several processes holds all of their {jax.device_count()} devices, not {made.size}")
   return made
@@ -75,6 +72,6 @@ def say(*lines: str) -> None:
     print(*lines, sep="\n")
 
 
-def load(name: str, mesh: jax.sharding.Mesh | None) -> tuple[generators.Cascade | generators.Masked, dict[str, Any]]:
+def load(name: str, mesh: jax.sharding.Mesh) -> tuple[generators.Cascade | generators.Masked, dict[str, Any]]:
   """A generator whose parameters go to their devices as they are read."""
-  return generators.load(name, put=generators.to_device if mesh is None else sharding.placer(mesh))
+  return generators.load(name, put=sharding.placer(mesh))

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
   if "samplings" not in recipe:
     recipe["samplings"] = family.samplings(args)
   prompts = [prompt for prompt in recipe["prompts"] for _ in range(recipe["n"])]
-  size = args.batch if mesh else min(args.batch, len(prompts))
+  size = args.batch if mesh.size > 1 else min(args.batch, len(prompts))
   batches = family.batches(prompts, recipe, size, mesh)
   hosts.once(lambda: _check_empty(args))
   drawn: list[np.ndarray] = []
@@ -144,9 +144,7 @@ class _Cascade:
     larger = [stage.enlarges for stage in self._generator.stages]
     return _changed(args, own, larger, self.fields, _Masked.fields)
 
-  def batches(
-    self, prompts: list[str], recipe: dict[str, Any], size: int, mesh: jax.sharding.Mesh | None
-  ) -> Iterator[Any]:
+  def batches(self, prompts: list[str], recipe: dict[str, Any], size: int, mesh: jax.sharding.Mesh) -> Iterator[Any]:
     """The pictures; ValueError at once for what cannot be drawn."""
     return cascades.batches(
       self._generator,
@@ -174,9 +172,7 @@ class _Masked:
     own = [stage.decoding for stage in self._generator.stages]
     return _changed(args, own, [i > 0 for i in range(len(own))], self.fields, _Cascade.fields)
 
-  def batches(
-    self, prompts: list[str], recipe: dict[str, Any], size: int, mesh: jax.sharding.Mesh | None
-  ) -> Iterator[Any]:
+  def batches(self, prompts: list[str], recipe: dict[str, Any], size: int, mesh: jax.sharding.Mesh) -> Iterator[Any]:
     """As of a cascade."""
     guidance.two_thetas(recipe["gamma"], 0.0, 0.0)  # refuses a gamma that cannot be
     return masked.batches(

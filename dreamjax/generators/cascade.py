@@ -26,7 +26,7 @@ from dreamjax.data.identifiers import PLACEHOLDER, fill
 from dreamjax.diffusion import guidance, process, samplers
 from dreamjax.diffusion.resolution import enlarge
 from dreamjax.diffusion.schedules import Schedule, Table, spaced_times, uniform_times
-from dreamjax.generators.generator import TEXT, Generator, Text, in_batches, keys_of, spread
+from dreamjax.generators.generator import TEXT, Generator, Text, in_batches, keys_of, over, spread
 from dreamjax.models.autoencoder import Autoencoder
 from dreamjax.models.latent_unet import LatentUNet
 from dreamjax.models.unet import UNet
@@ -356,7 +356,8 @@ def batches(
   for count, places in in_batches(len(prompts), size):
     text = jax.tree.map(lambda x, places=places: x[rows[places]], texts)
     text, keys = spread((text, keys_of(seed, first + places)), mesh)
-    drawn = jit_cascade(stages, samplings, used, tuned, text, null, keys, cascade.autoencoder)
+    with over(mesh):
+      drawn = jit_cascade(stages, samplings, used, tuned, text, null, keys, cascade.autoencoder)
     yield tuple(picture[:count] for picture in hosts.fetch(drawn))
 
 

@@ -4,6 +4,7 @@ The parameters are one tree: "text" for the text encoder, and one entry for each
 """
 
 from collections.abc import Iterator, Sequence
+import contextlib
 import dataclasses
 import functools
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
@@ -181,3 +182,8 @@ def spread(rows: Any, mesh: jax.sharding.Mesh | None, axis: int = 0) -> Any:
     raise ValueError(f"batches of {count} pictures cannot be divided over {devices} devices")
   place = jax.NamedSharding(mesh, jax.P(*[None] * axis, ("data", "fsdp")))
   return jax.tree.map(lambda x: hosts.put(x, place), rows)
+
+
+def over(mesh: jax.sharding.Mesh | None) -> contextlib.AbstractContextManager[Any]:
+  """The context in which a program over a mesh is called: its networks see there how rows are spread."""
+  return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)

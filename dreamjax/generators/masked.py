@@ -21,7 +21,7 @@ from dreamjax.data import hosts
 from dreamjax.data.identifiers import PLACEHOLDER, fill
 from dreamjax.diffusion.process import fold
 from dreamjax.diffusion.resolution import shrink
-from dreamjax.generators.generator import Generator, Text, in_batches, keys_of, spread
+from dreamjax.generators.generator import Generator, Text, in_batches, keys_of, over, spread
 from dreamjax.masked import guidance
 from dreamjax.masked.decoding import decode
 from dreamjax.models.muse import Muse
@@ -342,7 +342,8 @@ def batches(
   for count, places in in_batches(len(wishes), size):
     texts = tuple(jax.tree.map(lambda x, own=rows[places][:, some].T: x[own], read) for some in asked)
     texts, keys = spread(texts, mesh, axis=1), spread(keys_of(seed, first + places), mesh)
-    drawn = jit_draw(stages, decodings, used, branches, texts, weights, keys)
+    with over(mesh):
+      drawn = jit_draw(stages, decodings, used, branches, texts, weights, keys)
     yield tuple(picture[:count] for picture in hosts.fetch(drawn))
 
 

@@ -149,8 +149,8 @@ class _Plan(NamedTuple):
   def styledrop(self) -> Iterator[Program]:
     generator, config = self.generator, self.config
     text = self._text(1)
+    thetas = {}  # the second round's take the place of the first's
     for number, round_ in enumerate((config.first, config.second), 1):
-      thetas = {}
       before = None
       for stage in generator.stages:
         settings = round_.get(stage.name)

@@ -126,7 +126,7 @@ def load(lowered: jax.stages.Lowered) -> Load:
     memory.temp_size_in_bytes,
     memory.output_size_in_bytes - memory.alias_size_in_bytes,
     memory.generated_code_size_in_bytes,
-    grown * cost["flops"],
+    grown * cost["flops"] + program.attention(repeats),
     grown * cost["bytes accessed"],
     program.sent(repeats),
   )
@@ -139,6 +139,10 @@ _CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_c
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
+# Of JAX's attention, block by block: the products of each kernel, some of which are computed anew on the way back.
+_KERNELS = re.compile(r"splash_mha_(fwd|dq|dkv)")
+_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
+_OPERANDS = re.compile(r"operand_layout_constraints=\{(.*?\})\}")
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 
@@ -220,6 +224,17 @@ class Program:
           sizes = _sizes(shapes[kernel])
           per_output = math.prod(size for size, label in zip(sizes, labels[2], strict=True) if label != "o")
           total += 2.0 * times * math.prod(_sizes(instruction.shape)) * per_output
+    return total
+
+  def attention(self, repeats: dict[str, int]) -> float:
+    """Operations of attention block by block, of which XLA knows nothing: two for each product of two numbers."""
+    total = 0.0
+    for name, times in repeats.items():
+      for instruction in self.computations[name]:
+        if (kernel := _KERNELS.match(instruction.name)) and (told := _OPERANDS.search(instruction.rest)):
+          sizes = [[int(x) for x in size.split(",")] for kind, size in _SHAPE.findall(told[1]) if kind != "s8"]
+          query, key = sizes[:2]
+          total += 2.0 * times * _PRODUCTS[kernel[1]] * math.prod(query) * key[-2]
     return total
 
   def sent(self, repeats: dict[str, int]) -> dict[str, float]:

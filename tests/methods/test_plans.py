@@ -59,6 +59,10 @@ def test_a_run_of_styledrop_is_known_program_by_program(tiny_masked):
   assert [p.runs for p in found] == [1000, 1000, 30 * 64 // 8, 1000, 1000, 1]
   assert all(p.flops() > 0 for p in found)
   found[0].lower(), found[2].lower()
+  config.second.sr.steps = 0  # the first round's stays, and is as large as the second's
+  fewer = plans.programs(generator, shapes(params), config, make_mesh((1, 1, 1)))
+  assert [p.name for p in fewer] == [p.name for p in found if p.name != "round 2, sr: update"]
+  assert fewer[-1].held == found[-1].held
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,14 @@
 """Attention."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from dreamjax.models.attention import attend
+from dreamjax.models.attention import LONG, attend, in_blocks
+from dreamjax.train.sharding import make_mesh
 
 
 def draw(*shapes):
@@ -41,3 +45,36 @@ def test_the_softmax_is_in_float32_whatever_goes_in():
   result = attend(query, key, value, scale=1.0)
   assert result.dtype == jnp.bfloat16
   np.testing.assert_allclose(np.float32(result.item()), np.tanh(0.025), atol=0.005)
+
+
+def test_block_by_block_it_is_the_same_and_so_are_its_gradients():
+  query, key, value, upstream = draw(*[(1, LONG, 2, 24)] * 4)
+
+  def both(function):
+    loss = lambda *inputs: (function(*inputs, scale=0.3) * upstream).sum()  # noqa: E731
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(query, key, value)
+
+  wanted, found = both(attend), both(functools.partial(in_blocks, interpret=True))
+  np.testing.assert_allclose(found[0], wanted[0], rtol=1e-4)
+  for one, other in zip(found[1], wanted[1], strict=True):
+    np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize(("length", "masked", "kernels"), [(LONG, False, 3), (LONG, True, 0), (LONG // 2, False, 0)])
+def test_on_tpus_a_kernel_computes_what_is_long_and_without_a_mask(length, masked, kernels):
+  x = jax.ShapeDtypeStruct((8, length, 2, 24), jnp.bfloat16)
+  mask = jnp.ones((1, 1, 1, length), bool) if masked else None
+  loss = lambda *inputs: attend(*inputs, mask=mask).astype(jnp.float32).sum()  # noqa: E731
+  gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+  for mesh in (make_mesh((2, 2, 2)), make_mesh((1, 1, 1))):
+    with jax.set_mesh(mesh):
+      text = gradient.trace(x, x, x).lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count("@tpu_custom_call") == kernels
+  assert "@tpu_custom_call" not in gradient.trace(x, x, x).lower(lowering_platforms=("tpu",)).as_text()
+
+
+def test_where_there_is_no_tpu_a_mesh_changes_nothing():
+  inputs = draw(*[(2, LONG, 1, 8)] * 3)
+  with jax.set_mesh(make_mesh((2, 1, 1))):
+    found = jax.jit(attend)(*inputs)
+  np.testing.assert_allclose(found, attend(*inputs), atol=1e-6)

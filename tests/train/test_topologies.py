@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dreamjax.models.attention import attend
 from dreamjax.train import flops, topologies
 from dreamjax.train.sharding import make_mesh
 
@@ -92,6 +93,20 @@ def test_a_programs_text_tells_products_and_what_is_sent():
   assert program.sent(repeats) == {"all-gather": 4 * 0.75 * 1024, "all-reduce": 2 * 0.5 * 48}
 
 
+def test_attention_block_by_block_is_counted_though_xla_does_not():
+  inputs = "s8[1,8,8]{2,1,0}, bf16[2,8,4096,40]{3,2,1,0}, bf16[2,8,1024,40]{3,2,1,0}, bf16[2,8,1024,40]{3,2,1,0}"
+  text = "\n".join([
+    "ENTRY %main (x: f32[8,16]) -> f32[8,16] {",
+    *(f'  %splash_mha_{name}.1 = (f32[2,512]{{1,0:T(8,128)}}, bf16[2,8,4096,40]{{3,2,1,0}}) custom-call(%x, %q), '
+      f'custom_call_target="tpu_custom_call", operand_layout_constraints={{{inputs}}}, metadata={{op_name="x"}}'
+      for name in ("fwd_residuals", "dq_no_residuals", "dkv_no_residuals")),
+    "}",
+  ])  # fmt: skip
+  program = topologies.Program(text)
+  assert program.attention(program.repeats()) == 2 * (2 + 3 + 4) * 2 * 8 * 4096 * 1024 * 40
+  assert program.products(program.repeats()) == 0
+
+
 def test_what_is_no_topology_is_refused():
   with pytest.raises(ValueError, match="nothing is known of the chip 'v99' of 'v99:4x4'; there are: v4, v5e, v5p, v6e"):
     topologies.chip("v99:4x4")
@@ -123,6 +138,18 @@ def test_a_program_for_a_tpu_is_weighed():
   gathered = load.sent["all-gather"] / (0.75 * 2 * 1024**2)
   assert load.sent.keys() == {"all-gather"} and gathered in (1, 10)
   assert load.seconds(topologies.chip("v5e:2x2"))["compute"] == load.flops / 197e12
+
+
+def test_of_attention_between_many_places_nothing_large_lies_in_memory():
+  pytest.importorskip("libtpu")
+  mesh = make_mesh((1, 4, 1), topologies.devices("v5e:2x2"))
+  x = jax.ShapeDtypeStruct((8, 4096, 8, 40), jnp.bfloat16, sharding=jax.NamedSharding(mesh, jax.P("fsdp")))
+  gradient = jax.grad(lambda *x: attend(*x).astype(jnp.float32).sum(), argnums=(0, 1, 2))
+  with jax.set_mesh(mesh):
+    blocks = topologies.load(jax.jit(gradient).lower(x, x, x))
+  whole = topologies.load(jax.jit(gradient).lower(x, x, x))
+  assert blocks.temporaries < 0.05 * whole.temporaries and blocks.traffic < 0.2 * whole.traffic
+  np.testing.assert_allclose(blocks.flops / flops.count(gradient, x, x, x), 9 / 6 / 4, rtol=0.02)
 
 
 def test_collectives_of_several_arrays_and_of_all_devices():
