@@ -1,6 +1,7 @@
 """The launchers: what they would do, and what they say to what they do not know. No cloud is touched."""
 
 import pathlib
+import shlex
 import shutil
 import subprocess
 
@@ -57,6 +58,38 @@ def test_a_tpu_is_asked_for_as_the_cloud_wants_it(arguments, commands):
     assert command in said.stdout
 
 
+@pytest.mark.parametrize(
+  ("arguments", "commands"),
+  [
+    (
+      ("create", "c", "us-west4-a", "v5litepod-16", "b", "--spot"),
+      [
+        "gcloud storage buckets create gs://b --location=us-west4", "--enable-hierarchical-namespace",
+        "xpk cluster create --cluster=c --zone=us-west4-a --tpu-type=v5litepod-16 --num-slices=1 --spot",
+        "xpk storage attach shared --type=gcsfuse --cluster=c", "--mount-point=/shared",
+      ],
+    ),
+    (
+      ("run", "c", "z", "v6e-8", "me", "dreambooth", "--images", "my photos"),
+      [
+        "xpk workload create --cluster=c --zone=z --workload=me --tpu-type=v6e-8", "--restart-on-exit-codes=75",
+        r"pip install --quiet './dreamjax[tpu]' && cd /shared && dreamjax dreambooth --images my\ photos --hosts auto",
+      ],
+    ),
+    (("push", "b", "photos"), [f"gcloud storage cp --recursive {pathlib.Path.cwd()}/photos gs://b/"]),
+    (("fetch", "b", "runs"), [f"gcloud storage cp --recursive gs://b/runs {pathlib.Path.cwd()}"]),
+    (("delete", "c", "z"), ["xpk cluster delete --cluster=c --zone=z"]),
+    (("delete", "c", "z", "me"), ["xpk workload delete --cluster=c --zone=z --workload=me"]),
+  ],
+)  # fmt: skip
+def test_a_cluster_is_asked_for_as_xpk_wants_it(arguments, commands):
+  said = run("gke.sh", "--dry-run", *arguments)
+  assert said.returncode == 0, said.stderr
+  unquoted = [" ".join(shlex.split(line)) for line in said.stdout.splitlines()]  # a line each: xpk writes a manifest
+  for command in commands:
+    assert any(command in line for line in unquoted), command
+
+
 def test_a_job_of_slurm_asks_for_a_process_for_each_gpu_and_is_queued_again():
   said = run("slurm.sh", "--dry-run", "2", "8", "dreambooth", "--images", "my photos").stdout
   for line in ("--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8", "--signal=TERM@120"):
@@ -78,6 +111,8 @@ def test_a_gpus_commands_are_said():
     ("tpu.sh", ("--dry-run", "create", "me", "z", "v9-8"), "no runtime is known for the type v9-8"),
     ("tpu.sh", ("--dry-run", "create", "me", "z", "v6e-8", "--cheap"), "create  NAME ZONE TYPE"),
     ("tpu.sh", ("--dry-run", "begin", "me", "z"), "create  NAME ZONE TYPE"),
+    ("gke.sh", ("--dry-run", "create", "c", "z"), "create CLUSTER ZONE TYPE BUCKET"),
+    ("gke.sh", ("--dry-run", "create", "c", "z", "v6e-8", "b", "--cheap"), "create CLUSTER ZONE TYPE BUCKET"),
     ("slurm.sh", ("two", "8", "dreambooth"), "NODES GPUS_PER_NODE"),
     ("gpu.sh", (), "dreambooth --images photos"),
   ],

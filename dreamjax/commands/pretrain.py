@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable, Mapping
 import dataclasses
+import functools
 import json
 import pathlib
 import pydoc_data.topics
@@ -14,6 +15,7 @@ import numpy as np
 import tqdm
 
 from dreamjax.commands import configs, devices, truth
+from dreamjax.data import hosts
 from dreamjax.data import tokenizer as tokenizers
 from dreamjax.data.examples import Examples
 from dreamjax.methods.pretraining import classifier, contrastive, generator, text, tokens, vqgan
@@ -48,16 +50,15 @@ def add(commands: Any) -> None:
   parser = commands.add_parser("pretrain", help="train the networks that come with dreamjax")
   parser.add_argument("--config", required=True, metavar="FILE:VARIANT", help="such as configs/pretrain_encoders.py:t5")
   parser.add_argument("--workdir", type=pathlib.Path, required=True, help="for logs, checkpoints and the model")
-  devices.add(parser, several=False)
+  devices.add(parser)
   parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
   """Runs the command, or goes on with it where it was cut off."""
   measured = pretrain(configs.load(args.config, args.overrides), args.workdir, devices.mesh(args))
-  for name, value in measured.items():
-    print(f"{name} {value:.3f}")
-  print(f"the model is in {args.workdir / 'model'}")
+  devices.say(*(f"{name} {value:.3f}" for name, value in measured.items()))
+  devices.say(f"the model is in {args.workdir / 'model'}")
 
 
 def examples(drawn: album.Album) -> Examples:
@@ -91,12 +92,12 @@ def draw_albums(
   variety = source.Variety(view=world.Dial(**config.view))
   for split, count in counts.items():
     stream = source.Stream(split=split, variety=variety, resolution=config.resolution, photos=_PHOTOS)
-    with tqdm.tqdm(total=count, unit=" pictures", desc=f"album {split}", disable=None) as bar:
-
-      def progress(drawn: int, bar: tqdm.tqdm = bar) -> None:
-        bar.update(drawn - bar.n)
-
-      parts.append(see(album.draw(pathlib.Path(config.albums) / split, stream, count, progress)))
+    with tqdm.tqdm(total=count, unit=" pictures", desc=f"album {split}", disable=hosts.quiet()) as bar:
+      progress = lambda drawn, bar=bar: bar.update(drawn - bar.n)  # noqa: E731
+      draw = functools.partial(album.draw, pathlib.Path(config.albums) / split, stream, count, progress)
+      if hosts.several():
+        hosts.once(draw)
+      parts.append(see(draw()))  # what is there is read
   return Examples.join(parts)
 
 
@@ -145,25 +146,29 @@ def pretrain(
   Returns:
     What was measured of the moving average of the parameters, which is what is saved.
   """
-  workdir.mkdir(parents=True, exist_ok=True)
-  (workdir / "config.json").write_text(config.to_json_best_effort(indent=2))
-  if config.task == "tokenizer":
-    train_tokenizer(config, workdir / "model")
-    return {}
-  if config.task == "join":
-    generator.join(config.stages, config.text_encoder, workdir / "model")
+  hosts.once(lambda: _begin(config, workdir))
+  if config.task in ("tokenizer", "join"):
     return {}
   task = make_task(config)
   tx = make_optimizer(config.optimizer, task.theta, config.steps)
 
-  def save_and_measure(theta: Any) -> dict[str, float]:
-    task.save(theta, workdir / "model")
-    return task.measure(theta)
+  latest: list[dict[str, Any]] = []
 
   def inspect(state: TrainState) -> dict[str, Any]:
-    theta = averaged(state)
-    sheet = {} if task.show is None else {"samples": task.show(theta)}
-    return save_and_measure(theta) | sheet
+    """What the first process saves, measures and shows."""
+    theta, found = averaged(state), {}
+    theta = hosts.fetch(theta) if hosts.several() else theta
+    latest[:] = [found]
+
+    def write() -> None:
+      task.save(theta, workdir / "model")
+      found.update(task.measure(theta))
+      (workdir / "measured.json").write_text(json.dumps(found, indent=2))
+      if task.show is not None:
+        found["samples"] = task.show(theta)
+
+    hosts.once(write)
+    return found
 
   state = fit(
     make_step(task.loss, tx, config.seed, config.pieces),
@@ -176,6 +181,16 @@ def pretrain(
     inspect=inspect,
     mesh=mesh,
   )
-  measured = save_and_measure(averaged(state))
-  (workdir / "measured.json").write_text(json.dumps(measured, indent=2))
-  return measured
+  if not latest:  # there was nothing left to train
+    inspect(state)
+  return {name: x for name, x in latest[0].items() if name != "samples"}
+
+
+def _begin(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+  """Writes the config down, and does what takes no training."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  (workdir / "config.json").write_text(config.to_json_best_effort(indent=2))
+  if config.task == "tokenizer":
+    train_tokenizer(config, workdir / "model")
+  elif config.task == "join":
+    generator.join(config.stages, config.text_encoder, workdir / "model")

@@ -114,6 +114,27 @@ def test_two_processes_learn_a_style_and_draw_what_one_does(tiny_masked, photos,
 
 
 @pytest.mark.slow
+def test_two_processes_train_an_encoder_as_one_does(tmp_path):
+  words = ["pretrain", "--config", "pretrain_encoders.py:tokenizer", "--config.captions=500", "--config.size=800"]
+  assert cli.main([*words, "--workdir", str(tmp_path / "words")]) == 0
+  train = ["pretrain", "--config", "pretrain_encoders.py:t5", "--config.model.depth=1", "--config.train.train=16",
+           "--config.train.styles=16", "--config.held_out.subjects=16", "--config.batch=8", "--config.steps=3",
+           f"--config.tokenizer={tmp_path / 'words/model'}", "--mesh", "data=2,fsdp=4"]  # fmt: skip
+  one, two = ([*train, f"--config.albums={tmp_path / name} albums", "--workdir", str(tmp_path / name)]
+              for name in ("one", "two"))  # fmt: skip
+  assert cli.main(one) == 0
+  both = begin_two(two, tmp_path)
+  assert [process.wait(timeout=600) for process in both] == [0, 0], (tmp_path / "0.log").read_text()
+  one, two = (safetensors.numpy.load_file(tmp_path / name / "model/model.safetensors") for name in ("one", "two"))
+  for path, x in one.items():
+    np.testing.assert_allclose(two[path], x, rtol=1e-2, atol=1e-3)  # stored as float16
+  measured = [json.loads((tmp_path / name / "measured.json").read_text()) for name in ("one", "two")]
+  assert measured[0].keys() == measured[1].keys()
+  assert (tmp_path / "0.log").read_text().count("the model is in") == 1
+  assert "the model is in" not in (tmp_path / "1.log").read_text()
+
+
+@pytest.mark.slow
 def test_what_is_wrong_ends_both_processes_with_the_users_status(tiny_folder, photos, tmp_path):
   (tmp_path / "run").mkdir()
   (tmp_path / "run/run.json").write_text('{"base_model": "another"}')
