@@ -249,7 +249,7 @@ def blend(
   """Pictures of a prompt, which are to show what the texts say, and their scores, retrieval besides."""
   base, larger = (stage.decoding for stage in bench.generator.stages)
   decodings = (dataclasses.replace(base, **MIXING), larger)
-  pictures = bench.draw([prompt], theta, len(texts), gamma=value, decodings=decodings)
+  pictures = bench.draw([prompt], theta, len(texts), gamma=value, decodings=decodings, size=len(texts))
   nearest = metrics.retrieval(bench.dino(pictures), candidates, jnp.zeros(len(pictures), jnp.int32))
   return pictures, {**bench.judged(pictures, texts, style), "retrieval": nearest}
 
