@@ -228,7 +228,7 @@ def gamma(bench: Styles) -> None:
     subject, candidates = bench.subject(cls), bench.candidates(cls)
     for one in bench.styles:
       print(cls, one.name, flush=True)
-      both = (bench.theta(one, "clip"), subject)
+      both = (bench.theta(one), subject)
       ways = {f"gamma {value:g}": (f"a [V] {cls}", both, value) for value in GAMMAS}
       ways["subject alone"] = (f"a [V] {cls} {one.identifier}", subject, 0.0)
       texts = [f"a {cls} {one.identifier}"] * bench.each
@@ -289,21 +289,23 @@ def speed(bench: Styles, repeats: int = 5) -> None:
   usual = bench.generator.stages[0].decoding
   unguided = {"lambda_a": 0.0, "lambda_b": 0.0}  # so that of each wish one network is asked
 
-  def seconds(wishes: Sequence[masked.Wish], **changes: float) -> float:
-    """Of a step: the difference of many and of few."""
+  def seconds(count: int, wishes: Sequence[masked.Wish], **changes: float) -> float:
+    """Of a step for so many pictures: the difference of many and of few."""
     times = []
     for steps in (2, 34):
       decoding = masked.Decoding(**{**vars(usual), **changes, "steps": steps})
       began = time.perf_counter()
       for wish in wishes:
-        list(masked.batches(bench.generator, bench.params, [wish] * 8, decodings=(decoding,)))
+        list(masked.batches(bench.generator, bench.params, [wish] * count, decodings=(decoding,), size=count))
       times.append(time.perf_counter() - began)
     return (times[1] - times[0]) / 32
 
-  rounds = [(seconds(both), seconds(apart, **unguided)) for _ in range(repeats + 1)][1:]
-  ratio = statistics.median(together / separate for together, separate in rounds)
-  together, separate = (statistics.median(times) for times in zip(*rounds, strict=True))
-  print(f"a step with two thetas: {together:.3f} s, its branches one by one {separate:.3f} s, {ratio:.2f} of it")
+  for count in (1, 8):
+    rounds = [(seconds(count, both), seconds(count, apart, **unguided)) for _ in range(repeats + 1)][1:]
+    ratio = statistics.median(together / separate for together, separate in rounds)
+    together, separate = (statistics.median(times) for times in zip(*rounds, strict=True))
+    said = f"{together:.3f} s, its branches one by one {separate:.3f} s, {ratio:.2f} of it"
+    print(f"a step with two thetas, pictures at once {count}: {said}", flush=True)
 
 
 COMMANDS = {"vqgan": vqgan, "style": style, "gamma": gamma, "speed": speed}
