@@ -12,27 +12,8 @@
 set -euo pipefail
 here=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-
-usage() {
-  sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' launch/tpu.sh >&2
-  exit 2
-}
-
-dry=
-if [[ ${1:-} == --dry-run ]]; then
-  dry=yes
-  shift
-fi
-
-# Runs a command, or prints it so that it can be pasted.
-run() {
-  if [[ -n $dry ]]; then
-    printf '%q ' "$@"
-    echo
-  else
-    "$@"
-  fi
-}
+# shellcheck source=launch/steps.sh
+source launch/steps.sh
 
 # The runtime that Google names for a type of TPU.
 runtime_of() {

@@ -5,6 +5,7 @@ that JAX brings: the logits of all pairs then never lie in memory, neither on th
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -62,14 +63,10 @@ def _at_once(
 def _spread(query: Array, key: Array, value: Array, *, scale: float) -> Array:
   """`in_blocks` on each device of the mesh, of its rows and heads: the compiler cannot divide a kernel by itself."""
   mesh = jax.sharding.get_abstract_mesh()
-  rows, heads = [axis for axis in mesh.axis_names if axis != "tensor"], "tensor"
-  parts = [1, 1]
-  for axis, size in mesh.shape.items():
-    parts[axis == heads] *= size
-  place = jax.P(
-    tuple(rows) if query.shape[0] % parts[0] == 0 else None, None,
-    heads if heads in mesh.axis_names and query.shape[2] % parts[1] == 0 else None,
-  )  # fmt: skip
+  rows = tuple(axis for axis in mesh.axis_names if axis != "tensor")
+  spreads = query.shape[0] % math.prod(mesh.shape[axis] for axis in rows) == 0
+  divides = "tensor" in mesh.axis_names and query.shape[2] % mesh.shape["tensor"] == 0
+  place = jax.P(rows if spreads else None, None, "tensor" if divides else None)
   own = functools.partial(in_blocks, scale=scale)
   return jax.shard_map(own, mesh=mesh, in_specs=(place,) * 3, out_specs=place, check_vma=False)(query, key, value)
 

@@ -259,12 +259,11 @@ def plot(found: Mapping[str, list[np.ndarray]], path: pathlib.Path) -> None:
   from matplotlib import pyplot
 
   figure, axes = pyplot.subplots(figsize=(5, 3), layout="constrained")
-  for score, colour, alone in (("retrieval", "C0", "gamma 0"), ("style", "C1", "subject alone")):
+  lines = (("retrieval", "C0", "gamma 0", "style alone"), ("style", "C1", "subject alone", "subject alone"))
+  for score, colour, alone, label in lines:
     mean = lambda way, score=score: np.concatenate(found[f"{way}, {score}"]).mean()  # noqa: E731
     axes.plot(GAMMAS, [mean(f"gamma {value:g}") for value in GAMMAS], "o-", color=colour, label=score)
-    axes.axhline(
-      mean(alone), color=colour, linestyle=":", label=f"{score}, {'style' if alone == 'gamma 0' else 'subject'} alone"
-    )
+    axes.axhline(mean(alone), color=colour, linestyle=":", label=f"{score}, {label}")
   axes.set(xlabel="gamma", ylabel="share of pictures", ylim=(0, 1))
   axes.legend(fontsize="small")
   figure.savefig(path)

@@ -72,6 +72,16 @@ def begin_two(arguments, folder):
   return [begin(arguments, index, where, folder / f"{index}.log") for index in range(2)]
 
 
+HALF = {"rtol": 1e-2, "atol": 1e-3}  # of what is stored as float16
+
+
+def assert_close(one, two, **tolerance):
+  """Of two files, that all arrays of the first are in the second."""
+  one, two = safetensors.numpy.load_file(one), safetensors.numpy.load_file(two)
+  for path, x in one.items():
+    np.testing.assert_allclose(two[path], x, **tolerance)
+
+
 def test_two_processes_learn_what_one_does(tiny_folder, photos, tmp_path):
   mesh = ("--mesh", "data=2,fsdp=4")
   assert cli.main(command(tiny_folder, photos, tmp_path / "one", *mesh)) == 0
@@ -79,9 +89,7 @@ def test_two_processes_learn_what_one_does(tiny_folder, photos, tmp_path):
   ends = [process.wait(timeout=300) for process in both]
   logs = [(tmp_path / f"{index}.log").read_text() for index in range(2)]
   assert ends == [0, 0], logs
-  one, two = (safetensors.numpy.load_file(tmp_path / name / "theta.safetensors") for name in ("one", "two"))
-  for path, x in one.items():
-    np.testing.assert_allclose(two[path], x, rtol=1e-5, atol=1e-5)
+  assert_close(*(tmp_path / name / "theta.safetensors" for name in ("one", "two")), rtol=1e-5, atol=1e-5)
   lines = (tmp_path / "two/base/log.jsonl").read_text().splitlines()
   assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]  # written once, not by both
   pictures = [sorted((tmp_path / name / "priors").glob("*/*.png")) for name in ("one", "two")]
@@ -106,9 +114,7 @@ def test_two_processes_learn_a_style_and_draw_what_one_does(tiny_masked, photos,
     assert cli.main(one) == 0
     both = begin_two(two, tmp_path)
     assert [process.wait(timeout=300) for process in both] == [0, 0], (tmp_path / "0.log").read_text()
-  one, two = (safetensors.numpy.load_file(tmp_path / name / "theta.safetensors") for name in ("one", "two"))
-  for path, x in one.items():
-    np.testing.assert_allclose(two[path], x, rtol=1e-2, atol=1e-3)  # stored as float16
+  assert_close(*(tmp_path / name / "theta.safetensors" for name in ("one", "two")), **HALF)
   for a, b in zip(*(sorted((tmp_path / f"{name} pictures").glob("0*.png")) for name in ("one", "two")), strict=True):
     assert np.abs(pixels(a) - pixels(b)).max() <= 1
 
@@ -125,9 +131,7 @@ def test_two_processes_train_an_encoder_as_one_does(tmp_path):
   assert cli.main(one) == 0
   both = begin_two(two, tmp_path)
   assert [process.wait(timeout=600) for process in both] == [0, 0], (tmp_path / "0.log").read_text()
-  one, two = (safetensors.numpy.load_file(tmp_path / name / "model/model.safetensors") for name in ("one", "two"))
-  for path, x in one.items():
-    np.testing.assert_allclose(two[path], x, rtol=1e-2, atol=1e-3)  # stored as float16
+  assert_close(*(tmp_path / name / "model/model.safetensors" for name in ("one", "two")), **HALF)
   measured = [json.loads((tmp_path / name / "measured.json").read_text()) for name in ("one", "two")]
   assert measured[0].keys() == measured[1].keys()
   assert (tmp_path / "0.log").read_text().count("the model is in") == 1
