@@ -1,18 +1,21 @@
 """Attention ("Attention Is All You Need", Vaswani et al., 2017, eq. 1), its softmax in float32 whatever goes in.
 
-On TPUs, between many places, it is computed block by block (Dao et al., "FlashAttention", 2205.14135), by the kernel
-that JAX brings: the logits of all pairs then never lie in memory, neither on the way forth nor on the way back.
+Between many places it is computed block by block (Dao et al., "FlashAttention", 2205.14135), so that the logits of all
+pairs never lie in memory, neither on the way forth nor on the way back: on TPUs by the kernel that JAX brings, on CPUs
+by a loop whose blocks stay in the caches.
 """
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-LONG = 1024  # places from which on TPUs compute attention block by block
-_BLOCK = 512  # places in a block
+LONG = 1024  # places from which on attention is computed block by block
+_BLOCK = 512  # places in a block of the TPUs' kernel
+_QUERIES = 128  # places that look at once on CPUs
 
 
 def attend(
@@ -26,8 +29,8 @@ def attend(
 ) -> Float[Array, "b n k e"]:
   """softmax(scale query key^T + bias) value, head by head.
 
-  Block by block only where a mesh is set (`jax.set_mesh`), whose axes say how rows and heads are spread: rows over all
-  but "tensor", heads over that.
+  On TPUs block by block only where a mesh is set (`jax.set_mesh`), whose axes say how rows and heads are spread: rows
+  over all but "tensor", heads over that.
 
   Args:
     query: what looks.
@@ -42,22 +45,87 @@ def attend(
   """
   scale = query.shape[-1] ** -0.5 if scale is None else scale
   n, m = query.shape[1], key.shape[1]
-  long = min(n, m) >= LONG and n % _BLOCK == m % _BLOCK == 0 and query.shape[-1] == value.shape[-1]
-  if bias is not None or mask is not None or not long or jax.sharding.get_abstract_mesh().empty:
-    return _at_once(query, key, value, scale=scale, bias=bias, mask=mask)
-  tpu, default = (functools.partial(function, scale=scale) for function in (_spread, _at_once))
-  return jax.lax.platform_dependent(query, key, value, tpu=tpu, default=default)
+  ways = {"default": functools.partial(_at_once, scale=scale, bias=bias, mask=mask)}
+  if n >= LONG and n % _QUERIES == 0 and bias is None and (mask is None or mask.shape[2] == 1):
+    ways["cpu"] = functools.partial(_in_turns, scale=scale, mask=mask)
+  whole = min(n, m) >= LONG and n % _BLOCK == m % _BLOCK == 0 and query.shape[-1] == value.shape[-1]
+  if whole and bias is None and mask is None and not jax.sharding.get_abstract_mesh().empty:
+    ways["tpu"] = functools.partial(_spread, scale=scale)
+  return jax.lax.platform_dependent(query, key, value, **ways)
 
 
 def _at_once(
   query: Array, key: Array, value: Array, *, scale: float, bias: Array | None = None, mask: Array | None = None
 ) -> Array:
-  logits = scale * jnp.einsum("bnkd,bmkd->bknm", query, key, preferred_element_type=jnp.float32)
+  query, key, value = (x.swapaxes(1, 2) for x in (scale * query, key, value))
+  mixed, _, _ = _look(query, key, value, bias, mask)
+  return mixed.astype(value.dtype).swapaxes(1, 2)
+
+
+def _logits(query: Array, key: Array, bias: Array | None, mask: Array | None) -> Array:
+  logits = jnp.einsum("bknd,bkmd->bknm", query, key, preferred_element_type=jnp.float32)
   if bias is not None:
     logits = logits + bias
-  if mask is not None:
-    logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
-  return jnp.einsum("bknm,bmke->bnke", jax.nn.softmax(logits, axis=-1).astype(value.dtype), value)
+  return logits if mask is None else jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+
+
+def _look(query: Array, key: Array, value: Array, bias: Array | None, mask: Array | None) -> tuple[Array, Array, Array]:
+  """What is mixed, the greatest logit of each query, and the sum of the weights, of which that one's is 1."""
+  logits = _logits(query, key, bias, mask)
+  most = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+  weights = jnp.exp(logits - most)
+  total = weights.sum(axis=-1, keepdims=True)
+  mixed = jnp.einsum("bknm,bkme->bkne", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
+  return mixed / total, most, total  # few results are divided, not many weights
+
+
+def _in_turns(query: Array, key: Array, value: Array, *, scale: float, mask: Array | None) -> Array:
+  """In float32, whatever goes in, for CPUs convert what is smaller."""
+  heads_first = [x.swapaxes(1, 2).astype(jnp.float32) for x in (scale * query, key, value)]
+  return _turns(*heads_first, mask).astype(value.dtype).swapaxes(1, 2)
+
+
+@jax.custom_vjp
+def _turns(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
+  """`_look`, a block of queries after the other. What it returns is kept for the way back, the weights are not."""
+  return _turns_forth(query, key, value, mask)[0]
+
+
+def _turns_forth(query: Array, key: Array, value: Array, mask: Array | None) -> tuple[Array, Any]:
+  blocks = jax.lax.map(lambda some: _look(some, key, value, None, mask), _cut(query))
+  mixed, most, total = map(_joined, blocks)
+  return mixed, (query, key, value, mask, mixed, most, total)
+
+
+def _turns_back(kept: Any, upstream: Array) -> tuple[Array, Array, Array, None]:
+  query, key, value, mask, mixed, most, total = kept
+  upstream = upstream / total
+  constant = jnp.sum(upstream * mixed, axis=-1, keepdims=True)
+
+  def back(sums: tuple[Array, Array], block: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
+    query, most, upstream, constant = block
+    weights = jnp.exp(_logits(query, key, None, mask) - most)
+    logits = weights * (jnp.einsum("bkne,bkme->bknm", upstream, value) - constant)
+    logits = logits if mask is None else jnp.where(mask, logits, 0.0)
+    # With channels before places: the product the other way round takes a CPU five times as long.
+    keys = sums[0] + jnp.einsum("bknd,bknm->bkdm", query, logits)
+    values = sums[1] + jnp.einsum("bkne,bknm->bkem", upstream, weights)
+    return (keys, values), jnp.einsum("bknm,bkmd->bknd", logits, key)
+
+  zeros = [jnp.zeros_like(x.swapaxes(2, 3)) for x in (key, value)]
+  (keys, values), queries = jax.lax.scan(back, tuple(zeros), tuple(map(_cut, (query, most, upstream, constant))))
+  return _joined(queries), keys.swapaxes(2, 3), values.swapaxes(2, 3), None
+
+
+_turns.defvjp(_turns_forth, _turns_back)
+
+
+def _cut(x: Float[Array, "b k n d"]) -> Float[Array, "i b k j d"]:
+  return jnp.moveaxis(x.reshape(*x.shape[:2], -1, _QUERIES, x.shape[3]), 2, 0)
+
+
+def _joined(blocks: Float[Array, "i b k j d"]) -> Float[Array, "b k n d"]:
+  return jnp.moveaxis(blocks, 0, 2).reshape(*blocks.shape[1:3], -1, blocks.shape[4])
 
 
 def _spread(query: Array, key: Array, value: Array, *, scale: float) -> Array:

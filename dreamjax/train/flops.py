@@ -11,7 +11,8 @@ from jax.extend import core
 def count(function: Callable[..., Any], *args: Any) -> float:
   """The operations of a function's matrix products and convolutions: two for each product of two numbers.
 
-  What a loop of `lax.scan` does is counted as often as it is done; of a branch, the dearest counts.
+  What a loop of `lax.scan` does is counted as often as it is done; of branches, the dearest counts, and of those that
+  `lax.platform_dependent` chooses from, the default.
 
   Args:
     function: traceable by JAX.
@@ -35,6 +36,8 @@ def _of_equation(equation: core.JaxprEqn) -> float:
       return _of_convolution(equation)
     case "scan":
       return params["length"] * _of(params["jaxpr"].jaxpr)
+    case "cond" if None in (platforms := params.get("branches_platforms") or ()):
+      return _of(params["branches"][platforms.index(None)].jaxpr)
     case "cond":
       return max(_of(branch.jaxpr) for branch in params["branches"])
     case "while":

@@ -4,10 +4,11 @@ python tests/benchmarks/peers.py                   # all of them
 python tests/benchmarks/peers.py if-base sd --turns 7
 python tests/benchmarks/peers.py --memory          # the most memory that a process of either's takes, instead of times
 
-Networks have an eighth of the width of the published ones. An update is of all weights by AdamW, on the squared error
-of a prediction, or the cross entropy of tokens, of 4 rows; a sampling of one picture takes 10 steps of guidance, so 20
-predictions. Of PyTorch there are, besides eager float32: eager bfloat16 (autocast), and torch.compile, where it works.
-What is told is how many times as long the other one takes: above 1, ours is faster. It needs torch and diffusers.
+Networks have an eighth of the width of the published ones, and about an eighth of their attention heads. An update is
+of all weights by AdamW, on the squared error of a prediction, or the cross entropy of tokens, of 4 rows; a sampling of
+one picture takes 10 steps of guidance, so 20 predictions. Of PyTorch there are, besides eager float32: eager bfloat16
+(autocast), and torch.compile, where it works. What is told is how many times as long the other one takes: above 1, ours
+is faster. It needs torch and diffusers.
 """
 
 import argparse
@@ -45,7 +46,7 @@ MODELS = {
   "if-sr": IF_II_L.clone(
     image=128, widths=(20, 40, 80, 160), head_width=40, cross_width=160, time_width=160, groups=4, **_EIGHTH_OF_IF
   ),
-  "sd": SD_15.clone(widths=(40, 80, 160, 160), text_width=96, groups=8),
+  "sd": SD_15.clone(widths=(40, 80, 160, 160), heads=(1, 1, 1, 1), text_width=96, groups=8),
   "amused": AMUSED_256.clone(
     token_width=96, block_width=96, block_heads=3, width=128, heads=2, mlp=352, text_width=96, pooled_width=96
   ),

@@ -73,6 +73,23 @@ def test_on_tpus_a_kernel_computes_what_is_long_and_without_a_mask(length, maske
   assert "@tpu_custom_call" not in gradient.trace(x, x, x).lower(lowering_platforms=("tpu",)).as_text()
 
 
+@pytest.mark.parametrize("masked", ["nothing", "some", "everything"])
+def test_on_cpus_queries_take_turns_and_nothing_changes(masked):
+  query, key, value, upstream = draw((2, LONG, 2, 8), (2, 90, 2, 8), (2, 90, 2, 8), (2, LONG, 2, 8))
+  share = {"nothing": 1.0, "some": 0.5, "everything": 0.0}[masked]
+  mask = jnp.asarray(np.random.default_rng(1).random((2, 1, 1, 90)) < share)
+
+  def both(function, *masks):
+    loss = lambda *inputs: (function(*inputs, *masks, scale=0.3) * upstream).sum()  # noqa: E731
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(query, key, value)
+
+  ours = both(functools.partial(attend, mask=None if masked == "nothing" else mask))
+  theirs = both(jax.nn.dot_product_attention, None, jnp.broadcast_to(mask, (2, 2, LONG, 90)))
+  np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-4, atol=1e-4)
+  for one, other in zip(ours[1], theirs[1], strict=True):
+    np.testing.assert_allclose(one, other, atol=1e-5)
+
+
 def test_where_there_is_no_tpu_a_mesh_changes_nothing():
   inputs = draw(*[(2, LONG, 1, 8)] * 3)
   with jax.set_mesh(make_mesh((2, 1, 1))):

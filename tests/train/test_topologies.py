@@ -44,9 +44,13 @@ def test_operations_in_loops_and_branches_are_counted_as_often_as_they_are_done(
   def branch(x):
     return jax.lax.cond(x[0, 0] > 0, lambda x: x @ x @ x, lambda x: x @ x, x)
 
+  def choice(x):
+    return jax.lax.platform_dependent(x, cpu=lambda x: x @ x @ x, default=lambda x: x @ x)
+
   once = 2 * 8**3
   assert flops.count(loop, x) == 5 * once
   assert flops.count(branch, x) == 2 * once
+  assert flops.count(choice, x) == once
   assert flops.count(jax.jit(jax.grad(lambda x: (x @ x).sum())), x) == 3 * once
   assert flops.count(jax.grad(lambda x: jax.checkpoint(loop)(x).sum()), x) == (5 + 5 + 10) * once
   with pytest.raises(ValueError, match="how often a while loop runs"):
