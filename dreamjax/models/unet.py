@@ -23,6 +23,7 @@ import functools
 from typing import NamedTuple
 
 from flax import linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
@@ -33,7 +34,14 @@ from dreamjax.models.normalization import GroupNorm
 
 zeros = nn.initializers.zeros
 
-ACTIVATIONS = {"gelu": functools.partial(nn.gelu, approximate=False), "silu": nn.silu}
+
+def gelu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+  """x times the normal distribution's integral up to x, by erf; a CPU takes twice as long for the erfc of `nn.gelu`."""
+  wide = x.astype(jnp.float32)
+  return (wide * (1 + jax.lax.erf(wide * np.float32(0.5**0.5))) / 2).astype(x.dtype)
+
+
+ACTIVATIONS = {"gelu": gelu, "silu": nn.silu}
 EPS = 1e-5  # of the norms
 TEXT_GROUPS = 32  # of the norm of the text in eq. 3
 
