@@ -83,21 +83,21 @@ def weigh(program: plans.Program, chip: topologies.Chip, devices: int) -> dict[s
   """Compiles a program and says what it asks of each of so many devices of a kind."""
   held = sum(program.held.values())
   known = {"name": program.name, "runs": program.runs, "rows": program.rows, "held": program.held}
-  begun = time.monotonic()
+  begun, load, needed = time.monotonic(), None, 0.0
   try:
     load = topologies.load(program.lower())
   except jax.errors.JaxRuntimeError as error:
     needed = topologies.exceeded(error)  # the program's arguments included, which lie there in any case
+  known["compiled_in"] = time.monotonic() - begun
+  if load is None:
     rest = {"activations": max(needed - held, 0.0), "peak": max(needed, held), "fits": False}
-    rest["compiled_in"] = time.monotonic() - begun
     return {**known, **rest, "flops": None, "model_flops": None, "sent": {}, "times": {}, "seconds": 0.0}
-  compiled_in = time.monotonic() - begun
   activations = load.temporaries + load.results + load.code
   times = load.seconds(chip)
   return {
     **known, "activations": activations, "peak": held + activations, "fits": held + activations <= chip.memory,
     "flops": load.flops, "model_flops": program.flops() / devices, "traffic": load.traffic, "sent": load.sent,
-    "times": times, "seconds": max(times.values()), "compiled_in": compiled_in,
+    "times": times, "seconds": max(times.values()),
   }  # fmt: skip
 
 

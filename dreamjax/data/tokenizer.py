@@ -2,10 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 import json
+import os
 import pathlib
 
 import numpy as np
 import tokenizers
+
+# It says at every start that there is no PyTorch, which tokenizers do not need.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 import transformers
 
 #: The first pieces of a vocabulary that `train` makes, as in T5's: padding, end of the text, unknown.

@@ -1,6 +1,7 @@
 """How many floating-point operations a function asks for, whatever a compiler makes of it."""
 
 from collections.abc import Callable
+import functools
 import math
 from typing import Any
 
@@ -51,15 +52,29 @@ def _of_convolution(equation: core.JaxprEqn) -> float:
   params, numbers = equation.params, equation.params["dimension_numbers"]
   left, right, out = (x.aval.shape for x in (*equation.invars, equation.outvars[0]))
   channels = right[numbers.rhs_spec[1]]
-  pairs = out[numbers.out_spec[0]] * out[numbers.out_spec[1]] * channels
+  products = out[numbers.out_spec[0]] * out[numbers.out_spec[1]] * channels
   for i, (low, _) in enumerate(params["padding"]):
-    size, window = left[numbers.lhs_spec[2 + i]], right[numbers.rhs_spec[2 + i]]
-    places = range(out[numbers.out_spec[2 + i]])
+    size, window, places = left[numbers.lhs_spec[2 + i]], right[numbers.rhs_spec[2 + i]], out[numbers.out_spec[2 + i]]
     stride, inside, outside = params["window_strides"][i], params["lhs_dilation"][i], params["rhs_dilation"][i]
-    found = 0
-    for place in places:
-      for tap in range(window):
-        where = place * stride + tap * outside - low
-        found += where % inside == 0 and 0 <= where < size * inside - inside + 1
-    pairs *= found
-  return 2.0 * pairs
+    products *= taps(size, window, places, stride, low, inside, outside)
+  return 2.0 * products
+
+
+@functools.cache
+def taps(size: int, window: int, places: int, stride: int, low: int, inside: int, outside: int) -> int:
+  """How many products a convolution makes along an axis that are not with padding or with holes of a dilation.
+
+  Args:
+    size: of the input.
+    window: of the kernel.
+    places: of the output.
+    stride: between places.
+    low: what the input is padded with before its first place.
+    inside: dilation of the input.
+    outside: dilation of the kernel.
+  """
+  found = 0
+  for tap in range(window):
+    for where in range(tap * outside - low, tap * outside - low + places * stride, stride):
+      found += where % inside == 0 and 0 <= where < size * inside - inside + 1
+  return found

@@ -1,7 +1,7 @@
 """TPUs that are not there: their chips, as Google publishes them, and compiled programs weighed against these.
 
 libtpu compiles for a topology by its name, such as "v5e:4x4", on a machine without a TPU. What a compiled program says
-of itself is its memory and its operations; the bytes that devices send each other are read from its text.
+of itself is its memory; its operations and the bytes that it moves are read from its text.
 """
 
 import collections
@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies
+
+from dreamjax.train import flops
 
 GIB = 2**30
 
@@ -82,8 +84,8 @@ class Load:
 
   Attributes:
     arguments, temporaries, results, code: bytes; results that take an argument's place do not count.
-    flops: operations.
-    traffic: bytes between the chip and its memory, as XLA estimates them.
+    flops: operations of matrix products, convolutions and attention.
+    traffic: bytes between the chip and its memory.
     sent: bytes that are sent to other devices, by the kind of collective.
   """
 
@@ -107,8 +109,7 @@ class Load:
 def load(lowered: jax.stages.Lowered) -> Load:
   """Compiles a program and weighs it.
 
-  XLA counts the operations and bytes of a loop's body once; here they count as often as the loop runs, as far as the
-  text says so: by the ratio in which its matrix products grow.
+  XLA's own analysis counts what a loop does once, however often it runs, so operations and bytes are counted here.
   """
   shortest = jax.config.jax_persistent_cache_min_compile_time_secs
   try:  # it is not kept for another time, for without a TPU it could not be read again
@@ -116,29 +117,27 @@ def load(lowered: jax.stages.Lowered) -> Load:
     compiled = lowered.compile()
   finally:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", shortest)
-  memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-  program = Program(compiled.as_text())
+  memory, program = compiled.memory_analysis(), Program(compiled.as_text())
   repeats = program.repeats()
-  products = program.products(repeats)
-  grown = products / program.products(program.repeats(loops=False)) if products else 1.0
   return Load(
     memory.argument_size_in_bytes,
     memory.temp_size_in_bytes,
     memory.output_size_in_bytes - memory.alias_size_in_bytes,
     memory.generated_code_size_in_bytes,
-    grown * cost["flops"] + program.attention(repeats),
-    grown * cost["bytes accessed"],
+    program.products(repeats) + program.attention(repeats),
+    program.traffic(repeats),
     program.sent(repeats),
   )
 
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
-_LINE = re.compile(r"^\s+(?:ROOT )?%([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$")
-_SHAPE = re.compile(r"(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
+_LINE = re.compile(r"^\s+(ROOT )?%([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$")
+_SHAPE = re.compile(r"(pred|[a-z]+\d+\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
+_WINDOW = re.compile(r"(size|stride|pad|lhs_dilate|rhs_dilate)=([\dx_-]+)")
 # Of JAX's attention, block by block: the products of each kernel, some of which are computed anew on the way back.
 _KERNELS = re.compile(r"splash_mha_(fwd|dq|dkv)")
 _PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
@@ -146,13 +145,37 @@ _OPERANDS = re.compile(r"operand_layout_constraints=\{(.*?\})\}")
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 
-def _bytes(shape: str) -> list[int]:
-  """Of the arrays of a shape in the text."""
+# What of itself moves nothing to or from the chip's memory: names for what is there, and the ends of what was begun.
+_STILL = re.compile(
+  "parameter|constant|tuple|get-tuple-element|bitcast|iota|after-all|partition-id|while|conditional|call|.*-done"
+)
+_STILL_CALLS = ("AllocateBuffer", "ConcatBitcast")
+_SLICES = ("dynamic-slice", "slice", "gather")
+
+
+def _bytes(shape: str, hbm: bool = False) -> list[int]:
+  """Of the arrays of a shape in the text; with `hbm` those that lie in the chip's large memory, as they lie there."""
   found = []
-  for kind, sizes in _SHAPE.findall(shape):
+  for kind, sizes, layout in _SHAPE.findall(shape):
     bits = 8 if kind == "pred" else int(re.search(r"\d+", kind)[0])
-    found.append(math.prod(int(size) for size in sizes.split(",") if size) * bits // 8)
+    dims = [int(size) for size in sizes.split(",") if size]
+    if hbm:
+      if "S(" in layout:
+        continue
+      dims = _tiled(dims, layout)
+    found.append(math.prod(dims) * bits // 8)
   return found
+
+
+def _tiled(dims: list[int], layout: str) -> list[int]:
+  """The sizes of an array that is padded to whole tiles, as "1,0:T(8,128)" says: minor axes first, then the tile."""
+  order, _, tile = layout.partition(":")
+  sides = [int(x) for x in found[1].split(",")] if (found := re.match(r"T\(([\d,]+)\)", tile)) else []
+  dims = list(dims)
+  for axis, side in zip(order.split(","), reversed(sides), strict=False):
+    if axis:
+      dims[int(axis)] = math.ceil(dims[int(axis)] / side) * side
+  return dims
 
 
 def _sizes(shape: str) -> list[int]:
@@ -160,7 +183,13 @@ def _sizes(shape: str) -> list[int]:
   return [int(size) for size in found[2].split(",") if size] if found else []
 
 
+def _operands(instruction: "_Instruction") -> list[str]:
+  """The names of what an instruction reads."""
+  return re.findall(r"%([\w.-]+)", instruction.rest.partition(")")[0])
+
+
 class _Instruction(NamedTuple):
+  root: bool
   name: str
   shape: str
   kind: str
@@ -181,17 +210,17 @@ class Program:
         lines = self.computations.setdefault(begun[2], [])
         self.entry = begun[2] if begun[1] else self.entry
       elif found := _LINE.match(line):
-        lines.append(_Instruction(*found.groups()))
+        lines.append(_Instruction(found[1] is not None, *found.groups()[1:]))
 
-  def repeats(self, loops: bool = True) -> dict[str, int]:
-    """How often each computation runs; without `loops`, if the body of each ran once."""
+  def repeats(self) -> dict[str, int]:
+    """How often each computation runs."""
     counts: dict[str, int] = collections.Counter()
 
     def visit(name: str, times: int) -> None:
       counts[name] += times
       for callee, more in self._calls(name):
         if callee in self.computations:
-          visit(callee, times * (more if loops else 1))
+          visit(callee, times * more)
 
     visit(self.entry, 1)
     return dict(counts)
@@ -214,17 +243,96 @@ class Program:
     return max((int(x.rest.partition(")")[0]) for x in known), default=1)
 
   def products(self, repeats: dict[str, int]) -> float:
-    """Operations of matrix products and convolutions, padding included."""
+    """Operations of matrix products and convolutions: to a TPU's compiler, both are convolutions."""
     total = 0.0
     for name, times in repeats.items():
-      shapes = {instruction.name: instruction.shape for instruction in self.computations[name]}
+      shapes = self.shapes(name)
       for instruction in self.computations[name]:
         if instruction.kind == "convolution" and (labels := _LABELS.search(instruction.rest)):
-          kernel = re.findall(r"%([\w.-]+)", instruction.rest)[1]
-          sizes = _sizes(shapes[kernel])
-          per_output = math.prod(size for size, label in zip(sizes, labels[2], strict=True) if label != "o")
-          total += 2.0 * times * math.prod(_sizes(instruction.shape)) * per_output
+          total += 2.0 * times * self._products(instruction, shapes, *labels.groups())
     return total
+
+  def _products(self, instruction: _Instruction, shapes: dict[str, str], left: str, right: str, out: str) -> int:
+    """Of a convolution whose axes are labelled, such as b01f_01io->b01f: a batch axis may be a dilated window."""
+    image, kernel = (_sizes(shapes[name]) for name in _operands(instruction)[:2])
+    result, window = _sizes(instruction.shape), dict(_WINDOW.findall(instruction.rest))
+    count = result[out.index("b")] * result[out.index("f")] * kernel[right.index("i")]
+
+    def along(what: str, axis: int, usual: str) -> str:
+      return window[what].split("x")[axis] if what in window else usual
+
+    for axis in range(len(out) - 2):
+      label = str(axis)
+      stride, low = int(along("stride", axis, "1")), int(along("pad", axis, "0_0").split("_")[0])
+      inside, outside = int(along("lhs_dilate", axis, "1")), int(along("rhs_dilate", axis, "1"))
+      size, places = image[left.index(label)], result[out.index(label)]
+      count *= flops.taps(size, kernel[right.index(label)], places, stride, low, inside, outside)
+    return count
+
+  def shapes(self, name: str) -> dict[str, str]:
+    """Of all that a computation makes or is given."""
+    return {instruction.name: instruction.shape for instruction in self.computations[name]}
+
+  def traffic(self, repeats: dict[str, int]) -> float:
+    """Bytes that are read from the chip's memory and written there; of a slice, what is sliced."""
+    fused = {
+      callee
+      for lines in self.computations.values()
+      for instruction in lines
+      if not re.fullmatch("while|conditional|call", instruction.kind)
+      for callee in _CALLED.findall(instruction.rest)
+    }
+    total = 0.0
+    for name, times in repeats.items():
+      if name not in fused:
+        shapes = self.shapes(name)
+        total += times * sum(self._moved(instruction, shapes) for instruction in self.computations[name])
+    return total
+
+  def _moved(self, instruction: _Instruction, shapes: dict[str, str]) -> int:
+    kind, read = instruction.kind, [shapes.get(name, "") for name in _operands(instruction)]
+    if _STILL.fullmatch(kind) or (kind == "custom-call" and any(x in instruction.rest for x in _STILL_CALLS)):
+      return 0
+    if kind in ("copy-start", "slice-start"):  # of what it makes and what it reads, either may lie nearer
+      return min(_bytes(instruction.shape)[:2]) * len(_bytes(instruction.shape, hbm=True))
+    if kind.endswith("-start"):
+      return sum(_bytes(instruction.shape, hbm=True))
+    if kind in _SLICES:
+      return 2 * sum(_bytes(instruction.shape, hbm=True))
+    if kind == "dynamic-update-slice":
+      return 2 * sum(_bytes(read[1], hbm=True))
+    if kind == "fusion":
+      return self._moved_by_fusion(instruction, read)
+    return sum(sum(_bytes(shape, hbm=True)) for shape in [instruction.shape, *read])
+
+  def _moved_by_fusion(self, fusion: _Instruction, read: list[str]) -> int:
+    callee = _CALLED.search(fusion.rest)[1]
+    shapes, written = self.shapes(callee), _bytes(fusion.shape, hbm=True)
+    for line in self.computations[callee]:
+      if line.kind == "dynamic-update-slice" and (size := sum(_bytes(line.shape))) in written:
+        written[written.index(size)] = sum(_bytes(shapes[_operands(line)[1]]))  # the rest stays as it is
+    moved = sum(written)
+    for line in self.computations[callee]:
+      if line.kind == "parameter" and (size := sum(_bytes(read[int(line.rest.partition(")")[0])], hbm=True))):
+        moved += min(size, self._read(callee, line.name, size))
+    return moved
+
+  def _read(self, computation: str, name: str, size: int) -> int:
+    """Bytes that a fused computation reads of something so large."""
+    found = 0
+    for line in self.computations[computation]:
+      for place in (place for place, operand in enumerate(_operands(line)) if operand == name):
+        if line.kind in _SLICES and place == 0:
+          found += sum(_bytes(line.shape))
+        elif line.kind == "bitcast":
+          found += self._read(computation, line.name, size)
+        elif line.kind == "fusion":
+          callee = _CALLED.search(line.rest)[1]
+          inner = next(x for x in self.computations[callee] if x.kind == "parameter" and x.rest.startswith(f"{place})"))
+          found += self._read(callee, inner.name, size)
+        elif line.kind != "dynamic-update-slice" or place:
+          found += size
+    return found
 
   def attention(self, repeats: dict[str, int]) -> float:
     """Operations of attention block by block, of which XLA knows nothing: two for each product of two numbers."""
@@ -232,7 +340,7 @@ class Program:
     for name, times in repeats.items():
       for instruction in self.computations[name]:
         if (kernel := _KERNELS.match(instruction.name)) and (told := _OPERANDS.search(instruction.rest)):
-          sizes = [[int(x) for x in size.split(",")] for kind, size in _SHAPE.findall(told[1]) if kind != "s8"]
+          sizes = [[int(x) for x in size.split(",")] for kind, size, _ in _SHAPE.findall(told[1]) if kind != "s8"]
           query, key = sizes[:2]
           total += 2.0 * times * _PRODUCTS[kernel[1]] * math.prod(query) * key[-2]
     return total

@@ -97,6 +97,74 @@ def test_a_programs_text_tells_products_and_what_is_sent():
   assert program.sent(repeats) == {"all-gather": 4 * 0.75 * 1024, "all-reduce": 2 * 0.5 * 48}
 
 
+def test_products_that_a_dilated_window_leaves_out_are_not_counted():
+  # As libtpu writes them: 12 products of matrices, one by 12 others, a convolution padded, and one strided.
+  text = """
+ENTRY %main (x: f32[8,16]) -> f32[8,16] {
+  %x = bf16[12,256,64]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %y = bf16[12,32,64]{2,1,0:T(8,128)(2,1)} parameter(1)
+  %a = f32[12,256,32]{2,1,0} convolution(%x, %y), window={size=12 stride=11 lhs_dilate=12}, dim_labels=0bf_0oi->0bf
+  %z = bf16[256,64,1]{1,0,2:T(8,128)(2,1)} parameter(4)
+  %b = f32[256,12,32]{2,0,1} convolution(%z, %y), window={size=12 pad=11_11 rhs_reversal=1}, dim_labels=bf0_0oi->b0f
+  %i = f32[2,8,8,3]{3,2,1,0} parameter(2)
+  %k = f32[3,3,3,5]{3,2,1,0} parameter(3)
+  %c = f32[2,8,8,5]{3,2,1,0} convolution(%i, %k), window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_01io->b01f
+  %d = f32[2,4,3,5]{3,2,1,0} convolution(%i, %k), window={size=3x3 stride=2x2 pad=1_0x0_0}, dim_labels=b01f_01io->b01f
+}
+"""
+  program = topologies.Program(text)
+  batch, padded, strided = 2 * 12 * 256 * 32 * 64, 2 * 2 * (22 * 22) * 3 * 5, 2 * 2 * (11 * 9) * 3 * 5
+  assert program.products(program.repeats()) == 2 * batch + padded + strided
+
+
+def test_what_a_program_moves_is_told_from_what_lies_there():
+  # In turn: a weight of which a loop of ten rounds takes a slice and makes something near; one that is padded to whole
+  # tiles; a place in a stack that is written, in a buffer that holds it already; a copy to nearer memory.
+  text = """
+%inner (p: bf16[10,64,128]) -> bf16[64,128] {
+  %p = bf16[10,64,128]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %q = s32[]{:T(128)} parameter(1)
+  ROOT %s = bf16[1,64,128]{2,1,0:T(8,128)(2,1)} dynamic-slice(%p, %q), dynamic_slice_sizes={1,64,128}
+}
+%taken (p.1: bf16[10,64,128]) -> f32[64,128] {
+  %p.1 = bf16[10,64,128]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %q.1 = s32[]{:T(128)} parameter(1)
+  %f = bf16[1,64,128]{2,1,0:T(8,128)(2,1)} fusion(%p.1, %q.1), kind=kLoop, calls=%inner
+  ROOT %r.1 = f32[64,128]{1,0:T(8,128)S(1)} convert(%f)
+}
+%put (b: f32[10,8,128]) -> f32[10,8,128] {
+  %b = f32[10,8,128]{2,1,0:T(8,128)} parameter(0)
+  %u = f32[1,8,128]{2,1,0:T(8,128)} parameter(1)
+  %i = s32[]{:T(128)} parameter(2)
+  ROOT %d = f32[10,8,128]{2,1,0:T(8,128)} dynamic-update-slice(%b, %u, %i, %i, %i)
+}
+%body (p.2: (s32[], bf16[10,64,128])) -> (s32[], bf16[10,64,128]) {
+  %p.2 = (s32[], bf16[10,64,128]{2,1,0:T(8,128)(2,1)}) parameter(0)
+  %i.1 = s32[]{:T(128)S(6)} get-tuple-element(%p.2), index=0
+  %w = bf16[10,64,128]{2,1,0:T(8,128)(2,1)} get-tuple-element(%p.2), index=1
+  %g = f32[64,128]{1,0:T(8,128)S(1)} fusion(%w, %i.1), kind=kLoop, calls=%taken
+  ROOT %t = (s32[], bf16[10,64,128]{2,1,0:T(8,128)(2,1)}) tuple(%i.1, %w)
+}
+%cond (p.3: (s32[], bf16[10,64,128])) -> pred[] {
+  %n = s32[] constant(10)
+}
+ENTRY %main (x: bf16[10,64,128]) -> f32[4,100] {
+  %x = bf16[10,64,128]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %loop = (s32[], bf16[10,64,128]{2,1,0:T(8,128)(2,1)}) while(%x), condition=%cond, body=%body
+  %y = f32[4,100]{1,0:T(8,128)} parameter(1)
+  %z = f32[4,100]{1,0:T(8,128)} negate(%y)
+  %stack = f32[10,8,128]{2,1,0:T(8,128)} custom-call(), custom_call_target="AllocateBuffer"
+  %part = f32[1,8,128]{2,1,0:T(8,128)} parameter(2)
+  %put.1 = f32[10,8,128]{2,1,0:T(8,128)} fusion(%stack, %part, %n.1), kind=kLoop, calls=%put
+  %begun = (f32[4,100]{1,0:T(8,128)S(1)}, f32[4,100]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%y)
+  ROOT %done = f32[4,100]{1,0:T(8,128)S(1)} copy-done(%begun)
+}
+"""
+  program = topologies.Program(text)
+  loop, padded, put = 10 * 64 * 128 * 2, 2 * 8 * 128 * 4, 2 * 8 * 128 * 4
+  assert program.traffic(program.repeats()) == loop + padded + put + 4 * 100 * 4
+
+
 def test_attention_block_by_block_is_counted_though_xla_does_not():
   inputs = "s8[1,8,8]{2,1,0}, bf16[2,8,4096,40]{3,2,1,0}, bf16[2,8,1024,40]{3,2,1,0}, bf16[2,8,1024,40]{3,2,1,0}"
   text = "\n".join([
