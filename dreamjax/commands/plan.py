@@ -136,8 +136,8 @@ def _advice(one: dict[str, Any], config: ml_collections.ConfigDict, mesh: jax.sh
   if held > chip.memory:
     wishes.append(f"what lies there takes {_gib(held)} GiB by itself: take a larger topology, or low-rank updates")
   else:
-    if "update" in one["name"] and not config.remat:
-      wishes.append("--config.remat=True computes activations anew")
+    if "update" in one["name"] and config.remat != "all":
+      wishes.append("--config.remat=cheap computes anew what takes little time, and --config.remat=all everything")
     if config.dtype == "float32":
       wishes.append("--config.dtype=bfloat16 halves activations")
     wishes.append("fewer rows, or more pieces, make activations smaller in proportion")

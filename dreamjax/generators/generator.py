@@ -18,6 +18,7 @@ import numpy as np
 from dreamjax.data import hosts
 from dreamjax.data.tokenizer import Tokenizer
 from dreamjax.models.clip import PromptEncoder
+from dreamjax.models.layers import REMATS
 from dreamjax.models.t5 import T5Encoder
 from dreamjax.theta import Base, Theta, content_hash
 from dreamjax.theta import apply as apply_theta
@@ -112,22 +113,24 @@ G = TypeVar("G", bound=Generator[Any])
 DTYPES = ("float32", "bfloat16")
 
 
-def computing(generator: G, dtype: str, remat: bool, scan: bool = False) -> G:
+def computing(generator: G, dtype: str, remat: str, scan: bool = False) -> G:
   """The generator, whose networks compute in another type, remember less for the way back, or are faster compiled.
 
   Args:
     generator: any.
     dtype: in which matrix products and convolutions are computed, of `DTYPES`; parameters, norms and what goes around
       the blocks stay float32.
-    remat: whether the stages' networks compute what is inside a block anew for its gradient, instead of keeping it.
+    remat: what the stages' networks compute anew for the gradient, of `models.layers.REMATS`: "none"; "cheap", all
+      that is inside a block but matrix products and convolutions; or "all".
     scan: whether rows of like layers in the stages' networks are loops, see `models.layers`. The cascade's networks
       have none.
 
   Raises:
-    ValueError: for another type.
+    ValueError: for another type, or another remat.
   """
-  if dtype not in DTYPES:
-    raise ValueError(f"dtype is one of {', '.join(DTYPES)}, not {dtype!r}")
+  for name, value, known in (("dtype", dtype, DTYPES), ("remat", remat, REMATS)):
+    if value not in known:
+      raise ValueError(f"{name} is one of {', '.join(known)}, not {value!r}")
 
   def change(network: Any) -> Any:
     if isinstance(network, PromptEncoder):

@@ -85,7 +85,7 @@ def default_config(stages: Sequence[str] = ("base", "sr")) -> ml_collections.Con
   return ml_collections.ConfigDict({
     "seed": 0, "identifier": "", "rare": identifiers.RARE, "wordings": (WORDING,), "captions": 0.0,
     "train_text": "frozen", "text_rate": 0.2, "patience": 0, "show": (),
-    "dtype": "float32", "remat": False, "scan": False,
+    "dtype": "float32", "remat": "none", "scan": False,
     "prior": {
       "kind": "images", "weight": 1.0, "count": 200, "batch": 8,
       "sampling": {name: {"sampler": "ancestral"} for name in stages},

@@ -126,7 +126,7 @@ class _Plan(NamedTuple):
     prompt = self._ids(count) if TEXT in theta else self._text(count)
     rows = Rows(image, prompt, jax.ShapeDtypeStruct((count,), jnp.float32), numbers)
     frozen = {name: self.params[name] for name in {stage.name, *theta}}
-    plain = computing(cascade, config.dtype, remat=False)
+    plain = computing(cascade, config.dtype, remat="none")
     loss, tx = dreambooth.objective(cascade, stage, config, theta)
     once, _ = dreambooth.objective(plain, plain.stage(stage.name), config, theta)
     name = f"{stage.name}: update"
@@ -177,7 +177,7 @@ class _Plan(NamedTuple):
     count, ids = settings.rows, lambda one: jax.ShapeDtypeStruct((settings.rows, one.transformer.side**2), jnp.int32)
     low = None if before is None else ids(before)
     rows = TokenRows(ids(stage), self._text(count), jax.ShapeDtypeStruct((count,), jnp.float32), low)
-    plain = computing(self.generator, self.config.dtype, remat=False).stage(stage.name)
+    plain = computing(self.generator, self.config.dtype, remat="none").stage(stage.name)
     loss, tx = styledrop.objective(stage, settings, theta)
     once, _ = styledrop.objective(plain, settings, theta)
     frozen, name = {stage.name: {"transformer": own}}, f"round {number}, {stage.name}: update"

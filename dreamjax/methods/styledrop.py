@@ -101,7 +101,7 @@ def default_config(stages: Sequence[str] = ("base", "sr")) -> ml_collections.Con
   prompts = tuple(" ".join(prompt.text.format(identifier="").split()) for prompt in published)
   return ml_collections.ConfigDict({
     "seed": 0, "identifier": "", "rare": identifiers.RARE, "captions": False,
-    "views": 1, "smallest": 0.7, "dtype": "float32", "remat": False, "scan": False,
+    "views": 1, "smallest": 0.7, "dtype": "float32", "remat": "none", "scan": False,
     "first": settings(4, True), "second": settings(32, False),
     "pool": {"prompts": prompts, "each": 64, "batch": 8, "most": 10},
   })  # fmt: skip

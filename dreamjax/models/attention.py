@@ -6,12 +6,13 @@ by a loop whose blocks stay in the caches.
 """
 
 import functools
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
+
+from dreamjax.models.spread import row_axes, spreads
 
 LONG = 1024  # places from which on attention is computed block by block
 _BLOCK = 512  # places in a block of the TPUs' kernel
@@ -131,10 +132,8 @@ def _joined(blocks: Float[Array, "i b k j d"]) -> Float[Array, "b k n d"]:
 def _spread(query: Array, key: Array, value: Array, *, scale: float) -> Array:
   """`in_blocks` on each device of the mesh, of its rows and heads: the compiler cannot divide a kernel by itself."""
   mesh = jax.sharding.get_abstract_mesh()
-  rows = tuple(axis for axis in mesh.axis_names if axis != "tensor")
-  spreads = query.shape[0] % math.prod(mesh.shape[axis] for axis in rows) == 0
   divides = "tensor" in mesh.axis_names and query.shape[2] % mesh.shape["tensor"] == 0
-  place = jax.P(rows if spreads else None, None, "tensor" if divides else None)
+  place = jax.P(row_axes(mesh) if spreads(query, mesh) else None, None, "tensor" if divides else None)
   own = functools.partial(in_blocks, scale=scale)
   return jax.shard_map(own, mesh=mesh, in_specs=(place,) * 3, out_specs=place, check_vma=False)(query, key, value)
 

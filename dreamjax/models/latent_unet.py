@@ -24,7 +24,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dreamjax.models.attention import attend
-from dreamjax.models.layers import in_turn
+from dreamjax.models.layers import in_turn, recomputing
 from dreamjax.models.normalization import GroupNorm
 from dreamjax.models.residual import Block, Double
 from dreamjax.models.unet import EPS, MLP, group_norm, layer_norm, sinusoid
@@ -92,7 +92,7 @@ class Transformer(nn.Module):
   heads: int
   linear: bool
   groups: int
-  remat: bool
+  remat: str
   scan: bool
   dtype: DTypeLike
 
@@ -106,7 +106,7 @@ class Transformer(nn.Module):
         return nn.Dense(width, dtype=self.dtype, name=name)(y).astype(jnp.float32)
       return nn.Conv(width, (1, 1), dtype=self.dtype, name=f"{name}_conv")(y).astype(jnp.float32)
 
-    make_layer = nn.remat(Layer) if self.remat else Layer
+    make_layer = recomputing(Layer, self.remat)
     y = project("enter", GroupNorm(self.groups, TRANSFORMER_EPS, name="norm")(x)).reshape(len(x), -1, width)
     layers = [make_layer(self.heads, self.dtype, name=f"layer_{i}") for i in range(self.depth)]
     y = in_turn(layers, y, text, scan=self.scan)
@@ -133,7 +133,7 @@ class Level(nn.Module):
   heads: int
   linear: bool
   groups: int
-  remat: bool
+  remat: str
   scan: bool
   dtype: DTypeLike
 
@@ -152,7 +152,7 @@ class Level(nn.Module):
     Returns:
       What goes around the blocks, and all that blocks and step leave behind.
     """
-    make_block = nn.remat(Block) if self.remat else Block
+    make_block = recomputing(Block, self.remat)
     left = []
     for i, other in enumerate(others):
       x = x if other is None else jnp.concatenate([x, other], axis=-1)
@@ -182,7 +182,7 @@ class Trunk(nn.Module):
     size_width: channels of the embedding of each number of the sizes.
     linear: whether transformers store their first and last matrix as a matrix.
     groups: of the norms.
-    remat: whether the backward pass computes blocks and layers anew, instead of keeping what is inside in memory.
+    remat: what the way back computes anew of what is inside a layer or block, of `layers.REMATS`.
     scan: whether the layers of each transformer are a loop, see `layers.in_turn`.
     dtype: in which matrix products and convolutions are computed; the rest is float32.
   """
@@ -198,7 +198,7 @@ class Trunk(nn.Module):
   size_width: int = 256
   linear: bool = False
   groups: int = 32
-  remat: bool = False
+  remat: str = "none"
   scan: bool = False
   dtype: DTypeLike = jnp.float32
 
@@ -240,7 +240,7 @@ class Trunk(nn.Module):
       x, more = self._level(i, f"down_{i}")(x, (None,) * self.blocks, condition, step)
       left += more
     x, _ = self._level(last, "middle_0", always=True)(x, (None,), condition, "")
-    make_block = nn.remat(Block) if self.remat else Block
+    make_block = recomputing(Block, self.remat)
     x = make_block(self.widths[last], self.groups, self.dtype, EPS, name="middle_1")(x, condition.embedding)
     return x, left
 

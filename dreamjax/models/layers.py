@@ -1,4 +1,4 @@
-"""Layers of one shape, one after the other: written out, or as a loop that is compiled once however deep it is."""
+"""Layers of one shape, one after the other, as a loop or written out; and what of a layer is kept for the way back."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -8,6 +8,23 @@ import jax
 import jax.numpy as jnp
 
 Stream = TypeVar("Stream", bound=jax.Array)
+M = TypeVar("M", bound=type[nn.Module])
+#: What a layer computes anew on the way back, instead of keeping it: nothing; all but its matrix products and
+#: convolutions, so what takes little time (attention's products are among it); or everything.
+REMATS = ("none", "cheap", "all")
+
+
+def recomputing(layer: M, remat: str) -> M:
+  """The class of a layer or block, which keeps for the way back what `remat`, of `REMATS`, lets it."""
+  if remat == "none":
+    return layer
+  return nn.remat(layer, policy=_is_product if remat == "cheap" else None)
+
+
+def _is_product(primitive: Any, *shapes: Any, **params: Any) -> bool:
+  """A matrix product with parameters, or a convolution; products within rows are attention's."""
+  dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+  return primitive is jax.lax.conv_general_dilated_p or dots(primitive, *shapes, **params)
 
 
 def in_turn(layers: Sequence[nn.Module], x: Stream, *told: Any, scan: bool = False) -> Stream:

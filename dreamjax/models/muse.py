@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from dreamjax.models.attention import attend
-from dreamjax.models.layers import in_turn
+from dreamjax.models.layers import in_turn, recomputing
 from dreamjax.models.transformer import layer_norm
 
 normal = nn.initializers.normal
@@ -142,7 +142,7 @@ class Muse(nn.Module):
     low_depth: layers of the encoder that reads them.
     low_codebook: tokens that there are for the smaller picture.
     block: side of the blocks of attention along two axes; 0 lets each token look at all.
-    remat: whether the backward pass computes what is inside a layer anew, instead of keeping it in memory.
+    remat: what the way back computes anew of what is inside a layer or block, of `layers.REMATS`.
     scan: whether the layers are a loop, see `layers.in_turn`.
     dtype: in which matrix products are computed; the rest is float32.
   """
@@ -158,7 +158,7 @@ class Muse(nn.Module):
   low_depth: int = 0
   low_codebook: int = 0
   block: int = 0
-  remat: bool = False
+  remat: str = "none"
   scan: bool = False
   dtype: DTypeLike = jnp.float32
 
@@ -198,7 +198,7 @@ class Muse(nn.Module):
       ValueError: if an input is missing or superfluous, or there are more or fewer tokens than the model has places.
     """
     self._check(tokens, text, low)
-    layer = nn.remat(Layer) if self.remat else Layer
+    layer = recomputing(Layer, self.remat)
     context = nn.Dense(self.width, use_bias=False, kernel_init=normal(STD), dtype=self.dtype, name="text")(text)
     context = layer_norm(EPS, "text_norm")(context.astype(jnp.float32))
     if low is not None:

@@ -30,6 +30,7 @@ from jaxtyping import Array, Bool, Float
 import numpy as np
 
 from dreamjax.models.attention import attend
+from dreamjax.models.layers import recomputing
 from dreamjax.models.normalization import GroupNorm
 
 zeros = nn.initializers.zeros
@@ -276,7 +277,7 @@ class UNet(nn.Module):
     activation: "gelu" or "silu".
     rescale: what the sum at the end of a block is divided by; sqrt(2) is what Imagen calls scaled skip connections.
     groups: of the norms of pixels.
-    remat: whether the backward pass computes what is inside a block anew, instead of keeping it in memory.
+    remat: what the way back computes anew of what is inside a layer or block, of `layers.REMATS`.
     dtype: in which matrix products and convolutions are computed; the rest is float32.
   """
 
@@ -298,7 +299,7 @@ class UNet(nn.Module):
   activation: str = "silu"
   rescale: float = 1.0
   groups: int = 32
-  remat: bool = False
+  remat: str = "none"
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
@@ -333,7 +334,7 @@ class UNet(nn.Module):
     condition = self._condition(t, text, mask, noise_level)
     attention = functools.partial(Attention, self.head_width, self.self_attention, self.groups, self.dtype)
     plain = functools.partial(
-      nn.remat(Block) if self.remat else Block,
+      recomputing(Block, self.remat),
       activation=self.activation,
       rescale=self.rescale,
       groups=self.groups,

@@ -25,7 +25,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from dreamjax.models.attention import attend
-from dreamjax.models.layers import in_turn
+from dreamjax.models.layers import in_turn, recomputing
 from dreamjax.models.unet import sinusoid, unfold
 
 BLOCK_EPS = 1e-6  # of the norms in front of a block's attention
@@ -184,7 +184,7 @@ class UViT(nn.Module):
     number_width: channels of the sinusoid of each.
     halved: whether blocks and layers see half the height and width.
     eps: of the norms but those in front of the blocks' attention.
-    remat: whether the backward pass computes what is inside a block or layer anew, instead of keeping it in memory.
+    remat: what the way back computes anew of what is inside a layer or block, of `layers.REMATS`.
     scan: whether the layers are a loop, see `layers.in_turn`.
     dtype: in which matrix products and convolutions are computed; the rest is float32.
   """
@@ -206,7 +206,7 @@ class UViT(nn.Module):
   number_width: int = 256
   halved: bool = False
   eps: float = 1e-6
-  remat: bool = False
+  remat: str = "none"
   scan: bool = False
   dtype: DTypeLike = jnp.float32
 
@@ -251,8 +251,8 @@ class UViT(nn.Module):
     def project(x: Float[Array, "b *places c"], width: int, name: str) -> Float[Array, "b *places {width}"]:
       return dense(width, dtype=self.dtype, name=name)(x).astype(jnp.float32)
 
-    block = functools.partial(nn.remat(Block) if self.remat else Block, self.block_heads, self.eps, self.dtype)
-    layer = functools.partial(nn.remat(Layer) if self.remat else Layer, self.heads, self.mlp, self.eps, self.dtype)
+    block = functools.partial(recomputing(Block, self.remat), self.block_heads, self.eps, self.dtype)
+    layer = functools.partial(recomputing(Layer, self.remat), self.heads, self.mlp, self.eps, self.dtype)
     table = nn.Embed(self.vocab, self.token_width, embedding_init=nn.initializers.normal(STD), name="tokens")
     x = project(norm(name="tokens_norm")(table(tokens)), self.block_width, "conv_in")
     x = x.reshape(len(x), side, side, -1)

@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from dreamjax.models.spread import keep_rows
 from dreamjax.theta.kinds import AnyArray, Branches, Path, Theta
 
 
@@ -32,7 +33,7 @@ def apply(module: nn.Module, params: dict[str, Any], theta: Theta | Branches | N
   variables = {"params": params} if theta is None else theta.expand(params)
   called: set[Path] = set()
   changed: set[Path] = set()
-  with nn.intercept_methods(_interceptor(called, changed)):
+  with nn.intercept_methods(_interceptor(called, changed)), nn.intercept_methods(keep_rows):
     out = module.apply(variables, *args, **kwargs)
   layers = {path[:-1] for path in flatten_dict(variables.get("theta", {}))}
   if lost := sorted("/".join(layer) for layer in (called - changed) & layers):

@@ -142,6 +142,7 @@ _WINDOW = re.compile(r"(size|stride|pad|lhs_dilate|rhs_dilate)=([\dx_-]+)")
 _KERNELS = re.compile(r"splash_mha_(fwd|dq|dkv)")
 _PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 _OPERANDS = re.compile(r"operand_layout_constraints=\{(.*?\})\}")
+_CHAIN = re.compile(r'channel_id=(\d+).*chain_id="')
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 
@@ -348,14 +349,20 @@ class Program:
   def sent(self, repeats: dict[str, int]) -> dict[str, float]:
     """Bytes that a device sends, by the kind of collective, if rings are used.
 
-    A sum of which each device keeps a part counts as a whole all-reduce where the compiler has written it as one.
+    A sum of which each device keeps a part counts as a whole all-reduce where the compiler has written it as one. One
+    that goes on beside several other instructions, each of which names it with the number of the chain, counts once.
     """
     total: dict[str, float] = collections.Counter()
+    begun = set()
     for name, times in repeats.items():
       for instruction in self.computations[name]:
         kind = instruction.kind.removesuffix("-start")
         if kind not in _COLLECTIVES:
           continue
+        if chain := _CHAIN.search(instruction.rest):
+          if chain[1] in begun:
+            continue
+          begun.add(chain[1])
         sizes, group = _bytes(instruction.shape), self._group(instruction.rest)
         if kind == "collective-permute":
           size = sizes[0]

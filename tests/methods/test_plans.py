@@ -41,7 +41,7 @@ def test_a_run_of_dreambooth_is_known_program_by_program(tiny_cascade):
 def test_what_remat_computes_twice_is_not_the_models(tiny_cascade):
   generator, params = tiny_cascade
   config, remats = dreambooth.default_config(), dreambooth.default_config()
-  remats.remat = True
+  remats.remat = "all"
   plain, again = (
     plans.programs(generator, shapes(params), changed, make_mesh((1, 1, 1)))[0] for changed in (config, remats)
   )

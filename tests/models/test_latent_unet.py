@@ -56,7 +56,7 @@ def theirs_of(torch, inputs):
   return leaves, (leaves[0].permute(0, 3, 1, 2), leaves[1], leaves[2]), options
 
 
-@pytest.mark.parametrize(("config", "remat"), [(SD, False), (SDXL, True)], ids=["sd", "sdxl"])
+@pytest.mark.parametrize(("config", "remat"), [(SD, "none"), (SDXL, "all")], ids=["sd", "sdxl"])
 def test_outputs_and_gradients_are_those_of_the_original(twin, assert_same, config, remat):
   torch = pytest.importorskip("torch")
   import diffusers

@@ -39,7 +39,7 @@ def filled(tree):
 @pytest.mark.parametrize("name", CASES)
 def test_a_loop_computes_and_learns_the_same(name):
   module, inputs = CASES[name]
-  loop = module.clone(scan=True, remat=True)
+  loop = module.clone(scan=True, remat="cheap")
   shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
   assert jax.eval_shape(loop.init, jax.random.key(0), *inputs)["params"] == shapes
   params, key = filled(shapes), jax.random.key(1)

@@ -108,7 +108,7 @@ def test_rematerialised_layers_have_the_same_gradient(draw):
     return jax.jit(jax.grad(lambda v: jnp.sum(jnp.sin(module.apply(v, TOKENS, TEXT, MASK)))))(variables)
 
   jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient(BASE), gradient(BASE.clone(remat=True))
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient(BASE), gradient(BASE.clone(remat="all"))
   )
 
 

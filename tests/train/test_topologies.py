@@ -165,6 +165,18 @@ ENTRY %main (x: bf16[10,64,128]) -> f32[4,100] {
   assert program.traffic(program.repeats()) == loop + padded + put + 4 * 100 * 4
 
 
+def test_a_collective_beside_which_others_compute_is_sent_once():
+  part = 'f32[2,4]{1,0} all-gather(%p), channel_id=5, replica_groups=[1,4]<=[4], frontend_attributes={chain_id="7"}'
+  text = "\n".join(
+    [f"%part_{i} (p: f32[8]) -> f32[8] {{\n  ROOT %gather_{i} = {part}\n}}" for i in range(3)]
+    + ["ENTRY %main (x: f32[8]) -> f32[8] {"]
+    + [f"  %fusion.{i} = f32[2,4]{{1,0}} fusion(%x), kind=kCustom, calls=%part_{i}" for i in range(3)]
+    + ["  ROOT %other = f32[2,4]{1,0} all-gather(%x), channel_id=6, replica_groups=[1,4]<=[4]", "}"]
+  )
+  program = topologies.Program(text)
+  assert program.sent(program.repeats()) == {"all-gather": 2 * 0.75 * 2 * 4 * 4}
+
+
 def test_attention_block_by_block_is_counted_though_xla_does_not():
   inputs = "s8[1,8,8]{2,1,0}, bf16[2,8,4096,40]{3,2,1,0}, bf16[2,8,1024,40]{3,2,1,0}, bf16[2,8,1024,40]{3,2,1,0}"
   text = "\n".join([

@@ -1,0 +1,36 @@
+"""Where activations lie on a mesh of devices: their rows are spread over it, and only "tensor" divides channels.
+
+Rows go into a program spread so. But where parameters are spread as well, the compiler likes to leave these where they
+are and to spread channels in place of rows: it then sends the outputs of each layer around, which at the widths of
+published networks are many times what the parameters are. So layers say that their outputs' rows stay.
+"""
+
+import math
+from typing import Any
+
+from flax import linen as nn
+import jax
+from jaxtyping import Array
+
+_ANY = jax.P.UNCONSTRAINED
+
+
+def row_axes(mesh: jax.sharding.AbstractMesh) -> tuple[str, ...]:
+  """The axes of a mesh over which rows are spread."""
+  return tuple(axis for axis in mesh.axis_names if axis != "tensor")
+
+
+def spreads(x: Array, mesh: jax.sharding.AbstractMesh) -> bool:
+  """Whether an array's rows can be divided over a mesh."""
+  return x.shape[0] % math.prod(mesh.shape[axis] for axis in row_axes(mesh)) == 0
+
+
+def keep_rows(next_function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
+  """For `nn.intercept_methods`: of layers on a mesh that is set (`jax.set_mesh`), what comes out stays spread so."""
+  y = next_function(*args, **kwargs)
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1 or not isinstance(context.module, nn.Dense | nn.Conv):
+    return y
+  if context.method_name != "__call__" or y.ndim < 3 or not spreads(y, mesh):
+    return y
+  return jax.lax.with_sharding_constraint(y, jax.P(row_axes(mesh), *[_ANY] * (y.ndim - 1)))
