@@ -7,8 +7,10 @@ import pytest
 
 from dreamjax.data.photos import Rows
 from dreamjax.methods.denoising import Recipe, stage_loss
+from dreamjax.models.muse import Muse
 from dreamjax.models.unet import IF_I_XL
-from dreamjax.train import sharding
+from dreamjax.theta import apply
+from dreamjax.train import sharding, topologies
 from dreamjax.train.sharding import make_mesh, place, shard_rows
 from dreamjax.train.step import in_pieces
 
@@ -78,6 +80,26 @@ def test_gradients_are_the_same_wherever_the_parameters_lie(tiny_cascade, monkey
   assert spread == {None, "fsdp", "tensor", ("fsdp", "tensor")}
   for a, b in zip(jax.tree.leaves(gradient(own, shard_rows(rows, mesh))), jax.tree.leaves(alone), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_parameters_are_gathered_and_activations_stay():
+  module = Muse(side=8, codebook=64, width=256, heads=4, mlp=1024, depth=2, text_width=64, remat="all")
+  mesh = make_mesh((1, 8, 1))
+  rows = jax.NamedSharding(mesh, jax.P(sharding.ROWS))
+  inputs = [
+    jax.ShapeDtypeStruct((8, *shape), dtype, sharding=rows)
+    for shape, dtype in (((64,), jnp.int32), ((8, 64), jnp.float32), ((8,), jnp.bool))
+  ]
+  shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+  params = jax.tree.map(
+    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, sharding.shardings(shapes, mesh)
+  )
+  loss = jax.jit(lambda tokens, text, mask, params: jnp.mean(apply(module, params, None, tokens, text, mask) ** 2))
+  with jax.set_mesh(mesh):
+    program = topologies.Program(loss.lower(*inputs, params).compile().as_text())
+  sent = program.sent(program.repeats())
+  whole = sum(4 * x.size for x in jax.tree.leaves(shapes))
+  assert 0.8 * whole < sent["all-gather"] < whole and sum(sent.values()) < 1.05 * whole
 
 
 def test_a_batch_is_spread_by_its_rows():
