@@ -135,6 +135,7 @@ _LINE = re.compile(r"^\s+(ROOT )?%([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$")
 _SHAPE = re.compile(r"(pred|[a-z]+\d+\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_COUNTERS = ("s32[]", "u32[]")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 _WINDOW = re.compile(r"(size|stride|pad|lhs_dilate|rhs_dilate)=([\dx_-]+)")
@@ -182,6 +183,13 @@ def _tiled(dims: list[int], layout: str) -> list[int]:
 def _sizes(shape: str) -> list[int]:
   found = _SHAPE.search(shape)
   return [int(size) for size in found[2].split(",") if size] if found else []
+
+
+def _count(instruction: "_Instruction") -> int | None:
+  """The number that a constant is, if it may count a loop's rounds."""
+  if instruction.kind != "constant" or instruction.shape[:5] not in _COUNTERS:
+    return None
+  return int(instruction.rest.partition(")")[0])
 
 
 def _operands(instruction: "_Instruction") -> list[str]:
@@ -236,12 +244,22 @@ class Program:
           yield callee.strip().lstrip("%"), 1
 
   def _trips(self, loop: _Instruction) -> int:
-    """How often a loop runs: it says so, or else the greatest number that its condition knows."""
+    """How often a loop runs: it says so, or else its counter's end, as its condition knows it, by its stride."""
     if said := _TRIPS.search(loop.rest):
       return int(said[1])
-    condition = re.search(r"condition=%?([\w.-]+)", loop.rest)[1]
-    known = [x for x in self.computations.get(condition, []) if x.kind == "constant" and x.shape.startswith("s32[]")]
-    return max((int(x.rest.partition(")")[0]) for x in known), default=1)
+    condition, body = (
+      self.computations.get(re.search(rf"{part}=%?([\w.-]+)", loop.rest)[1], []) for part in ("condition", "body")
+    )
+    end = max((x for x in map(_count, condition) if x is not None), default=1)
+    counted = [x for x in condition if x.kind == "get-tuple-element" and x.shape[:5] in _COUNTERS]
+    place = re.search(r"index=(\d+)", counted[0].rest) if counted else None
+    left = next((_operands(x) for x in body if x.root), [])
+    by_name = {x.name: x for x in body}
+    raised = by_name.get(left[int(place[1])]) if place and int(place[1]) < len(left) else None
+    if raised is None or raised.kind != "add":
+      return end
+    strides = [_count(by_name[name]) for name in _operands(raised) if name in by_name]
+    return math.ceil(end / max((x for x in strides if x), default=1))
 
   def products(self, repeats: dict[str, int]) -> float:
     """Operations of matrix products and convolutions: to a TPU's compiler, both are convolutions."""

@@ -118,8 +118,9 @@ ENTRY %main (x: f32[8,16]) -> f32[8,16] {
 
 
 def test_what_a_program_moves_is_told_from_what_lies_there():
-  # In turn: a weight of which a loop of ten rounds takes a slice and makes something near; one that is padded to whole
-  # tiles; a place in a stack that is written, in a buffer that holds it already; a copy to nearer memory.
+  # In turn: a weight of which a loop of ten rounds, counted by twos, takes a slice and makes something near; one that
+  # is padded to whole tiles; a place in a stack that is written, in a buffer that holds it already; a copy to nearer
+  # memory.
   text = """
 %inner (p: bf16[10,64,128]) -> bf16[64,128] {
   %p = bf16[10,64,128]{2,1,0:T(8,128)(2,1)} parameter(0)
@@ -143,10 +144,14 @@ def test_what_a_program_moves_is_told_from_what_lies_there():
   %i.1 = s32[]{:T(128)S(6)} get-tuple-element(%p.2), index=0
   %w = bf16[10,64,128]{2,1,0:T(8,128)(2,1)} get-tuple-element(%p.2), index=1
   %g = f32[64,128]{1,0:T(8,128)S(1)} fusion(%w, %i.1), kind=kLoop, calls=%taken
-  ROOT %t = (s32[], bf16[10,64,128]{2,1,0:T(8,128)(2,1)}) tuple(%i.1, %w)
+  %two = u32[]{:T(128)S(6)} constant(2)
+  %next = u32[]{:T(128)S(6)} add(%i.1, %two)
+  ROOT %t = (u32[], bf16[10,64,128]{2,1,0:T(8,128)(2,1)}) tuple(%next, %w)
 }
 %cond (p.3: (s32[], bf16[10,64,128])) -> pred[] {
-  %n = s32[] constant(10)
+  %n = u32[]{:T(128)S(6)} constant(20)
+  %i.2 = u32[]{:T(128)S(6)} get-tuple-element(%p.3), index=0
+  ROOT %less = pred[]{:T(512)S(6)} compare(%i.2, %n), direction=LT
 }
 ENTRY %main (x: bf16[10,64,128]) -> f32[4,100] {
   %x = bf16[10,64,128]{2,1,0:T(8,128)(2,1)} parameter(0)
