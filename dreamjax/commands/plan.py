@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import ml_collections
+import rich.box
 import rich.console
 import rich.table
 
@@ -113,10 +114,12 @@ def _gib(size: float) -> str:
 
 
 def _table(planned: list[dict[str, Any]], title: str) -> rich.table.Table:
-  table = rich.table.Table(title=title, caption="GiB; operations beside the model's; MiB sent; seconds")
-  for name in ("program", "runs", "rows", "held", "activations", "peak", "operations", "sent", "compute", "memory",
+  caption = "GiB; operations beside the model's; MiB sent; seconds at least"
+  table = rich.table.Table(title=title, caption=caption, box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+  table.add_column("program")
+  for name in ("runs", "rows", "held", "acti-\nvations", "peak", "opera-\ntions", "sent", "com-\npute", "mem-\nory",
                "links"):  # fmt: skip
-    table.add_column(name, justify="left" if name == "program" else "right")
+    table.add_column(name, justify="right", no_wrap=True)
   for one in planned:
     cells = [one["name"], str(one["runs"]), str(one["rows"]), _gib(sum(one["held"].values()))]
     cells += [_gib(one["activations"]), _gib(one["peak"])]
