@@ -1,8 +1,8 @@
 """Where activations lie on a mesh of devices: their rows are spread over it, and only "tensor" divides channels.
 
 Rows go into a program spread so. But where parameters are spread as well, the compiler likes to leave these where they
-are and to spread channels in place of rows: it then sends the outputs of each layer around, which at the widths of
-published networks are many times what the parameters are. So layers say that their outputs' rows stay.
+are and to spread channels in place of rows: it then sends the outputs of each layer around, which of Muse's two
+transformers are 2.5 and 60 times what the parameters are. So layers say that their outputs' rows stay.
 """
 
 import math

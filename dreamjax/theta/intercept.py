@@ -20,6 +20,8 @@ from dreamjax.theta.kinds import AnyArray, Branches, Path, Theta
 def apply(module: nn.Module, params: dict[str, Any], theta: Theta | Branches | None, *args: Any, **kwargs: Any) -> Any:
   """`module.apply({"params": params}, *args, **kwargs)` of the personalised module.
 
+  On a mesh of devices rows stay spread over it, see `models.spread`.
+
   Args:
     module: of any sort.
     params: the base model's parameters.
