@@ -122,13 +122,13 @@ def make_ours(name: str, folder: pathlib.Path) -> Side:
     times = spaced_times(_TABLE, STEPS, "leading", 1, clean=False)
     return samplers.ddim(lambda x, t: both(x, 1000 * t - 1), x, times, _TABLE, kind="eps")
 
-  state = [(jax.tree.map(jnp.copy, params), tx.init(params))]
+  state = [(params, tx.init(params))]
 
   def run_update() -> None:
     state[0] = update(*state[0], seen)
     jax.block_until_ready(state[0])
 
-  return Side(run_update, lambda: jax.block_until_ready(sample(params, one["x"], twice)))
+  return Side(run_update, lambda: jax.block_until_ready(sample(state[0][0], one["x"], twice)))
 
 
 def make_theirs(name: str, folder: pathlib.Path, how: str) -> Side:
@@ -237,6 +237,7 @@ def main() -> None:
         lambda x, draw=draw: 0.02 * draw.standard_normal(x.shape, np.float32), pretrained.shapes(module)
       )
       pretrained.save(folder, module, params, np.float32)
+      del params
       if args.alone:
         side = make_ours(name, folder) if args.alone == "ours" else make_theirs(name, folder, args.alone)
         side.update(), side.sample(), side.update()
