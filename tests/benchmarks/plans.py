@@ -1,7 +1,7 @@
 """Plans updates of published sizes on TPUs that are not there, for the README: what each takes of a chip.
 
-python tests/benchmarks/plans.py muse amused --out plans          # by name; all of RUNS, without names
-python tests/benchmarks/plans.py --scale 16 64 256 --out plans    # one, over more and more chips
+python tests/benchmarks/plans.py --out plans
+python tests/benchmarks/plans.py muse-64 muse-64-data --out plans    # some, by their names in RUNS
 
 It needs libtpu (the extra `plan`), and a core for 3 to 90 minutes a plan. A plan that is in --out is not made again.
 """
@@ -11,7 +11,7 @@ import json
 import pathlib
 import subprocess
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 HALF = {"dtype": "bfloat16", "remat": "cheap"}
 SCAN = {**HALF, "scan": "True"}
@@ -27,60 +27,67 @@ def _styled(count: int) -> dict[str, Any]:
   return {**SCAN, **rows, "pool.batch": count}
 
 
+class Run(NamedTuple):
+  """A run, of which the programs are planned in whose names `only` is; `changed` is of the recipe."""
+
+  recipe: str
+  model: str
+  topology: str
+  mesh: str
+  only: str
+  changed: dict[str, Any]
+
+
 _IF = {**HALF, **_rows(16, "stages.base", "stages.sr")}
-_LORA = {"stages.base.kind": "lora", "stages.base.rank": 4}
-# Of each: the recipe, the generator, the topology, the programs, and what of the recipe is changed.
+_LORA = {"dtype": "bfloat16", "stages.base.kind": "lora", "stages.base.rank": 4}
+_FULL = {**HALF, **_rows(2, "stages.base")}
+_MUSE = ("styledrop.py:paper", "muse-3b")
 RUNS = {
-  "if-base": ("dreambooth.py:paper", "if-xl", "v5e:4x4", "base: update", _IF),
-  "if-sr": ("dreambooth.py:paper", "if-xl", "v5e:4x4", "sr: update", _IF),
-  "sd15-lora": ("dreambooth.py:sd15", "sd15", "v5e:1x1", "base: update", {"dtype": "bfloat16", **_LORA}),
-  "sd15-full": ("dreambooth.py:sd15", "sd15", "v5e:2x2", "base: update", {**HALF, **_rows(2, "stages.base")}),
-  "sdxl": ("dreambooth.py:sdxl", "sdxl", "v5e:2x4", "base: update", {**SCAN, "stages.base.rows": 8}),
-  "muse": ("styledrop.py:paper", "muse-3b", "v5e:4x4", "round 1", _styled(16)),
-  "amused": ("styledrop.py:amused512", "amused512", "v5e:1x1", "round 1", SCAN),
+  "if-base": Run("dreambooth.py:paper", "if-xl", "v5e:4x4", "fsdp=16", "base: update", _IF),
+  "if-sr": Run("dreambooth.py:paper", "if-xl", "v5e:4x4", "fsdp=16", "sr: update", _IF),
+  "sd15-lora": Run("dreambooth.py:sd15", "sd15", "v5e:1x1", "fsdp=1", "base: update", _LORA),
+  "sd15-full": Run("dreambooth.py:sd15", "sd15", "v5e:2x2", "fsdp=4", "base: update", _FULL),
+  "sdxl": Run("dreambooth.py:sdxl", "sdxl", "v5e:2x4", "fsdp=8", "base: update", {**SCAN, "stages.base.rows": 8}),
+  "muse": Run(*_MUSE, "v5e:4x4", "fsdp=16", "round 1", _styled(16)),
+  "amused": Run("styledrop.py:amused512", "amused512", "v5e:1x1", "fsdp=1", "round 1", SCAN),
+  # One over more and more chips: a row for each, or four; parameters spread over all of them, or over 16.
+  "muse-16-rows": Run(*_MUSE, "v5e:4x4", "fsdp=16", "round 1, base", _styled(64)),
+  "muse-64": Run(*_MUSE, "v5e:8x8", "fsdp=64", "round 1, base", _styled(64)),
+  "muse-64-data": Run(*_MUSE, "v5e:8x8", "data=4,fsdp=16", "round 1, base", _styled(64)),
+  "muse-256": Run(*_MUSE, "v5e:16x16", "fsdp=256", "round 1, base", _styled(256)),
+  "muse-256-data": Run(*_MUSE, "v5e:16x16", "data=16,fsdp=16", "round 1, base", _styled(256)),
 }  # fmt: skip
-TOPOLOGIES = {16: "v5e:4x4", 64: "v5e:8x8", 256: "v5e:16x16"}
 
 
-def plan(name: str, run: tuple[str, str, str, str, dict[str, Any]], out: pathlib.Path) -> dict[str, Any]:
+def plan(name: str, run: Run, out: pathlib.Path) -> dict[str, Any]:
   """A plan, as `dreamjax plan` writes it."""
   file = out / f"{name}.json"
   if not file.exists():
-    recipe, model, topology, only, changed = run
-    command = [sys.executable, "-m", "dreamjax.cli", "plan", "--config", f"configs/{recipe}", "--model", model]
-    command += ["--topology", topology, "--only", only, "--out", str(file)]
-    subprocess.run(command + [f"--config.{key}={value}" for key, value in changed.items()], check=True)
+    command = [sys.executable, "-m", "dreamjax.cli", "plan", "--config", f"configs/{run.recipe}", "--model", run.model]
+    command += ["--topology", run.topology, "--mesh", run.mesh, "--only", run.only, "--out", str(file)]
+    subprocess.run(command + [f"--config.{key}={value}" for key, value in run.changed.items()], check=True)
   return json.loads(file.read_text())
 
 
-def line(name: str, topology: str, one: dict[str, Any]) -> str:
+def line(name: str, run: Run, one: dict[str, Any]) -> str:
   """A program's row of a table."""
-  gib = [f"{size / 2**30:.1f}" for size in (sum(one["held"].values()), one["activations"])]
-  sent = sum(one["sent"].values()) / 1e9
-  times = [f"{1000 * one['times'][what]:.0f}" for what in ("compute", "memory", "collectives")]
-  cells = [f"{name}, {one['name']}", topology, str(one["rows"]), *gib, f"{one['flops'] / one['model_flops']:.2f}"]
-  cells += [f"{sent:.1f}", *times, f"{one['compiled_in'] / 60:.0f}"]
-  return f"| {' | '.join(cells)} |"
+  cells = [f"{name}, {one['name']}", f"{run.topology}, {run.mesh}", str(one["rows"])]
+  cells += [f"{size / 2**30:.1f}" for size in (sum(one["held"].values()), one["activations"])]
+  cells += [f"{one['flops'] / one['model_flops']:.2f}", f"{sum(one['sent'].values()) / 1e9:.1f}"]
+  cells += [f"{1000 * one['times'][what]:.0f}" for what in ("compute", "memory", "collectives")]
+  return f"| {' | '.join([*cells, str(round(one['compiled_in'] / 60))])} |"
 
 
 def main() -> None:
   """Runs the command."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("names", nargs="*", choices=[*RUNS, []], help="of plans (all)")
-  parser.add_argument("--scale", nargs="+", type=int, choices=TOPOLOGIES, metavar="CHIPS", help="plan Muse for so many")
   parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="for plans as JSON")
   args = parser.parse_args()
-  runs = {name: RUNS[name] for name in args.names or RUNS}
-  if args.scale:
-    recipe, model, _, _, _ = RUNS["muse"]
-    runs = {
-      f"muse-{chips}-{each}": (recipe, model, TOPOLOGIES[chips], "round 1, base", _styled(chips * each))
-      for chips in args.scale for each in (1, 4)
-    }  # fmt: skip
   print("| program | chips | rows | held | activations | operations | sent | compute | memory | links | compiled in |")
-  for name, run in runs.items():
-    for one in plan(name, run, args.out)["programs"]:
-      print(line(name, run[2], one), flush=True)
+  for name in args.names or RUNS:
+    for one in plan(name, RUNS[name], args.out)["programs"]:
+      print(line(name, RUNS[name], one), flush=True)
 
 
 if __name__ == "__main__":
