@@ -10,7 +10,7 @@ from dreamjax.methods.denoising import Recipe, stage_loss
 from dreamjax.models.muse import Muse
 from dreamjax.models.unet import IF_I_XL
 from dreamjax.theta import apply
-from dreamjax.train import sharding, topologies
+from dreamjax.train import hlo, sharding
 from dreamjax.train.sharding import make_mesh, place, shard_rows
 from dreamjax.train.step import in_pieces
 
@@ -96,7 +96,7 @@ def test_parameters_are_gathered_and_activations_stay():
   )
   loss = jax.jit(lambda tokens, text, mask, params: jnp.mean(apply(module, params, None, tokens, text, mask) ** 2))
   with jax.set_mesh(mesh):
-    program = topologies.Program(loss.lower(*inputs, params).compile().as_text())
+    program = hlo.Program(loss.lower(*inputs, params).compile().as_text())
   sent = program.sent(program.repeats())
   whole = sum(4 * x.size for x in jax.tree.leaves(shapes))
   assert 0.8 * whole < sent["all-gather"] < whole and sum(sent.values()) < 1.05 * whole
