@@ -14,17 +14,18 @@ M = TypeVar("M", bound=type[nn.Module])
 REMATS = ("none", "cheap", "all")
 
 
-def recomputing(layer: M, remat: str) -> M:
-  """The class of a layer or block, which keeps for the way back what `remat`, of `REMATS`, lets it."""
-  if remat == "none":
-    return layer
-  return nn.remat(layer, policy=_is_product if remat == "cheap" else None)
-
-
 def _is_product(primitive: Any, *shapes: Any, **params: Any) -> bool:
   """A matrix product with parameters, or a convolution; products within rows are attention's."""
   dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
   return primitive is jax.lax.conv_general_dilated_p or dots(primitive, *shapes, **params)
+
+
+_KEPT = {"cheap": _is_product, "all": None}
+
+
+def recomputing(layer: M, remat: str) -> M:
+  """The class of a layer or block, which keeps for the way back what `remat`, of `REMATS`, lets it."""
+  return layer if remat == "none" else nn.remat(layer, policy=_KEPT[remat])
 
 
 def in_turn(layers: Sequence[nn.Module], x: Stream, *told: Any, scan: bool = False) -> Stream:
