@@ -86,7 +86,14 @@ def _operands(instruction: _Instruction) -> list[str]:
 
 
 class Program:
-  """A compiled program's text: computations, which call each other, and their instructions."""
+  """A compiled program's text: computations, which call each other, and their instructions.
+
+  Attributes:
+    computations: by name.
+    devices: that the program runs on.
+    entry: the name of the computation that calls the others.
+    repeats: how often each computation runs.
+  """
 
   def __init__(self, text: str) -> None:
     self.computations: dict[str, list[_Instruction]] = {}
@@ -100,9 +107,9 @@ class Program:
         self.entry = begun[2] if begun[1] else self.entry
       elif found := _LINE.match(line):
         lines.append(_Instruction(found[1] is not None, *found.groups()[1:]))
+    self.repeats = self._repeats()
 
-  def repeats(self) -> dict[str, int]:
-    """How often each computation runs."""
+  def _repeats(self) -> dict[str, int]:
     counts: dict[str, int] = collections.Counter()
 
     def visit(name: str, times: int) -> None:
@@ -141,10 +148,10 @@ class Program:
     strides = [_count(by_name[name]) for name in _operands(raised) if name in by_name]
     return math.ceil(end / max((x for x in strides if x), default=1))
 
-  def products(self, repeats: dict[str, int]) -> float:
+  def products(self) -> float:
     """Operations of matrix products and convolutions: to a TPU's compiler, both are convolutions."""
     total = 0.0
-    for name, times in repeats.items():
+    for name, times in self.repeats.items():
       shapes = self.shapes(name)
       for instruction in self.computations[name]:
         if instruction.kind == "convolution" and (labels := _LABELS.search(instruction.rest)):
@@ -172,7 +179,7 @@ class Program:
     """Of all that a computation makes or is given."""
     return {instruction.name: instruction.shape for instruction in self.computations[name]}
 
-  def traffic(self, repeats: dict[str, int]) -> float:
+  def traffic(self) -> float:
     """Bytes that are read from the chip's memory and written there; of a slice, what is sliced."""
     fused = {
       callee
@@ -182,7 +189,7 @@ class Program:
       for callee in _CALLED.findall(instruction.rest)
     }
     total = 0.0
-    for name, times in repeats.items():
+    for name, times in self.repeats.items():
       if name not in fused:
         shapes = self.shapes(name)
         total += times * sum(self._moved(instruction, shapes) for instruction in self.computations[name])
@@ -233,10 +240,10 @@ class Program:
           found += size
     return found
 
-  def attention(self, repeats: dict[str, int]) -> float:
+  def attention(self) -> float:
     """Operations of attention block by block, of which XLA knows nothing: two for each product of two numbers."""
     total = 0.0
-    for name, times in repeats.items():
+    for name, times in self.repeats.items():
       for instruction in self.computations[name]:
         if (kernel := _KERNELS.match(instruction.name)) and (told := _OPERANDS.search(instruction.rest)):
           sizes = [[int(x) for x in size.split(",")] for kind, size, _ in _SHAPE.findall(told[1]) if kind != "s8"]
@@ -244,7 +251,7 @@ class Program:
           total += 2.0 * times * _PRODUCTS[kernel[1]] * math.prod(query) * key[-2]
     return total
 
-  def sent(self, repeats: dict[str, int]) -> dict[str, float]:
+  def sent(self) -> dict[str, float]:
     """Bytes that a device sends, by the kind of collective, if rings are used.
 
     A sum of which each device keeps a part counts as a whole all-reduce where the compiler has written it as one. One
@@ -252,7 +259,7 @@ class Program:
     """
     total: dict[str, float] = collections.Counter()
     begun = set()
-    for name, times in repeats.items():
+    for name, times in self.repeats.items():
       for instruction in self.computations[name]:
         kind = instruction.kind.removesuffix("-start")
         if kind not in _COLLECTIVES:

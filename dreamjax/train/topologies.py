@@ -113,15 +113,14 @@ def load(lowered: jax.stages.Lowered) -> Load:
   finally:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", shortest)
   memory, program = compiled.memory_analysis(), hlo.Program(compiled.as_text())
-  repeats = program.repeats()
   return Load(
     memory.argument_size_in_bytes,
     memory.temp_size_in_bytes,
     memory.output_size_in_bytes - memory.alias_size_in_bytes,
     memory.generated_code_size_in_bytes,
-    program.products(repeats) + program.attention(repeats),
-    program.traffic(repeats),
-    program.sent(repeats),
+    program.products() + program.attention(),
+    program.traffic(),
+    program.sent(),
   )
 
 

@@ -29,7 +29,7 @@ RECIPES = {
 
 
 def once(name: str, scan: str, folder: str) -> None:
-  """Compiles the first update of a run, and prints its name and the seconds of tracing and compiling."""
+  """Compiles the first update of a run, and prints the seconds of tracing and compiling."""
   jax.config.update("jax_compilation_cache_dir", folder)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   cli.prepare_xla()

@@ -35,11 +35,10 @@ ENTRY %main (x: f32[8,16]) -> f32[8,16] {
 
 def test_a_programs_text_tells_products_and_what_is_sent():
   program = hlo.Program(TEXT)
-  repeats = program.repeats()
-  assert repeats == {"main": 1, "cond": 4, "body": 4, "product": 5}
-  assert program.products(repeats) == 5 * 2 * 8 * 16 * 16
+  assert program.repeats == {"main": 1, "cond": 4, "body": 4, "product": 5}
+  assert program.products() == 5 * 2 * 8 * 16 * 16
   # Of 16x16 floats, three quarters come from others; of 8 of four bytes and 8 of two, half is sent, twice.
-  assert program.sent(repeats) == {"all-gather": 4 * 0.75 * 1024, "all-reduce": 2 * 0.5 * 48}
+  assert program.sent() == {"all-gather": 4 * 0.75 * 1024, "all-reduce": 2 * 0.5 * 48}
 
 
 def test_products_that_a_dilated_window_leaves_out_are_not_counted():
@@ -59,7 +58,7 @@ ENTRY %main (x: f32[8,16]) -> f32[8,16] {
 """
   program = hlo.Program(text)
   batch, padded, strided = 2 * 12 * 256 * 32 * 64, 2 * 2 * (22 * 22) * 3 * 5, 2 * 2 * (11 * 9) * 3 * 5
-  assert program.products(program.repeats()) == 2 * batch + padded + strided
+  assert program.products() == 2 * batch + padded + strided
 
 
 def test_what_a_program_moves_is_told_from_what_lies_there():
@@ -112,7 +111,7 @@ ENTRY %main (x: bf16[10,64,128]) -> f32[4,100] {
 """
   program = hlo.Program(text)
   loop, padded, put = 10 * 64 * 128 * 2, 2 * 8 * 128 * 4, 2 * 8 * 128 * 4
-  assert program.traffic(program.repeats()) == loop + padded + put + 4 * 100 * 4
+  assert program.traffic() == loop + padded + put + 4 * 100 * 4
 
 
 def test_a_collective_beside_which_others_compute_is_sent_once():
@@ -124,7 +123,7 @@ def test_a_collective_beside_which_others_compute_is_sent_once():
     + ["  ROOT %other = f32[2,4]{1,0} all-gather(%x), channel_id=6, replica_groups=[1,4]<=[4]", "}"]
   )
   program = hlo.Program(text)
-  assert program.sent(program.repeats()) == {"all-gather": 2 * 0.75 * 2 * 4 * 4}
+  assert program.sent() == {"all-gather": 2 * 0.75 * 2 * 4 * 4}
 
 
 def test_attention_block_by_block_is_counted_though_xla_does_not():
@@ -137,8 +136,8 @@ def test_attention_block_by_block_is_counted_though_xla_does_not():
     "}",
   ])  # fmt: skip
   program = hlo.Program(text)
-  assert program.attention(program.repeats()) == 2 * (2 + 3 + 4) * 2 * 8 * 4096 * 1024 * 40
-  assert program.products(program.repeats()) == 0
+  assert program.attention() == 2 * (2 + 3 + 4) * 2 * 8 * 4096 * 1024 * 40
+  assert program.products() == 0
 
 
 def test_collectives_of_several_arrays_and_of_all_devices():
@@ -152,4 +151,4 @@ ENTRY %main (x: f32[8,16]) -> f32[8,16] {
 """
   program = hlo.Program(text)
   sent = {"all-gather": 0.75 * (32 + 32), "collective-permute": 32.0, "reduce-scatter": 3 * 8.0}
-  assert program.sent(program.repeats()) == sent
+  assert program.sent() == sent
