@@ -47,7 +47,9 @@ def _pooled(
     for j in range(blocks):
       x = Block(width, 2 if i and not j else 1, name=f"block_{i}_{j}")(x)
   x = nn.relu(GroupNorm(8, 1e-6, name="norm")(x))
-  return jnp.concatenate([x.mean((1, 2)), x.max((1, 2))], axis=-1)
+  # Not x.max(): its gradient is shared among the places that equal the maximum, and where XLA computes both anew, in
+  # another order, there may be none, so that it is divided by zero.
+  return jnp.concatenate([x.mean((1, 2)), nn.max_pool(x, x.shape[1:3]).squeeze((1, 2))], axis=-1)
 
 
 class Classifier(nn.Module):
