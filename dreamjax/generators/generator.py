@@ -19,6 +19,7 @@ from dreamjax.data import hosts
 from dreamjax.data.tokenizer import Tokenizer
 from dreamjax.models.clip import PromptEncoder
 from dreamjax.models.layers import REMATS
+from dreamjax.models.spread import row_axes, row_parts
 from dreamjax.models.t5 import T5Encoder
 from dreamjax.theta import Base, Theta, content_hash
 from dreamjax.theta import apply as apply_theta
@@ -180,10 +181,9 @@ def spread(rows: Any, mesh: jax.sharding.Mesh | None, axis: int = 0) -> Any:
   """
   if mesh is None:
     return rows
-  devices = mesh.shape["data"] * mesh.shape["fsdp"]
-  if (count := jax.tree.leaves(rows)[0].shape[axis]) % devices:
-    raise ValueError(f"batches of {count} pictures cannot be divided over {devices} devices")
-  place = jax.NamedSharding(mesh, jax.P(*[None] * axis, ("data", "fsdp")))
+  if (count := jax.tree.leaves(rows)[0].shape[axis]) % row_parts(mesh):
+    raise ValueError(f"batches of {count} pictures cannot be divided over {row_parts(mesh)} devices")
+  place = jax.NamedSharding(mesh, jax.P(*[None] * axis, row_axes(mesh)))
   return jax.tree.map(lambda x: hosts.put(x, place), rows)
 
 

@@ -18,10 +18,11 @@ from dreamjax.generators.masked import Masked, TokenStage
 from dreamjax.methods import dreambooth, styledrop
 from dreamjax.methods.masking import TokenRows
 from dreamjax.models.clip import PromptEncoder
+from dreamjax.models.spread import row_axes, row_parts
 from dreamjax.theta import Branches
 from dreamjax.train import flops
 from dreamjax.train.loop import jit_update
-from dreamjax.train.sharding import ROWS, shardings
+from dreamjax.train.sharding import shardings
 from dreamjax.train.state import TrainState
 from dreamjax.train.step import Loss, make_step
 
@@ -229,17 +230,13 @@ class _Plan(NamedTuple):
   def _shaped(self, function: Callable[..., Any], *args: Any) -> Any:
     return _placed(jax.eval_shape(function, *args), self.mesh)
 
-  @property
-  def _parts(self) -> int:
-    return math.prod(self.mesh.shape[axis] for axis in ROWS)
-
   def _pictures(self) -> int:
-    return self._parts * math.ceil(PICTURES / self._parts)
+    return row_parts(self.mesh) * math.ceil(PICTURES / row_parts(self.mesh))
 
   def _spread(self, tree: Any, axis: int = 0) -> Any:
-    place = jax.NamedSharding(self.mesh, jax.P(*[None] * axis, ROWS))
-    if (count := jax.tree.leaves(tree)[0].shape[axis]) % self._parts:
-      over = f"the {self._parts} devices along {' and '.join(ROWS)}"
+    place = jax.NamedSharding(self.mesh, jax.P(*[None] * axis, row_axes(self.mesh)))
+    if (count := jax.tree.leaves(tree)[0].shape[axis]) % row_parts(self.mesh):
+      over = f"the {row_parts(self.mesh)} devices along {' and '.join(row_axes(self.mesh))}"
       raise ValueError(f"batches of {count} rows cannot be divided over {over}")
     return jax.tree.map(lambda x: _at(x, place), tree)
 

@@ -12,17 +12,23 @@ from flax import linen as nn
 import jax
 from jaxtyping import Array
 
+Mesh = jax.sharding.Mesh | jax.sharding.AbstractMesh  # an abstract one has no devices, only their number
 _ANY = jax.P.UNCONSTRAINED
 
 
-def row_axes(mesh: jax.sharding.AbstractMesh) -> tuple[str, ...]:
+def row_axes(mesh: Mesh) -> tuple[str, ...]:
   """The axes of a mesh over which rows are spread."""
   return tuple(axis for axis in mesh.axis_names if axis != "tensor")
 
 
-def spreads(x: Array, mesh: jax.sharding.AbstractMesh) -> bool:
+def row_parts(mesh: Mesh) -> int:
+  """Over how many devices of a mesh rows are spread."""
+  return math.prod(mesh.shape[axis] for axis in row_axes(mesh))
+
+
+def spreads(x: Array, mesh: Mesh) -> bool:
   """Whether an array's rows can be divided over a mesh."""
-  return x.shape[0] % math.prod(mesh.shape[axis] for axis in row_axes(mesh)) == 0
+  return x.shape[0] % row_parts(mesh) == 0
 
 
 def keep_rows(next_function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:

@@ -17,11 +17,10 @@ import jax
 import numpy as np
 
 from dreamjax.data import hosts
+from dreamjax.models.spread import Mesh, row_axes, row_parts
 
 #: Data-parallel; data-parallel with the parameters spread, too; within layers.
 AXES = ("data", "fsdp", "tensor")
-Mesh = jax.sharding.Mesh | jax.sharding.AbstractMesh  # an abstract one has no devices, only their number
-ROWS = ("data", "fsdp")  # the axes over which the rows of a batch are spread
 _SMALL = 2**14  # numbers; what is smaller is whole everywhere
 
 # The axis of a kernel, counted from its end, that is spread over "tensor".
@@ -101,10 +100,10 @@ def shard_rows(batch: Any, mesh: jax.sharding.Mesh) -> Any:
   Raises:
     ValueError: if the rows cannot be divided evenly.
   """
-  parts = math.prod(mesh.shape[axis] for axis in ROWS)
+  parts = row_parts(mesh)
   for keys, x in jax.tree_util.tree_leaves_with_path(batch):
     if np.ndim(x) == 0 or len(x) % parts:
       raise ValueError(
         f"the rows of a batch cannot be divided evenly over {parts} devices: {path(keys)!r} has the shape {np.shape(x)}"
       )
-  return jax.tree.map(lambda x: hosts.put(x, jax.NamedSharding(mesh, jax.P(ROWS))), batch)
+  return jax.tree.map(lambda x: hosts.put(x, jax.NamedSharding(mesh, jax.P(row_axes(mesh)))), batch)

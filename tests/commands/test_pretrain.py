@@ -92,12 +92,14 @@ def test_stages_are_trained_apart_and_joined(shared):
   assert run("t5", shared, common(shared) + TINY["t5"]) == 0
   text = f"--config.text_encoder={shared / 't5/model'}"
   small = [
-    "--config.model.widths=(8,8,8)", "--config.model.head_width=8", "--config.model.cross_width=32",
-    "--config.model.time_width=8", "--config.model.blocks=(1,1,1)", "--config.sampling.steps=1", "--config.judged=2",
+    "--config.model.widths=(8,8)", "--config.model.blocks=(1,1)", "--config.model.head_width=8",
+    "--config.model.cross_width=32", "--config.model.time_width=8", "--config.sampling.steps=1", "--config.judged=2",
     "--config.train.train=16", "--config.held_out.subjects=16", "--config.steps=2", "--config.batch=4",
     "--config.pieces=2", "--config.resolution=64", text,
   ]  # fmt: skip
-  for which, changes in (("base", ["--config.model.image=8"]), ("sr", ["--config.model.image=16", "--config.small=8"])):
+  base = ["--config.model.image=8", "--config.model.attention=(False,True)"]
+  sr = ["--config.model.image=16", "--config.model.attention=(False,False)", "--config.small=8"]
+  for which, changes in (("base", base), ("sr", sr)):
     albums = f"--config.albums={shared / which / 'albums'}"
     arguments = ["--config", f"pretrain.py:{which}", "--workdir", str(shared / which), albums, *small, *changes]
     assert cli.main(["pretrain", *arguments]) == 0

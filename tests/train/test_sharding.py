@@ -8,6 +8,7 @@ import pytest
 from dreamjax.data.photos import Rows
 from dreamjax.methods.denoising import Recipe, stage_loss
 from dreamjax.models.muse import Muse
+from dreamjax.models.spread import row_axes
 from dreamjax.models.unet import IF_I_XL
 from dreamjax.theta import apply
 from dreamjax.train import hlo, sharding
@@ -85,7 +86,7 @@ def test_gradients_are_the_same_wherever_the_parameters_lie(tiny_cascade, monkey
 def test_parameters_are_gathered_and_activations_stay():
   module = Muse(side=8, codebook=64, width=256, heads=4, mlp=1024, depth=2, text_width=64, remat="all")
   mesh = make_mesh((1, 8, 1))
-  rows = jax.NamedSharding(mesh, jax.P(sharding.ROWS))
+  rows = jax.NamedSharding(mesh, jax.P(row_axes(mesh)))
   inputs = [
     jax.ShapeDtypeStruct((8, *shape), dtype, sharding=rows)
     for shape, dtype in (((64,), jnp.int32), ((8, 64), jnp.float32), ((8,), jnp.bool))
