@@ -122,7 +122,7 @@ def computing(generator: G, dtype: str, remat: str, scan: bool = False) -> G:
     dtype: in which matrix products and convolutions are computed, of `DTYPES`; parameters, norms and what goes around
       the blocks stay float32.
     remat: what the stages' networks compute anew for the gradient, of `models.layers.REMATS`: "none"; "cheap", all
-      that is inside a block but matrix products and convolutions; or "all".
+      that is inside a block but matrix products, convolutions and attention between many places; or "all".
     scan: whether rows of like layers in the stages' networks are loops, see `models.layers`. The cascade's networks
       have none.
 

@@ -9,6 +9,7 @@ import functools
 from typing import Any
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -17,6 +18,8 @@ from dreamjax.models.spread import row_axes, spreads
 LONG = 1024  # places from which on attention is computed block by block
 _BLOCK = 512  # places in a block of the TPUs' kernel
 _QUERIES = 128  # places that look at once on CPUs
+#: By `jax.checkpoint_policies`, the name of what comes of attention block by block.
+ATTENDED = "attended"
 
 
 def attend(
@@ -94,7 +97,7 @@ def _turns(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
 
 def _turns_forth(query: Array, key: Array, value: Array, mask: Array | None) -> tuple[Array, Any]:
   blocks = jax.lax.map(lambda some: _look(some, key, value, None, mask), _cut(query))
-  mixed, most, total = map(_joined, blocks)
+  mixed, most, total = (checkpoint_name(_joined(x), ATTENDED) for x in blocks)
   return mixed, (query, key, value, mask, mixed, most, total)
 
 
@@ -162,7 +165,7 @@ def in_blocks(
   sizes = splash_attention_kernel.BlockSizes(**{f"block_{name}": _BLOCK for name in own})
   everywhere = splash_attention_mask.MultiHeadMask([splash_attention_mask.FullMask((n, m))] * k)
   kernel = splash_attention_kernel.make_splash_mha(
-    everywhere, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
+    everywhere, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret, residual_checkpoint_name=ATTENDED
   )
   heads_first = [x.swapaxes(1, 2) for x in (scale * query, key, value)]
   return jax.vmap(kernel)(*heads_first).swapaxes(1, 2)

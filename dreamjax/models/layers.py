@@ -7,20 +7,24 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from dreamjax.models.attention import ATTENDED
+
 Stream = TypeVar("Stream", bound=jax.Array)
 M = TypeVar("M", bound=type[nn.Module])
-#: What a layer computes anew on the way back, instead of keeping it: nothing; all but its matrix products and
-#: convolutions, so what takes little time (attention's products are among it); or everything.
+#: What a layer computes anew on the way back, instead of keeping it: nothing; what takes little time, which is all but
+#: its matrix products, its convolutions and attention between many places; or everything.
 REMATS = ("none", "cheap", "all")
 
 
 def _is_product(primitive: Any, *shapes: Any, **params: Any) -> bool:
-  """A matrix product with parameters, or a convolution; products within rows are attention's."""
+  """A matrix product with parameters, or a convolution; products within rows are of attention between few places."""
   dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
   return primitive is jax.lax.conv_general_dilated_p or dots(primitive, *shapes, **params)
 
 
-_KEPT = {"cheap": _is_product, "all": None}
+_POLICIES = jax.checkpoint_policies
+_CHEAP = _POLICIES.save_from_both_policies(_is_product, _POLICIES.save_only_these_names(ATTENDED))
+_KEPT = {"cheap": _CHEAP, "all": None}
 
 
 def recomputing(layer: M, remat: str) -> M:

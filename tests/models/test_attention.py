@@ -2,12 +2,14 @@
 
 import functools
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dreamjax.models.attention import LONG, attend, in_blocks
+from dreamjax.models.layers import recomputing
 from dreamjax.train.sharding import make_mesh
 
 
@@ -71,6 +73,21 @@ def test_on_tpus_a_kernel_computes_what_is_long_and_without_a_mask(length, maske
       text = gradient.trace(x, x, x).lower(lowering_platforms=("tpu",)).as_text()
     assert text.count("@tpu_custom_call") == kernels
   assert "@tpu_custom_call" not in gradient.trace(x, x, x).lower(lowering_platforms=("tpu",)).as_text()
+
+
+@pytest.mark.parametrize(("remat", "times"), [("none", 1), ("cheap", 1), ("all", 2)])
+def test_only_who_keeps_nothing_computes_it_twice(remat, times):
+  class Looks(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      return attend(x, x, x)
+
+  looks, x = recomputing(Looks, remat)(), jax.ShapeDtypeStruct((1, LONG, 1, 8), jnp.float32)
+  gradient = jax.jit(jax.grad(lambda x: jnp.square(looks.apply({}, x)).sum()))
+  with jax.set_mesh(make_mesh((1, 1, 1))):
+    texts = {on: gradient.trace(x).lower(lowering_platforms=(on,)).as_text() for on in ("tpu", "cpu")}
+  assert texts["tpu"].count("@tpu_custom_call") == times + 2  # the way back is two kernels
+  assert texts["cpu"].count("stablehlo.exponential") == times + 1  # and computes the weights anew
 
 
 @pytest.mark.parametrize("masked", ["nothing", "some", "everything"])
