@@ -6,9 +6,9 @@ import pathlib
 import jaxlib.version
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-# Eight devices; and nothing of LLVM's optimisation, for tests compile more than they compute. A small U-Net's update
-# compiles in 5 s instead of 14. Half of that comes from writing what is fused in LLVM's language, not in MLIR's: this
-# flag is of jaxlib 0.10, and XLA stops at one that it does not know.
+# Eight devices; and nothing of LLVM's optimisation, for tests compile more than they compute: a small U-Net's gradient
+# in 5 s instead of 14. A third of that comes from writing what is fused in LLVM's language, not in MLIR's: this flag is
+# of jaxlib 0.10, and XLA stops at one that it does not know.
 FLAGS = {"--xla_force_host_platform_device_count": "8", "--xla_backend_optimization_level": "0"}
 if jaxlib.version.__version_info__[:2] == (0, 10):
   FLAGS["--xla_cpu_use_fusion_emitters"] = "false"
