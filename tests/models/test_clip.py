@@ -67,8 +67,8 @@ def test_outputs_hidden_states_and_gradients_are_those_of_the_original(twin, ass
 def test_the_first_end_of_text_is_pooled(draw):
   variables = draw(SMALL.text, IDS)
   for eos, ends in ((49, [4, 6, 1]), (48, [0, 0, 0])):
-    tokens, out = jax.jit(SMALL.text.clone(eos=eos).apply)(variables, IDS)
-    np.testing.assert_allclose(out["pooled"], np.asarray(tokens)[np.arange(3), np.array(ends)], rtol=1e-5)
+    tokens, out = SMALL.text.clone(eos=eos).apply(variables, IDS)  # jitted, XLA may normalise what is pooled by itself
+    np.testing.assert_array_equal(out["pooled"], np.asarray(tokens)[np.arange(3), np.array(ends)])
 
 
 def test_no_token_sees_those_behind_it(draw):
