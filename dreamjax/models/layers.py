@@ -22,9 +22,8 @@ def _is_product(primitive: Any, *shapes: Any, **params: Any) -> bool:
   return primitive is jax.lax.conv_general_dilated_p or dots(primitive, *shapes, **params)
 
 
-_POLICIES = jax.checkpoint_policies
-_CHEAP = _POLICIES.save_from_both_policies(_is_product, _POLICIES.save_only_these_names(ATTENDED))
-_KEPT = {"cheap": _CHEAP, "all": None}
+_attended = jax.checkpoint_policies.save_only_these_names(ATTENDED)
+_KEPT = {"cheap": jax.checkpoint_policies.save_from_both_policies(_is_product, _attended), "all": None}
 
 
 def recomputing(layer: M, remat: str) -> M:
