@@ -160,9 +160,16 @@ def in_blocks(
   """
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
-  n, m, k = query.shape[1], key.shape[1], query.shape[2]
-  own = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
-  sizes = splash_attention_kernel.BlockSizes(**{f"block_{name}": _BLOCK for name in own})
+  (_, n, k, width), m = query.shape, key.shape[1]
+  block = _BLOCK if width <= 256 else _BLOCK // 2
+  # On the way back one pass computes all three gradients, that of queries as a sum over blocks of keys, which lies in
+  # memory block by block: so these are as long as there is room for on the chip.
+  most = 8192 // query.dtype.itemsize if width <= 128 else block
+  keys = max(size for size in range(block, most + 1, block) if m % size == 0)
+  sizes = splash_attention_kernel.BlockSizes(
+    block_q=block, block_kv=block, block_kv_compute=block,
+    block_q_dkv=block, block_kv_dkv=keys, block_kv_dkv_compute=block, use_fused_bwd_kernel=True,
+  )  # fmt: skip
   everywhere = splash_attention_mask.MultiHeadMask([splash_attention_mask.FullMask((n, m))] * k)
   kernel = splash_attention_kernel.make_splash_mha(
     everywhere, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret, residual_checkpoint_name=ATTENDED

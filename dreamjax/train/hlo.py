@@ -21,9 +21,9 @@ _COUNTERS = ("s32[]", "u32[]")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 _WINDOW = re.compile(r"(size|stride|pad|lhs_dilate|rhs_dilate)=([\dx_-]+)")
-# Of JAX's attention, block by block: the products of each kernel, some of which are computed anew on the way back.
-_KERNELS = re.compile(r"splash_mha_(fwd|dq|dkv)")
-_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
+# Of JAX's attention, block by block: the products of each kernel; on the way back one is computed anew.
+_KERNELS = re.compile(r"splash_mha_(fwd|dkv)")
+_PRODUCTS = {"fwd": 2, "dkv": 5}
 _OPERANDS = re.compile(r"operand_layout_constraints=\{(.*?\})\}")
 _CHAIN = re.compile(r'channel_id=(\d+).*chain_id="')
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")

@@ -49,11 +49,12 @@ def test_the_softmax_is_in_float32_whatever_goes_in():
   np.testing.assert_allclose(np.float32(result.item()), np.tanh(0.025), atol=0.005)
 
 
-def test_block_by_block_it_is_the_same_and_so_are_its_gradients():
-  query, key, value, upstream = draw(*[(1, LONG, 2, 24)] * 4)
+@pytest.mark.parametrize("width", [24, 257])
+def test_block_by_block_it_is_the_same_and_so_are_its_gradients(width):
+  query, key, value, upstream = draw(*[(1, LONG, 2, width)] * 4)
 
   def both(function):
-    loss = lambda *inputs: (function(*inputs, scale=0.3) * upstream).sum()  # noqa: E731
+    loss = lambda *inputs: (function(*inputs, scale=1.5 * width**-0.5) * upstream).sum()  # noqa: E731
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(query, key, value)
 
   wanted, found = both(attend), both(functools.partial(in_blocks, interpret=True))
@@ -62,7 +63,7 @@ def test_block_by_block_it_is_the_same_and_so_are_its_gradients():
     np.testing.assert_allclose(one, other, atol=1e-5)
 
 
-@pytest.mark.parametrize(("length", "masked", "kernels"), [(LONG, False, 3), (LONG, True, 0), (LONG // 2, False, 0)])
+@pytest.mark.parametrize(("length", "masked", "kernels"), [(LONG, False, 2), (LONG, True, 0), (LONG // 2, False, 0)])
 def test_on_tpus_a_kernel_computes_what_is_long_and_without_a_mask(length, masked, kernels):
   x = jax.ShapeDtypeStruct((8, length, 2, 24), jnp.bfloat16)
   mask = jnp.ones((1, 1, 1, length), bool) if masked else None
@@ -86,7 +87,7 @@ def test_only_who_keeps_nothing_computes_it_twice(remat, times):
   gradient = jax.jit(jax.grad(lambda x: jnp.square(looks.apply({}, x)).sum()))
   with jax.set_mesh(make_mesh((1, 1, 1))):
     texts = {on: gradient.trace(x).lower(lowering_platforms=(on,)).as_text() for on in ("tpu", "cpu")}
-  assert texts["tpu"].count("@tpu_custom_call") == times + 2  # the way back is two kernels
+  assert texts["tpu"].count("@tpu_custom_call") == times + 1  # the way back is one kernel
   assert texts["cpu"].count("stablehlo.exponential") == times + 1  # and computes the weights anew
 
 
