@@ -16,7 +16,7 @@ import safetensors
 import safetensors.numpy
 
 from dreamjax.convert import autoencoder, clip, controlnet, latent_unet, muse, resnet, t5, unet, uvit, vit, vqgan
-from dreamjax.convert.table import Put, Table, leave
+from dreamjax.convert.table import Header, Put, Table, leave
 from dreamjax.models.autoencoder import Autoencoder
 from dreamjax.models.clip import CLIP, TextTower, VisionTower
 from dreamjax.models.controlnet import ControlNet
@@ -33,6 +33,7 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 VARIANTS = (".fp16", ".bf16")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _HUB_FILES = (
   *("*.json", WEIGHTS, "model-*-of-*.safetensors", DIFFUSERS_WEIGHTS, "diffusion_pytorch_model-*-of-*.safetensors"),
   *("*.model", "*.txt"),  # tokenizers
@@ -108,7 +109,7 @@ def load(
     ValueError: if the model is of a kind that is not known or not wanted, or its weights do not fit it.
   """
   folder = locate(name)
-  config = json.loads(_existing(folder / CONFIG).read_text())
+  config = read_json(_existing(folder / CONFIG))
   if (model_type := _name(config)) not in KINDS:
     known = ", ".join(KINDS)
     raise ValueError(f"{folder / CONFIG} describes a model of type {model_type!r}; the known ones are {known}")
@@ -116,17 +117,19 @@ def load(
   if not issubclass(kind.module, kinds):
     wanted = " or ".join(kind.__name__ for kind in kinds)
     raise ValueError(f"{folder} holds a {kind.module.__name__}, but a {wanted} is wanted there")
-  files = _tensor_files(folder, kind.weights)
+  try:
+    module = kind.read(config)
+    wanted = _shapes(kind, module)
+  except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    raise ValueError(f"{folder / CONFIG}: {error}") from error
+  headers = _headers(folder, kind.weights)
 
   def read(key: str) -> np.ndarray:
-    with open_tensors(files[key]) as file:
-      if key not in file.keys():
-        raise ValueError(f"{files[key].name} lacks {key}, which the index says is there")
+    with open_tensors(folder / headers[key].file) as file:
       return file.get_tensor(key)
 
   try:
-    module = kind.read(config)
-    return module, kind.table.to_ours(_shapes(kind, module), files, read, dtype, put)
+    return module, kind.table.to_ours(wanted, headers, read, dtype, put)
   except ValueError as error:
     raise ValueError(f"{folder}: {error}") from error
 
@@ -203,31 +206,57 @@ def _existing(path: pathlib.Path) -> pathlib.Path:
   return path
 
 
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """What a file of settings says; ValueError if it is none."""
+  try:
+    found = json.loads(path.read_text())
+  except ValueError as error:
+    raise ValueError(f"{path} is no JSON: {error}") from error
+  if not isinstance(found, dict):
+    raise ValueError(f"{path} holds a {type(found).__name__}, not settings by name")
+  return found
+
+
 def open_tensors(path: pathlib.Path) -> Any:
-  """A file of tensors; ValueError if it is damaged."""
+  """A file of tensors; ValueError if it is damaged, or of a kind that can run code when it is read."""
+  if path.suffix in _PICKLES:
+    problem = f"{path} can run code when it is read, so it is not"
+    raise ValueError(f"{problem}: where torch is installed, load it and write it by safetensors.torch.save_file")
   try:
     return safetensors.safe_open(path, "np")
   except safetensors.SafetensorError as error:
     raise ValueError(f"{path} is no complete safetensors file: {error}") from error
 
 
-def _tensor_files(folder: pathlib.Path, weights: str) -> dict[str, pathlib.Path]:
-  """For each tensor the file that holds it: the one named `weights`, or one of several that an index names.
+def _headers(folder: pathlib.Path, weights: str) -> dict[str, Header]:
+  """What the heads of the files say of each tensor: of the one named `weights`, or of several that an index names.
 
   Where there is neither, a variant of half precision will do, such as model.fp16.safetensors.
   """
   stem = weights.removesuffix(".safetensors")
   for variant in ("", *VARIANTS):
-    path = folder / f"{stem}{variant}.safetensors"
-    if path.is_file():
-      with open_tensors(path) as file:
-        return dict.fromkeys(file.keys(), path)
+    if (folder / f"{stem}{variant}.safetensors").is_file():
+      return _heads(folder, f"{stem}{variant}.safetensors")
     index = folder / f"{weights}.index{variant}.json"
     if index.is_file():
-      files = json.loads(index.read_text())["weight_map"]
-      return {key: _existing(folder / file) for key, file in files.items()}
+      return _indexed(folder, index)
   raise FileNotFoundError(
     f"{folder} holds neither {weights} nor {weights}.index.json. A pytorch_model.bin can run code when it is read, so "
     f'it is not: convert it where torch is installed, by from_pretrained(...).save_pretrained("{folder}") of the '
     "model's class"
   )
+
+
+def _heads(folder: pathlib.Path, name: str) -> dict[str, Header]:
+  with open_tensors(_existing(folder / name)) as file:
+    return {key: Header(tuple(file.get_slice(key).get_shape()), name) for key in file.keys()}
+
+
+def _indexed(folder: pathlib.Path, index: pathlib.Path) -> dict[str, Header]:
+  files = read_json(index).get("weight_map")
+  if not isinstance(files, dict):
+    raise ValueError(f"{index} has no weight_map")
+  heads = {name: _heads(folder, name) for name in dict.fromkeys(files.values())}
+  if lacking := [key for key, name in files.items() if key not in heads[name]]:
+    raise ValueError(f"{folder / files[lacking[0]]} lacks {lacking[0]}, which {index.name} says is there")
+  return {key: heads[name][key] for key, name in files.items()}

@@ -1,6 +1,6 @@
 """Mapping tables between a published checkpoint and our modules: parameters by name, and settings of `config.json`."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 import re
 from typing import Any, NamedTuple
 
@@ -27,6 +27,18 @@ class View(NamedTuple):
   def theirs_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape that an array of our `shape` has there."""
     return self.theirs(np.broadcast_to(np.float32(0), shape)).shape
+
+
+class Header(NamedTuple):
+  """What the head of a file says of one of its tensors.
+
+  Attributes:
+    shape: of the tensor.
+    file: the file, for people.
+  """
+
+  shape: tuple[int, ...]
+  file: str
 
 
 SAME = View(lambda x: x, lambda x: x)
@@ -119,16 +131,16 @@ class Table(NamedTuple):
   def to_ours(
     self,
     shapes: dict[str, Any],
-    keys: Iterable[str],
+    headers: Mapping[str, Header],
     read: Callable[[str], np.ndarray],
     dtype: Any,
     put: Put = leave,
   ) -> dict[str, Any]:
-    """Their parameters as ours, read and put in their places one at a time.
+    """Their parameters as ours, read and put in their places one at a time, and none before it is known that all fit.
 
     Args:
       shapes: our tree of parameters; of its leaves only the shape counts.
-      keys: all that their checkpoint holds.
+      headers: of all that their checkpoint holds, by its keys.
       read: returns what it holds under a key.
       dtype: the dtype of the result.
       put: where to.
@@ -140,12 +152,16 @@ class Table(NamedTuple):
       ValueError: if a key is missing or unknown, or if a shape differs.
     """
     shapes = {path: leaf.shape for path, leaf in flatten_dict(shapes, sep="/").items()}
+    sources, problems = self.sources(shapes, headers), []
+    for path, (key, view) in sources.items():
+      if (found := headers[key].shape) != (wanted := view.theirs_of(shapes[path])):
+        problems.append(f"{headers[key].file}: {key} has shape {found}, but in the model {wanted}")
+    if problems:
+      more = f"; and so on, {len(problems)} in all" if len(problems) > 3 else ""
+      raise ValueError("; ".join(problems[:3]) + more)
     params = {}
-    for path, (key, view) in self.sources(shapes, keys).items():
-      tensor, shape = read(key), view.theirs_of(shapes[path])
-      if tensor.shape != shape:
-        raise ValueError(f"{key} has shape {tensor.shape} in the checkpoint, but {shape} in the model")
-      params[path] = put(path, np.asarray(view.ours(tensor), dtype, order="C"))
+    for path, (key, view) in sources.items():
+      params[path] = put(path, np.asarray(view.ours(read(key)), dtype, order="C"))
     return unflatten_dict(params, sep="/")
 
   def to_theirs(self, params: dict[str, Any], dtype: Any) -> dict[str, np.ndarray]:

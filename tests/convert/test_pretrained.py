@@ -156,7 +156,21 @@ def test_weights_may_lie_in_several_files(folder):
   whole = pretrained.load(folder)[1]
   in_shards(folder)
   jax.tree.map(np.testing.assert_array_equal, pretrained.load(folder)[1], whole)
-  (folder / "model-00002-of-00002.safetensors").unlink()
+  index = folder / "model.safetensors.index.json"
+  files = json.loads(index.read_text())["weight_map"]
+  index.write_text(json.dumps({"weight_map": {**files, "another": "model-00001-of-00002.safetensors"}}))
+  with pytest.raises(ValueError, match="00001-of-00002.safetensors lacks another, which model.safetensors.index.json"):
+    pretrained.load(folder)
+  index.write_text("{}")
+  with pytest.raises(ValueError, match="index.json has no weight_map"):
+    pretrained.load(folder)
+  index.write_text(json.dumps({"weight_map": files}))
+  second, put = folder / "model-00002-of-00002.safetensors", []
+  second.write_bytes(second.read_bytes()[:-4])
+  with pytest.raises(ValueError, match="00002-of-00002.safetensors is no complete safetensors file"):
+    pretrained.load(folder, put=lambda path, _: put.append(path))
+  assert not put
+  second.unlink()
   with pytest.raises(FileNotFoundError, match="holds no model-00002-of-00002.safetensors"):
     pretrained.load(folder)
 
@@ -203,7 +217,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(folder):
   with pytest.raises(ValueError, match=f"^{folder}: .* missing: layernorm.bias; unknown: extra$"):
     pretrained.load(folder)
   change(folder, remove=["extra"], **{"layernorm.bias": np.zeros(17)})
-  with pytest.raises(ValueError, match=r"layernorm.bias has shape \(17,\) in the checkpoint, but \(16,\) in the model"):
+  with pytest.raises(ValueError, match=r"safetensors: layernorm.bias has shape \(17,\), but in the model \(16,\)"):
     pretrained.load(folder)
 
 
@@ -215,12 +229,21 @@ def test_a_checkpoint_that_does_not_fit_is_refused(folder):
     ({"model_type": "t5", "feed_forward_proj": "relu"}, "feed_forward_proj is 'relu' in config.json"),
     ({"hidden_act": "relu"}, "hidden_act is 'relu' in config.json, but this model knows only 'gelu'"),
     ({"qkv_bias": False}, "qkv_bias is False"),
+    ({"hidden_size": None}, "config.json: "),
+    ({"hidden_size": "16"}, "config.json: "),
     ({"model_type": "clip", "text_config": {"hidden_act": "relu"}}, "knows only 'gelu' and 'quick_gelu'"),
   ],
 )
 def test_a_config_that_is_not_known_is_refused(folder, settings, problem):
   config = json.loads((folder / "config.json").read_text())
   (folder / "config.json").write_text(json.dumps({**config, **settings}))
+  with pytest.raises(ValueError, match=problem):
+    pretrained.load(folder)
+
+
+@pytest.mark.parametrize(("text", "problem"), [("{", "config.json is no JSON"), ("[]", "config.json holds a list")])
+def test_a_config_that_is_none_is_refused(folder, text, problem):
+  (folder / "config.json").write_text(text)
   with pytest.raises(ValueError, match=problem):
     pretrained.load(folder)
 

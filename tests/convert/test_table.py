@@ -35,8 +35,9 @@ def tree():
   return jax.tree.map(lambda shape: rng.standard_normal(shape).astype(np.float32), SHAPES, is_leaf=is_shape)
 
 
-def to_ours(tensors, dtype=np.float32):
-  return SMALL.to_ours(tree(), tensors, tensors.__getitem__, dtype)
+def to_ours(tensors, dtype=np.float32, **options):
+  headers = {key: table.Header(np.shape(tensor), "a file") for key, tensor in tensors.items()}
+  return SMALL.to_ours(tree(), headers, tensors.__getitem__, dtype, **options)
 
 
 def test_there_and_back():
@@ -86,11 +87,13 @@ def test_all_that_does_not_match_is_listed_at_once():
     SMALL.to_theirs(tree() | {"other": np.zeros(3), "block_0": {"gate": np.zeros(3)}}, np.float32)
 
 
-def test_a_wrong_shape_is_named_with_the_right_one():
-  theirs = SMALL.to_theirs(tree(), np.float32)
+def test_wrong_shapes_are_named_with_the_right_ones_before_anything_is_put():
+  theirs, put = SMALL.to_theirs(tree(), np.float32), []
   theirs["layers.1.fc.weight"] = theirs["layers.1.fc.weight"].T
-  with pytest.raises(ValueError, match=r"layers.1.fc.weight has shape \(3, 4\) in the checkpoint, but \(4, 3\) in the"):
-    to_ours(theirs)
+  theirs["scale"] = np.zeros(1)
+  with pytest.raises(ValueError, match=r"file: layers.1.fc.weight has shape \(3, 4\), but in the model \(4, 3\); a f"):
+    to_ours(theirs, put=lambda path, _: put.append(path))
+  assert not put
 
 
 def test_numbers_that_a_dtype_cannot_hold_are_refused():
