@@ -40,6 +40,7 @@ setuptools.setup(
     "rich>=13.9",
     "safetensors>=0.5",
     "scipy>=1.15",
+    "sentencepiece>=0.2",  # T5's vocabulary, as DeepFloyd IF has it
     "tensorflow-datasets>=4.9.10",  # brings array_record, so data sets are read without TensorFlow
     "tqdm>=4.66",
     "transformers>=5",  # tokenizers and config files only

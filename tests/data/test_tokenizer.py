@@ -1,7 +1,10 @@
+import io
+import json
 import pathlib
 
 import numpy as np
 import pytest
+import sentencepiece
 
 from dreamjax.data import tokenizer as tokenizers
 from dreamjax.data.tokenizer import Tokenizer
@@ -48,6 +51,24 @@ def test_a_saved_tokenizer_is_loaded_again(trained, tmp_path: pathlib.Path):
   texts = ["a red dog", "naïve café 🙂"]
   np.testing.assert_array_equal(again(texts)[0], Tokenizer(trained, 8)(texts)[0])
   assert again.pieces("a red dog") == ["▁a", "▁red", "▁dog"]
+
+
+def test_a_folder_of_deepfloyd_if_holds_pieces_of_sentencepiece_alone(tmp_path: pathlib.Path):
+  model, ids = io.BytesIO(), {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+  options = {"vocab_size": 60, "hard_vocab_limit": False, "normalization_rule_name": "nmt_nfkc", "minloglevel": 2}
+  sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(LINES), model_writer=model, **ids, **options)
+  (tmp_path / "spiece.model").write_bytes(model.getvalue())
+  special = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+  special["additional_special_tokens"] = [f"<extra_id_{i}>" for i in range(100)]
+  settings = {**special, "extra_ids": 100, "model_max_length": 512, "tokenizer_class": "T5Tokenizer"}
+  (tmp_path / "special_tokens_map.json").write_text(json.dumps(special))
+  (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+  loaded = Tokenizer.load(tmp_path, 40, lowers=True)
+  theirs = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+  texts = ["a red dog", "  A  Cat, wearing\ta hat?!", "naïve ½ 日本", "", "what is said often on the beach"]
+  for text, ids, mask in zip(texts, *loaded(texts), strict=True):
+    assert ids[mask].tolist() == [*theirs.encode(text.lower().strip()), 1]
+    assert (ids[~mask] == 0).all()
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: pathlib.Path):
