@@ -54,4 +54,7 @@ def get_config(which: str = "toybox") -> ml_collections.ConfigDict:
     config.prior.kind = "none"
   elif which != "paper":
     raise ValueError(f"which is toybox, captioned, paper, sd15, sdxl, inversion or if-xl, not {which!r}")
+  if which in ("sd15", "sdxl", "inversion", "if-xl"):
+    for stage in config.stages.values():
+      stage.optimizer.b2 = 0.999  # diffusers' scripts leave it where PyTorch has it
   return config

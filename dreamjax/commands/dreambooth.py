@@ -6,10 +6,11 @@ from typing import Any
 
 from dreamjax import generators
 from dreamjax.commands import configs, devices
+from dreamjax.generators import pipelines
 from dreamjax.methods import dreambooth, styledrop
 
-CASCADE, MASKED = "configs/dreambooth.py:toybox", "configs/styledrop.py:toybox"
-SD, SDXL = "configs/dreambooth.py:sd15", "configs/dreambooth.py:sdxl"
+CASCADE, SD, SDXL, IF = (f"configs/dreambooth.py:{name}" for name in ("toybox", "sd15", "sdxl", "if-xl"))
+MASKED, AMUSED = (f"configs/styledrop.py:{name}" for name in ("toybox", "amused512"))
 
 
 def add(commands: Any) -> None:
@@ -22,8 +23,8 @@ def add(commands: Any) -> None:
   parser.add_argument(
     "--config",
     metavar="FILE[:VARIANT]",
-    help=f"the recipe (default: {CASCADE}; for Stable Diffusion, {SD} or {SDXL}; for masked tokens, {MASKED}); "
-    "--config.KEY=VALUE changes it",
+    help=f"the recipe (default: {CASCADE}; for Stable Diffusion, {SD} or {SDXL}; for DeepFloyd IF, {IF}; for masked "
+    f"tokens, {MASKED}, or {AMUSED}); --config.KEY=VALUE changes it",
   )
   parser.add_argument(
     "--cache", type=pathlib.Path, metavar="DIR", help="of a cascade's prior sets (default: in the workdir)"
@@ -32,20 +33,25 @@ def add(commands: Any) -> None:
   parser.set_defaults(run=run)
 
 
+def recipe(generator: generators.Cascade | generators.Masked) -> str:
+  """The config of a generator, where none is named."""
+  if isinstance(generator, generators.Masked):
+    return AMUSED if pipelines.writes(generator) else MASKED
+  if generator.autoencoder is not None:
+    return SD if generator.stages[0].sizes is None else SDXL
+  return IF if pipelines.is_if(generator) else CASCADE
+
+
 def run(args: argparse.Namespace) -> None:
   """Runs the command, or goes on with it where it was cut off."""
   mesh = devices.mesh(args)
   generator, params = devices.load(args.model, mesh)
+  config = configs.load(args.config or recipe(generator), args.overrides)
   if isinstance(generator, generators.Masked):
-    config = configs.load(args.config or MASKED, args.overrides)
     made = styledrop.subject(
       generator, params, args.images, args.class_noun, workdir=args.workdir, config=config, mesh=mesh
     )
   else:
-    default = CASCADE
-    if generator.autoencoder is not None:
-      default = SD if generator.stages[0].sizes is None else SDXL
-    config = configs.load(args.config or default, args.overrides)
     made = dreambooth.dreambooth(
       generator,
       params,

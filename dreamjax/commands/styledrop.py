@@ -4,7 +4,7 @@ import argparse
 import pathlib
 from typing import Any
 
-from dreamjax.commands import configs, devices, truth
+from dreamjax.commands import configs, devices, dreambooth, truth
 from dreamjax.eval import encoders
 from dreamjax.methods import styledrop
 
@@ -25,8 +25,8 @@ def add(commands: Any) -> None:
     "--feedback", choices=styledrop.FEEDBACK, default="clip", help="who chooses for round 2 (%(default)s)"
   )
   parser.add_argument(
-    "--config", default="configs/styledrop.py:toybox", metavar="FILE[:VARIANT]",
-    help="the recipe (%(default)s); --config.KEY=VALUE changes it",
+    "--config", metavar="FILE[:VARIANT]",
+    help=f"the recipe (default: {dreambooth.MASKED}; for aMUSEd, {dreambooth.AMUSED}); --config.KEY=VALUE changes it",
   )  # fmt: skip
   parser.add_argument(
     "--encoders", type=pathlib.Path, metavar="DIR", help="with the CLIP that scores the pool (default: the toybox's)"
@@ -37,9 +37,9 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
   """Runs the command, or goes on with it where it was cut off."""
-  config = configs.load(args.config, args.overrides)
   mesh = devices.mesh(args)
   generator, params = devices.load(args.model, mesh)
+  config = configs.load(args.config or dreambooth.recipe(generator), args.overrides)
   load = truth.toybox_encoders if args.encoders is None else lambda: encoders.load(args.encoders)
   try:
     made = styledrop.styledrop(

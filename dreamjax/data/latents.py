@@ -9,6 +9,7 @@ import numpy as np
 
 from dreamjax.data import hosts
 from dreamjax.models.autoencoder import Autoencoder
+from dreamjax.theta import apply
 
 
 class Latents:
@@ -22,7 +23,7 @@ class Latents:
     """Takes the autoencoder's parameters as well. Each of several processes encodes by itself."""
     self._scale, self._shift = autoencoder.scale, autoencoder.shift
     self._params = jax.device_put(hosts.fetch(params)) if hosts.several() else params
-    self._encode = jax.jit(lambda params, image: autoencoder.apply({"params": params}, image, method="gaussian"))
+    self._encode = jax.jit(lambda params, image: apply(autoencoder, params, None, image, method="gaussian"))
     self._known: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
 
   def __call__(self, images: Float[np.ndarray, "b h w 3"], draw: np.random.Generator) -> Float[np.ndarray, "b _ _ c"]:

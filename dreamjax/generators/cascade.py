@@ -303,7 +303,7 @@ def draw_cascade(
     own = process.fold(keys, number)
     drawn.append(draw_stage(stage, sampling, params[stage.name], thetas.get(stage.name), text, null, own, low_res))
   if autoencoder is not None:
-    pictures = autoencoder.apply({"params": params[AUTOENCODER]}, drawn[-1], method="decode")
+    pictures = apply_theta(autoencoder, params[AUTOENCODER], None, drawn[-1], method="decode")
     drawn[-1] = jnp.clip(pictures, -1, 1)
   return tuple(drawn)
 

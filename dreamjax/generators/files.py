@@ -46,17 +46,20 @@ SHIPPED = {
 }
 
 
-def load(name: str | os.PathLike[str], *, put: Put = leave) -> tuple[Cascade | Masked, dict[str, Any]]:
+def load(
+  name: str | os.PathLike[str], *, dtype: Any = np.float32, put: Put = leave
+) -> tuple[Cascade | Masked, dict[str, Any]]:
   """A generator and its parameters.
 
   Args:
     name: one of `SHIPPED`, a folder, or else a repository of the Hugging Face hub, such as "owner/model". The stages of
       DeepFloyd IF, which lie in one each, are joined by "+".
+    dtype: of the parameters. In float16 they are bound to the same thetas as in float32, in bfloat16 to none.
     put: put(path, array) is called with each parameter as soon as it is read, and what it returns takes the array's
       place; see `to_device`. By default they stay in the host's memory.
 
   Returns:
-    The description, and the tree of parameters: numpy arrays in float32, unless `put` makes something else of them.
+    The description, and the tree of parameters: numpy arrays, unless `put` makes something else of them.
 
   Raises:
     FileNotFoundError: if there is no such generator, or a file of it is missing.
@@ -65,16 +68,16 @@ def load(name: str | os.PathLike[str], *, put: Put = leave) -> tuple[Cascade | M
   folders = _locate(name)
   indices = [_read_index(folder / INDEX) for folder in folders]
   if all(index["_class_name"] in pipelines.KNOWN for index in indices):
-    return pipelines.load(folders, indices, put)
+    return pipelines.load(folders, indices, dtype, put)
   if len(folders) > 1:
     raise ValueError(f"{name}: only stages of DeepFloyd IF are joined by +")
   (folder,), (index,) = folders, indices
   text_folder = folder / index["text_encoder"]
-  encoder, encoder_params = network(text_folder, T5Encoder, put, TEXT)
+  encoder, encoder_params = network(text_folder, T5Encoder, TEXT, dtype=dtype, put=put)
   family = _FAMILIES[index["_class_name"]]
   params, stages = {TEXT: encoder_params}, []
   for entry in index["stages"]:
-    found = {part: _network(folder, entry["name"], part, put) for part in family.parts}
+    found = {part: _network(folder, entry["name"], part, dtype, put) for part in family.parts}
     networks = {part.field: module for part, (module, _) in found.items()}
     weights = {part.folder: tree for part, (_, tree) in found.items()}
     params[entry["name"]] = weights.get("", weights)
@@ -159,7 +162,7 @@ def _read_index(path: pathlib.Path) -> dict[str, Any]:
   if not path.is_file():
     raise FileNotFoundError(f"{path.parent} holds no {INDEX}, so it is no generator")
   try:
-    index = json.loads(path.read_text())
+    index = pretrained.read_json(path)
     if (kind := index["_class_name"]) in pipelines.KNOWN:
       return index
     if kind in _FAMILIES and (missing := {"name", "text_encoder", "length", "stages"} - set(index)):
@@ -182,8 +185,8 @@ class _Part(NamedTuple):
   kind: type
 
 
-def _network(folder: pathlib.Path, stage: str, part: _Part, put: Put) -> tuple[Any, dict[str, Any]]:
-  return network(folder / stage / part.folder, part.kind, put, f"{stage}/{part.folder}".rstrip("/"))
+def _network(folder: pathlib.Path, stage: str, part: _Part, dtype: Any, put: Put) -> tuple[Any, dict[str, Any]]:
+  return network(folder / stage / part.folder, part.kind, f"{stage}/{part.folder}".rstrip("/"), dtype=dtype, put=put)
 
 
 class _Family(NamedTuple):

@@ -112,11 +112,12 @@ class TokenStage:
   def encode(self, params: Any, pictures: Float[Array, "b h w 3"]) -> Int[Array, "b n"]:
     """The tokens of pictures in [-1, 1], made smaller first where they are too large."""
     own = shrink(pictures, self.image)
-    return self.vqgan.apply({"params": params["vqgan"]}, own / 2 + 0.5 if self.positive else own, method="tokens")
+    seen = own / 2 + 0.5 if self.positive else own
+    return apply_theta(self.vqgan, params["vqgan"], None, seen, method="tokens")
 
   def decode(self, params: Any, tokens: Int[Array, "b n"]) -> Float[Array, "b h w 3"]:
     """The pictures of tokens, in [-1, 1]."""
-    pictures = self.vqgan.apply({"params": params["vqgan"]}, tokens, method="decode")
+    pictures = apply_theta(self.vqgan, params["vqgan"], None, tokens, method="decode")
     return jnp.clip(2 * pictures - 1 if self.positive else pictures, -1, 1)
 
 

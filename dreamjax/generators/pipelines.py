@@ -5,7 +5,8 @@ Such a folder holds `model_index.json`, which names the parts, and each part in 
 checker, is left alone.
 
 Of the scheduler, what the network was trained with is read: the table of betas and what is predicted. By which sampler
-pictures are drawn is for `Sampling` to say, and is DDIM by default; only the spacing of its timesteps is the folder's.
+pictures are drawn is for `Sampling` to say, and is DDIM by default; only the spacing of its timesteps is the folder's,
+whose class decides what it is where it is left out. DDIM is what EulerDiscreteScheduler, SDXL's, computes as well.
 
 Each stage of IF is a folder by itself, with "text_encoder", "tokenizer", "unet" and "scheduler", and where it enlarges
 pictures "image_noising_scheduler". Together they are a cascade behind the first one's text encoder. Their sampler is
@@ -16,7 +17,8 @@ first step to 0 in the last one, which are 2 T / (T - 1) (1 - k / T) in step k o
 temperature of 2 T / (T - 1). Guidance of g is a lambda_b of g - 1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+import functools
 import json
 import pathlib
 from typing import Any, NamedTuple
@@ -77,12 +79,22 @@ _SETTINGS = (
   Setting("beta_end", 0.02, "end"),
   Setting("num_train_timesteps", 1000, "steps"),
   Setting("prediction_type", "epsilon", "predicts", known=("epsilon", "v_prediction", "sample")),
-  Setting("timestep_spacing", "leading", "spacing"),
+  Setting("timestep_spacing", None, "spacing"),
   Setting("steps_offset", 0, "offset"),
-  Setting("set_alpha_to_one", True, "clean"),
+  Setting("set_alpha_to_one", None, "clean"),
   Setting("trained_betas", None, known=(None,)),
   Setting("rescale_betas_zero_snr", False, known=(False,)),
+  Setting("use_flow_sigmas", False, known=(False,)),
 )
+# Diffusers' classes, by their spacing where none is said; and `set_alpha_to_one` of those that ask for it: the last
+# step of others always leads to a clean picture, whatever their configs have inherited.
+_LEADING = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler")
+_LINSPACE = (
+  "DEISMultistepScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler",
+  "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler",
+  "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LMSDiscreteScheduler", "UniPCMultistepScheduler",
+)  # fmt: skip
+_CLEAN = {"DDIMScheduler": True, "PNDMScheduler": False}
 _PREDICTS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 _THRESHOLDS = (
   Setting("thresholding", False, "is_dynamic", known=(False, True)),
@@ -97,13 +109,14 @@ _VARIANCES = {"fixed_small": 0.0, "fixed_large": 1.0, "learned_range": "learned"
 
 
 def load(
-  folders: Sequence[pathlib.Path], indices: Sequence[dict[str, Any]], put: Put
+  folders: Sequence[pathlib.Path], indices: Sequence[dict[str, Any]], dtype: Any, put: Put
 ) -> tuple[Cascade | Masked, dict[str, Any]]:
   """The description and the parameters of a pipeline, or of the stages of IF; see `files.load`.
 
   Args:
     folders: where they lie, the base stage's first.
     indices: what their `model_index.json` hold.
+    dtype: of the parameters.
     put: where the parameters go.
 
   Raises:
@@ -115,18 +128,23 @@ def load(
   for folder, kind in zip(folders[1:], larger, strict=True):
     if first != _BASE or kind != _LARGER:
       raise ValueError(f"{folder} holds {kind}, which cannot follow {first} in {folders[0]}")
+  read = functools.partial(network, dtype=dtype, put=put)
   if first == _BASE:
-    return _load_if(folders, put)
-  return _load_tokens(folders[0], put) if first == _TOKENS else _load_latent(folders[0], indices[0], put)
+    return _load_if(folders, read)
+  return _load_tokens(folders[0], read) if first == _TOKENS else _load_latent(folders[0], indices[0], read)
 
 
-def _load_if(folders: Sequence[pathlib.Path], put: Put) -> tuple[Cascade, dict[str, Any]]:
-  encoder, text_params = network(folders[0] / "text_encoder", T5Encoder, put, TEXT)
+#: read(folder, kind, place): `network`, of which the rest is known.
+_Read = Callable[[pathlib.Path, type, str], tuple[Any, dict[str, Any]]]
+
+
+def _load_if(folders: Sequence[pathlib.Path], read: _Read) -> tuple[Cascade, dict[str, Any]]:
+  encoder, text_params = read(folders[0] / "text_encoder", T5Encoder, TEXT)
   tokenizer = Tokenizer.load(_existing(folders[0] / "tokenizer"), _IF_LENGTH, lowers=True)
   params, stages = {TEXT: text_params}, []
   for i, folder in enumerate(folders):
     name = BASE if i == 0 else "sr" if i == 1 else f"sr_{i}"
-    unet, params[name] = network(folder / "unet", UNet, put, name)
+    unet, params[name] = read(folder / "unet", UNet, name)
     schedule, predicts, spacing = _read_scheduler(folder / SCHEDULER)
     sampling = {"sampler": "ancestral", "steps": _IF_STEPS[i > 0], "guidance": _IF_GUIDANCE[i > 0]}
     sampling |= _read_thresholds(folder / SCHEDULER)
@@ -139,12 +157,12 @@ def _load_if(folders: Sequence[pathlib.Path], put: Put) -> tuple[Cascade, dict[s
   return Cascade("+".join(folder.resolve().name for folder in folders), encoder, tokenizer, tuple(stages)), params
 
 
-def _load_latent(folder: pathlib.Path, index: dict[str, Any], put: Put) -> tuple[Cascade, dict[str, Any]]:
+def _load_latent(folder: pathlib.Path, index: dict[str, Any], read: _Read) -> tuple[Cascade, dict[str, Any]]:
   pipeline = _LATENT[index["_class_name"]]
   zero = bool(index.get("force_zeros_for_empty_prompt", len(pipeline.texts) > 1))
-  unet, unet_params = network(folder / "unet", LatentUNet, put, BASE)
-  autoencoder, autoencoder_params = network(folder / "vae", Autoencoder, put, AUTOENCODER)
-  encoder, tokenizer, text_params = _read_towers(folder, pipeline.texts, pipeline.penultimate, zero, put)
+  unet, unet_params = read(folder / "unet", LatentUNet, BASE)
+  autoencoder, autoencoder_params = read(folder / "vae", Autoencoder, AUTOENCODER)
+  encoder, tokenizer, text_params = _read_towers(folder, pipeline.texts, pipeline.penultimate, zero, read)
   side = unet.image * autoencoder.factor
   schedule, predicts, spacing = _read_scheduler(folder / SCHEDULER)
   stage = Stage(
@@ -161,10 +179,10 @@ def _load_latent(folder: pathlib.Path, index: dict[str, Any], put: Put) -> tuple
   return Cascade(folder.resolve().name, encoder, tokenizer, (stage,), autoencoder), params
 
 
-def _load_tokens(folder: pathlib.Path, put: Put) -> tuple[Masked, dict[str, Any]]:
-  transformer, transformer_params = network(folder / "transformer", UViT, put, f"{BASE}/transformer")
-  vqgan, vqgan_params = network(folder / "vqvae", VQGAN, put, f"{BASE}/vqgan")
-  encoder, tokenizer, text_params = _read_towers(folder, _TOWER, penultimate=True, empty_is_zero=False, put=put)
+def _load_tokens(folder: pathlib.Path, read: _Read) -> tuple[Masked, dict[str, Any]]:
+  transformer, transformer_params = read(folder / "transformer", UViT, f"{BASE}/transformer")
+  vqgan, vqgan_params = read(folder / "vqvae", VQGAN, f"{BASE}/vqgan")
+  encoder, tokenizer, text_params = _read_towers(folder, _TOWER, penultimate=True, empty_is_zero=False, read=read)
   fields = _scheduler_fields(folder / SCHEDULER, _MASKING)
   if fields["mask"] != transformer.mask_id:
     problem = f"mask_token_id is {fields['mask']}, but the transformer's is {transformer.mask_id}"
@@ -178,12 +196,12 @@ def _load_tokens(folder: pathlib.Path, put: Put) -> tuple[Masked, dict[str, Any]
 
 
 def _read_towers(
-  folder: pathlib.Path, texts: Sequence[tuple[str, str]], penultimate: bool, empty_is_zero: bool, put: Put
+  folder: pathlib.Path, texts: Sequence[tuple[str, str]], penultimate: bool, empty_is_zero: bool, read: _Read
 ) -> tuple[PromptEncoder, Tokenizers, dict[str, Any]]:
   """The text encoder of the towers in some folders, their tokenizers, and its parameters."""
   places = [f"{TEXT}/towers_{i}" for i in range(len(texts))]
-  read = [network(folder / name, TextTower, put, place) for (name, _), place in zip(texts, places, strict=True)]
-  towers, params = zip(*read, strict=True)
+  found = [read(folder / name, TextTower, place) for (name, _), place in zip(texts, places, strict=True)]
+  towers, params = zip(*found, strict=True)
   tokenizers = [
     Tokenizer.load(_existing(folder / name), tower.length) for (_, name), tower in zip(texts, towers, strict=True)
   ]
@@ -276,9 +294,9 @@ def _write_config(path: pathlib.Path, config: dict[str, Any]) -> None:
   path.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def network(folder: pathlib.Path, kind: type, put: Put, place: str) -> tuple[Any, dict[str, Any]]:
+def network(folder: pathlib.Path, kind: type, place: str, *, dtype: Any, put: Put) -> tuple[Any, dict[str, Any]]:
   """A network of a generator, at this place in the generator's parameters; see `files.load`."""
-  return pretrained.load(_existing(folder), kinds=(kind,), put=lambda path, x: put(f"{place}/{path}", x))
+  return pretrained.load(_existing(folder), dtype, kinds=(kind,), put=lambda path, x: put(f"{place}/{path}", x))
 
 
 def _existing(folder: pathlib.Path) -> pathlib.Path:
@@ -290,7 +308,13 @@ def _existing(folder: pathlib.Path) -> pathlib.Path:
 def _read_scheduler(path: pathlib.Path) -> tuple[Table, str, Spacing]:
   """The table, what is predicted, and the spacing."""
   fields = _scheduler_fields(path, _SETTINGS)
-  spacing = Spacing(fields.pop("spacing"), fields.pop("offset"), fields.pop("clean"))
+  kind = pretrained.read_json(path).get("_class_name", "DDIMScheduler")
+  if kind not in (known := (*_LEADING, *_LINSPACE)):
+    raise ValueError(f"{path} describes a {kind!r}; the known ones are {', '.join(known)}")
+  said = fields.pop("clean")
+  clean = _CLEAN.get(kind, True) if said is None or kind not in _CLEAN else said
+  usual = "leading" if kind in _LEADING else "linspace"
+  spacing = Spacing(fields.pop("spacing") or usual, fields.pop("offset"), clean)
   predicts = _PREDICTS[fields.pop("predicts")]
   try:
     return Table(**fields), predicts, spacing
@@ -311,8 +335,9 @@ def _read_thresholds(path: pathlib.Path) -> dict[str, Any]:
 def _scheduler_fields(path: pathlib.Path, settings: Sequence[Setting]) -> dict[str, Any]:
   if not path.is_file():
     raise FileNotFoundError(f"{path.parent} holds no {path.name}")
+  found = pretrained.read_json(path)
   try:
-    return read_settings(settings, json.loads(path.read_text()))
+    return read_settings(settings, found)
   except (TypeError, ValueError) as error:
     raise ValueError(f"{path}: {error}") from error
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
+import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
@@ -24,7 +25,8 @@ def apply(module: nn.Module, params: dict[str, Any], theta: Theta | Branches | N
 
   Args:
     module: of any sort.
-    params: the base model's parameters.
+    params: the base model's parameters. Those that are held in half precision are made float32 where they are used, for
+      then the module's own `dtype` says in what is computed.
     theta: the personalisation; None for the base model.
     *args: the module's.
     **kwargs: those of `module.apply` (rngs, method, mutable) and the module's.
@@ -33,6 +35,7 @@ def apply(module: nn.Module, params: dict[str, Any], theta: Theta | Branches | N
     ValueError: if the theta is for another module, or changes layers that it cannot change.
   """
   variables = {"params": params} if theta is None else theta.expand(params)
+  variables = {**variables, "params": jax.tree.map(_whole, variables["params"])}
   called: set[Path] = set()
   changed: set[Path] = set()
   with nn.intercept_methods(_interceptor(called, changed)), nn.intercept_methods(keep_rows):
@@ -41,6 +44,11 @@ def apply(module: nn.Module, params: dict[str, Any], theta: Theta | Branches | N
   if lost := sorted("/".join(layer) for layer in (called - changed) & layers):
     raise ValueError(f"the theta does not reach {', '.join(lost)}: give nn.scan the variable_axes {{True: 0}}")
   return out
+
+
+def _whole(x: Any) -> Any:
+  is_half = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4
+  return x.astype(jnp.float32) if is_half else x
 
 
 def _interceptor(called: set[Path], changed: set[Path]) -> Callable[..., Any]:

@@ -18,7 +18,7 @@ class TrainState:
   Attributes:
     step: how many updates were made.
     theta: the trainable parameters; nothing else is differentiated.
-    frozen: what the loss reads besides, such as a pretrained generator; None if there is nothing. See `cast_frozen`.
+    frozen: what the loss reads besides, such as a pretrained generator; None if there is nothing.
     opt_state: the optimizer's, with the moving average of theta in it.
   """
 
@@ -45,12 +45,3 @@ class TrainState:
     step, theta, frozen = place((step, theta, frozen), mesh)
     places = shardings(jax.eval_shape(tx.init, theta), mesh)
     return cls(step=step, theta=theta, frozen=frozen, opt_state=jax.jit(tx.init, out_shardings=places)(theta))
-
-
-def cast_frozen(tree: Any, dtype: jnp.dtype | type) -> Any:
-  """What is only read, its floating-point arrays in another type: in bfloat16 it takes half the memory.
-
-  The rest of the policy on types is the modules' own `dtype`, in which they compute. Theta, its gradient and the
-  optimizer's state stay float32: updates are too small for less.
-  """
-  return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)

@@ -12,6 +12,7 @@ import pytest
 
 from dreamjax import generators
 from dreamjax.commands import configs
+from dreamjax.commands import dreambooth as commands
 from dreamjax.data import image_folder
 from dreamjax.diffusion.process import fold
 from dreamjax.generators.cascade import keys_of
@@ -86,6 +87,7 @@ def test_pictures_are_those_that_diffusers_draws(amused, monkeypatch, tmp_path):
   generator, params = generators.load(amused.folder)
   (stage,) = generator.stages
   assert isinstance(generator, Masked) and generator.resolution == SIDE * 2
+  assert commands.recipe(generator) == "configs/styledrop.py:amused512"
   assert stage.decoding.steps == 12 and stage.decoding.lambda_b == 9 and stage.numbers == (8, 8, 0, 0, 6)
   assert stage.decoding.temperature * (1 - 1 / 12) == pytest.approx(2)
   drawn, wanted = ours(generator, params), theirs(amused.pipeline, monkeypatch)

@@ -12,6 +12,7 @@ import pytest
 
 from dreamjax import generators
 from dreamjax.commands import configs
+from dreamjax.commands import dreambooth as commands
 from dreamjax.data import image_folder
 from dreamjax.data import tokenizer as tokenizers
 from dreamjax.diffusion import process
@@ -108,6 +109,7 @@ def test_pictures_are_those_that_diffusers_draws(stages, monkeypatch, tmp_path):
   generator, params = generators.load(stages.name)
   assert [stage.sampling.steps for stage in generator.stages] == [100, 50]
   assert [stage.sampling.maximum for stage in generator.stages] == [1.5, 1.0]
+  assert commands.recipe(generator) == "configs/dreambooth.py:if-xl"
   samplings = [dataclasses.replace(stage.sampling, steps=STEPS) for stage in generator.stages]
   drawn = generators.sample(generator, params, PROMPTS, samplings=samplings, seed=SEED, size=2)
   wanted = np.clip(theirs(stages.pipelines, monkeypatch), -1, 1)

@@ -1,5 +1,6 @@
 """Stable Diffusion and SDXL as diffusers' folders: read, drawn with, and written so that diffusers draws the same."""
 
+import inspect
 import json
 import shutil
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 
 from dreamjax import generators
+from dreamjax.commands import dreambooth
 from dreamjax.generators import cascade as cascades
+from dreamjax.generators.cascade import Spacing
 
 
 @pytest.mark.parametrize("name", ["sd", "sd-v", "sdxl"])
@@ -25,6 +28,45 @@ def test_pictures_are_those_that_diffusers_draws(pipelines, name, tmp_path):
   again, same = generators.load(tmp_path / "ours")
   assert again.stages == generator.stages and again.autoencoder == generator.autoencoder
   jax.tree.map(np.testing.assert_array_equal, same, params)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own, in that scheduler
+def test_euler_is_what_ddim_computes(pipelines, tmp_path):
+  diffusers = pytest.importorskip("diffusers")
+  pipeline = pipelines.make("sdxl")
+  betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+  pipeline.scheduler = diffusers.EulerDiscreteScheduler(**betas, timestep_spacing="leading", steps_offset=1)
+  pipeline.save_pretrained(tmp_path)
+  change(tmp_path / "scheduler/scheduler_config.json", set_alpha_to_one=False)  # as SDXL's has inherited it
+  generator, params = generators.load(tmp_path)
+  assert generator.stages[0].spacing == Spacing("leading", 1, clean=True)
+  np.testing.assert_allclose(pipelines.ours(generator, params), pipelines.theirs(pipeline), atol=1e-3)
+
+
+def test_what_a_scheduler_leaves_out_is_what_its_class_takes(pipelines, tmp_path):
+  diffusers = pytest.importorskip("diffusers")
+  shutil.copytree(pipelines.folder("sd"), tmp_path / "sd")
+  for name in (*generators.pipelines._LEADING, *generators.pipelines._LINSPACE):
+    (tmp_path / "sd/scheduler/scheduler_config.json").write_text(json.dumps({"_class_name": name}))
+    usual = inspect.signature(getattr(diffusers, name)).parameters
+    ends = usual["set_alpha_to_one"].default if "set_alpha_to_one" in usual else True
+    found = generators.load(tmp_path / "sd")[0].stages[0]
+    spacing = usual["timestep_spacing"].default if "timestep_spacing" in usual else "linspace"
+    assert found.spacing == Spacing(spacing, 0, ends), name
+
+
+def test_parameters_may_be_in_half_precision(pipelines):
+  generator, params = generators.load(pipelines.folder("sdxl"))
+  same, halves = generators.load(pipelines.folder("sdxl"), dtype=np.float16)
+  assert {leaf.dtype for leaf in jax.tree.leaves(halves)} == {np.dtype(np.float16)}
+  assert same.base(halves) == generator.base(params)
+  np.testing.assert_allclose(pipelines.ours(same, halves), pipelines.ours(generator, params), atol=0.05)
+
+
+@pytest.mark.parametrize(("name", "recipe"), [("sd", "sd15"), ("sdxl", "sdxl")])
+def test_a_generator_has_its_familys_recipe(pipelines, name, recipe):
+  generator, _ = generators.load(pipelines.folder(name))
+  assert dreambooth.recipe(generator) == f"configs/dreambooth.py:{recipe}"
 
 
 def test_sdxls_second_tokenizer_pads_as_it_says_and_an_empty_text_is_zeros(pipelines):
@@ -49,6 +91,9 @@ def test_sdxls_second_tokenizer_pads_as_it_says_and_an_empty_text_is_zeros(pipel
     ),
     (lambda folder: change(folder / "scheduler/scheduler_config.json", beta_schedule="cubic"), "unknown table 'cubic'"),
     (lambda folder: change(folder / "scheduler/scheduler_config.json", prediction_type="flow"), "prediction_type is"),
+    (lambda folder: change(folder / "scheduler/scheduler_config.json", _class_name="Flow"), "describes a 'Flow'; the"),
+    (lambda folder: (folder / "scheduler/scheduler_config.json").write_text("{"), "scheduler_config.json is no JSON"),
+    (lambda folder: (folder / "model_index.json").write_text("[]"), "model_index.json holds a list"),
     (lambda folder: change(folder / "unet/config.json", cross_attention_dim=9), "attn2.to_k.weight has shape"),
     (lambda folder: change(folder / "model_index.json", _class_name="FluxPipeline"), "describes a FluxPipeline"),
     (lambda folder: truncate(folder / "unet/diffusion_pytorch_model.safetensors"), "unet.*is no complete safetensors"),

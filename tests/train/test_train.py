@@ -23,7 +23,7 @@ from dreamjax.train.logs import Sheet
 from dreamjax.train.loop import fit
 from dreamjax.train.optimizer import averaged, default_config, make_optimizer
 from dreamjax.train.sharding import make_mesh
-from dreamjax.train.state import TrainState, cast_frozen
+from dreamjax.train.state import TrainState
 from dreamjax.train.step import in_pieces, make_step
 
 STEPS = 12
@@ -167,12 +167,6 @@ def test_a_batch_that_cannot_be_divided_over_the_devices_is_refused(tmp_path):
 
 def test_the_frozen_part_is_as_it_was(straight):
   assert float(straight[1].frozen["offset"]) == 0.5
-
-
-def test_only_floating_point_numbers_are_cast():
-  tree = {"w": jnp.ones(2), "ids": np.arange(2, dtype=np.int32), "key": jax.random.key(0)}
-  cast = cast_frozen(tree, jnp.bfloat16)
-  assert cast["w"].dtype == jnp.bfloat16 and cast["ids"] is tree["ids"] and cast["key"] is tree["key"]
 
 
 def test_a_checkpoint_of_another_model_is_refused(straight, tmp_path):
