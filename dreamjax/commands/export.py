@@ -1,4 +1,4 @@
-"""`dreamjax export`: writes a personalisation of Stable Diffusion for another program."""
+"""`dreamjax export`: writes a personalisation of a published generator for another program."""
 
 import argparse
 import pathlib
@@ -21,8 +21,6 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> None:
   """Runs the command."""
   generator, params = generators.load(args.model)
-  if not isinstance(generator, generators.Cascade):
-    raise ValueError(f"{args.model} is none of the generators that other programs have files for")
   made = generators.load_theta(args.theta, generator, params)
   for path in exchange.save(args.out, args.format, generator, params, made):
     print(path)

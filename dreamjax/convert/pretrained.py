@@ -33,7 +33,7 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 VARIANTS = (".fp16", ".bf16")
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _HUB_FILES = (
   *("*.json", WEIGHTS, "model-*-of-*.safetensors", DIFFUSERS_WEIGHTS, "diffusion_pytorch_model-*-of-*.safetensors"),
   *("*.model", "*.txt"),  # tokenizers
@@ -219,7 +219,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 def open_tensors(path: pathlib.Path) -> Any:
   """A file of tensors; ValueError if it is damaged, or of a kind that can run code when it is read."""
-  if path.suffix in _PICKLES:
+  if path.suffix in PICKLES:
     problem = f"{path} can run code when it is read, so it is not"
     raise ValueError(f"{problem}: where torch is installed, load it and write it by safetensors.torch.save_file")
   try:

@@ -95,9 +95,10 @@ def to_device(path: str, array: np.ndarray) -> jax.Array:
 def load_theta(path: pathlib.Path | str, generator: Cascade | Masked, params: Any) -> Personalisation:
   """Reads a personalisation of a generator; ValueError if it was trained beside another one. See `theta.load`.
 
-  For Stable Diffusion and DeepFloyd IF, low-rank updates of other programs are read as well, see `exchange.load`.
+  Low-rank updates of other programs are read as well, and folders of them, for the generators that these have: see
+  `exchange.load`.
   """
-  if isinstance(generator, Cascade) and exchange.is_foreign(pathlib.Path(path)):
+  if exchange.is_foreign(pathlib.Path(path)):
     return exchange.load(pathlib.Path(path), generator, params)
   return theta.load(pathlib.Path(path), generator.base(params))
 

@@ -27,7 +27,7 @@ from dreamjax.masked.decoding import decode
 from dreamjax.models.muse import Muse
 from dreamjax.models.uvit import UViT
 from dreamjax.models.vqgan import VQGAN
-from dreamjax.theta import Branches, Personalisation, Theta
+from dreamjax.theta import Branches, Full, Personalisation, Theta
 from dreamjax.theta import apply as apply_theta
 
 GAMMA = 0.6  # how much of the second of two thetas there is; the paper's are 0.5 to 0.7
@@ -280,6 +280,29 @@ def style_of(theta: Personalisation) -> str:
   return theta.card.recipe.get("style", "")
 
 
+def settled(params: Any, wishes: Sequence[Wish]) -> tuple[Any, Sequence[Wish]]:
+  """Wishes whose thetas can be drawn side by side: full weights cannot, and take the place of the parameters instead.
+
+  The generator without them is then not at hand, so that of guidance only lambda_b counts, as in eq. 1.
+
+  Args:
+    params: the generator's.
+    wishes: all with the same thetas.
+
+  Raises:
+    ValueError: if there are other thetas beside full weights.
+  """
+  thetas = [theta for theta in wishes[0].thetas if theta]
+  if not any(isinstance(kind, Full) for theta in thetas for kind in theta.values()):
+    return params, wishes
+  if len(thetas) > 1 or not all(isinstance(kind, Full) for kind in thetas[0].values()):
+    raise ValueError("full weights are drawn with alone, not beside another theta, nor beside one of another kind")
+  merged = dict(params)
+  for name, theta in thetas[0].items():
+    merged[name] = {**params[name], "transformer": theta.merge(params[name]["transformer"])}
+  return merged, [plain(wish.prompts[-1]) for wish in wishes]
+
+
 def branch_weights(wish: Wish, decoding: Decoding) -> tuple[Int[np.ndarray, " k"], Float[np.ndarray, "2 k"]]:
   """Which of a wish's branches count, 0 being the negative one, and their weights in the first step and in the last."""
 
@@ -331,6 +354,8 @@ def batches(
   thetas = wishes[0].thetas
   if any(wish.thetas is not thetas and wish.thetas != thetas or wish.gamma != wishes[0].gamma for wish in wishes):
     raise ValueError("pictures that are drawn together have the same thetas")
+  params, wishes = settled(params, wishes)
+  thetas = wishes[0].thetas
   asked, weights = zip(*(branch_weights(wishes[0], decoding) for decoding in decodings), strict=True)
   branches = {}
   for stage, some in zip(stages, asked, strict=True):

@@ -252,11 +252,14 @@ def save(folder: pathlib.Path, generator: Cascade | Masked, params: dict[str, An
   _write_config(folder / SCHEDULER, {"_class_name": kind, **scheduler})
 
 
-def is_if(generator: Cascade) -> bool:
-  """Whether a cascade's networks are those of DeepFloyd IF, which `save_stages` writes."""
-  stages = generator.stages
-  known = all(isinstance(stage.unet, UNet) and isinstance(stage.schedule, Table) for stage in stages)
-  return known and all(write_unet(stage.unet).get("_class_name") for stage in stages)
+def is_if(generator: Generator) -> bool:
+  """Whether a generator is a cascade whose networks are those of DeepFloyd IF, which `save_stages` writes."""
+  return isinstance(generator, Cascade) and all(
+    isinstance(stage.unet, UNet)
+    and isinstance(stage.schedule, Table)
+    and write_unet(stage.unet).get("_class_name") is not None
+    for stage in generator.stages
+  )
 
 
 def save_stages(folder: pathlib.Path, cascade: Cascade, params: dict[str, Any], dtype: Any) -> list[pathlib.Path]:

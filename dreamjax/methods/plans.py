@@ -19,7 +19,7 @@ from dreamjax.methods import dreambooth, styledrop
 from dreamjax.methods.masking import TokenRows
 from dreamjax.models.clip import PromptEncoder
 from dreamjax.models.spread import row_axes, row_parts
-from dreamjax.theta import Branches
+from dreamjax.theta import Branches, Full
 from dreamjax.train import flops
 from dreamjax.train.loop import jit_update
 from dreamjax.train.sharding import shardings
@@ -187,7 +187,9 @@ class _Plan(NamedTuple):
   def _decoding(self, name: str, runs: int, size: int, thetas: Any) -> Program:
     stages = self.generator.stages
     decodings = tuple(stage.decoding for stage in stages)
-    wish = masked.styled("", thetas)
+    if any(isinstance(theta, Full) for theta in thetas.values()):
+      thetas = {}  # they take the place of the parameters, and are as large
+    wish = masked.styled("", thetas) if thetas else masked.plain("")
     asked, weights = zip(*(masked.branch_weights(wish, decoding) for decoding in decodings), strict=True)
     branches, texts = {}, []
     for stage, some in zip(stages, asked, strict=True):

@@ -38,7 +38,7 @@ from dreamjax.generators.generator import Generator, Text, computing, on_devices
 from dreamjax.generators.masked import Masked, TokenStage
 from dreamjax.methods.masking import Recipe, TokenRows, stage_loss
 from dreamjax.methods.workdirs import bind
-from dreamjax.theta import Adapters, Card, LoRA, Personalisation, SoftPrompt, Theta
+from dreamjax.theta import Adapters, Card, Full, LoRA, Personalisation, SoftPrompt, Theta
 from dreamjax.train.loop import fit
 from dreamjax.train.optimizer import averaged, make_optimizer
 from dreamjax.train.optimizer import default_config as default_optimizer
@@ -46,7 +46,7 @@ from dreamjax.train.state import TrainState
 from dreamjax.train.step import Loss, make_step
 
 FEEDBACK = ("none", "clip", "human", "random")
-KINDS = ("adapters", "lora", "prompt")
+KINDS = ("adapters", "lora", "prompt", "full")
 POOL, SELECTION = "pool", "selection.json"
 
 #: Of a caption, what comes before the style, and the style.
@@ -66,8 +66,8 @@ def default_stage(channels: int, shared: bool, learning_rate: float) -> ml_colle
 
   steps: updates, and none leaves the stage as it is, in the second round as the first has tuned it; rows: pictures in
   each; kind: one of `KINDS`; channels and shared: of the adapters, see `theta.Adapters`; rank, alpha and pattern: of
-  low-rank updates; tokens: of a soft prompt; least and smoothing: see `methods.masking`; optimizer: see
-  `train.optimizer`.
+  low-rank updates, the last of full weights as well; tokens: of a soft prompt; least and smoothing: see
+  `methods.masking`; optimizer: see `train.optimizer`.
   """
   optimizer = default_optimizer()
   optimizer.update({"learning_rate": learning_rate, "warmup": 0, "decay": "constant", "ema": 0.0})
@@ -448,6 +448,8 @@ def first_theta(stage: TokenStage, params: Any, text: Text, settings: ml_collect
       return Adapters.init(key, params, settings.channels, stage.transformer.adapted, shared=settings.shared)
     case "lora":
       return LoRA.init(key, params, settings.rank, alpha=settings.alpha, pattern=settings.pattern)
+    case "full":
+      return Full.init(params, settings.pattern)
     case _:
       return SoftPrompt.init(key, text.tokens[0][text.mask[0]], settings.tokens)
 

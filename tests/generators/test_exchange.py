@@ -2,7 +2,7 @@
 
 import json
 
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 import jax
 import numpy as np
 import pytest
@@ -76,20 +76,71 @@ def test_updates_that_peft_made_draw_the_same_here(pipelines, tmp_path, name):
   np.testing.assert_allclose(drawn, pipelines.theirs(pipeline), atol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_folders_of_peft_draw_the_same_there_and_here(pipelines, tmp_path, name):
+  peft = pytest.importorskip("peft")
+  import torch
+
+  folder = pipelines.folder(name)
+  pipeline = fresh(folder)
+  networks = [x for x in ("unet", "text_encoder", "text_encoder_2") if hasattr(pipeline, x)]
+  generator, params, made = personalised(folder, text=True)
+  wanted = pipelines.ours(generator, params, made)
+  exchange.save(tmp_path / "ours", "peft", generator, params, made)
+  for network in networks:
+    tuned = peft.PeftModel.from_pretrained(getattr(pipeline, network), tmp_path / "ours" / network)
+    setattr(pipeline, network, tuned.merge_and_unload())
+  np.testing.assert_allclose(pipelines.theirs(pipeline), wanted, atol=1e-3)
+
+  torch.manual_seed(1)
+  pipeline = fresh(folder)
+  for network in networks:
+    layers = ["to_q", "conv1"] if network == "unet" else ["q_proj", "fc1"]
+    patterns = {"rank_pattern": {layers[0]: 1}, "alpha_pattern": {layer: 4 + i for i, layer in enumerate(layers)}}
+    settings = peft.LoraConfig(r=3, lora_alpha=6, target_modules=layers, init_lora_weights=False, **patterns)
+    tuned = peft.get_peft_model(getattr(pipeline, network), settings)
+    tuned.save_pretrained(tmp_path / "theirs" / network)
+    setattr(pipeline, network, tuned.merge_and_unload())
+  made = generators.load_theta(tmp_path / "theirs", generator, params)
+  wanted = pipelines.theirs(pipeline)
+  np.testing.assert_allclose(pipelines.ours(generator, params, made), wanted, atol=1e-3)
+  again = fresh(folder)  # updates of several ranks go out as well
+  exchange.save(tmp_path / "again", "diffusers", generator, params, made)
+  again.load_lora_weights(tmp_path / "again")
+  np.testing.assert_allclose(pipelines.theirs(again), wanted, atol=1e-3)
+
+
+def test_a_file_of_kohya_that_diffusers_made_draws_the_same_here(pipelines, tmp_path):
+  peft = pytest.importorskip("peft")
+  from diffusers.utils import state_dict_utils
+  import torch
+
+  torch.manual_seed(1)
+  pipeline = fresh(pipelines.folder("sd"))
+  pipeline.unet.add_adapter(
+    peft.LoraConfig(r=3, lora_alpha=3, target_modules=["to_q", "to_v"], init_lora_weights=False)
+  )
+  tensors = {f"unet.{key}": x for key, x in peft.get_peft_model_state_dict(pipeline.unet).items()}
+  kohya = {key: np.asarray(x) for key, x in state_dict_utils.convert_state_dict_to_kohya(tensors).items()}
+  assert all(key.startswith("lora_unet_") for key in kohya) and any(key.endswith(".alpha") for key in kohya)
+  save_file(kohya, tmp_path / "kohya.safetensors")
+  generator, params = generators.load(pipelines.folder("sd"))
+  made = generators.load_theta(tmp_path / "kohya.safetensors", generator, params)
+  np.testing.assert_allclose(pipelines.ours(generator, params, made), pipelines.theirs(pipeline), atol=1e-3)
+
+
 @pytest.mark.parametrize("form", exchange.FORMATS)
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
 def test_updates_come_back_as_they_were(pipelines, tmp_path, name, form):
   generator, params, made = personalised(pipelines.folder(name), text=True)
-  found = {}
-  for file in exchange.save(tmp_path, form, generator, params, made):
-    for part, theta in generators.load_theta(file, generator, params).thetas.items():
-      found.setdefault(part, {}).update(flatten_dict(theta.weights))
-  assert set(found) == set(made.thetas)
+  files = exchange.save(tmp_path, form, generator, params, made)
+  again = generators.load_theta(files[0] if form == "kohya" else tmp_path, generator, params)
+  assert set(again.thetas) == set(made.thetas)
+  assert (again.card.identifier, again.card.class_noun) == ("qx", "dog")
   for part, theta in made.thetas.items():
-    again = LoRA(unflatten_dict(found[part]), 1.0)
-    jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), again.merge(params[part]), theta.merge(params[part])
-    )
+    merged = again.thetas[part].merge(params[part]), theta.merge(params[part])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *merged)
 
 
 @pytest.mark.parametrize("identifier", ["z", "x y"])
@@ -143,7 +194,10 @@ def test_full_weights_are_a_folder_of_diffusers(pipelines, tmp_path):
   theta = Full(made.thetas["base"].merge(params["base"]))
   made = Personalisation({"base": theta}, made.card)
   (written,) = exchange.save(tmp_path / "whole", "diffusers", generator, params, made)
-  np.testing.assert_allclose(pipelines.theirs(fresh(written)), pipelines.ours(generator, params, made), atol=0.05)
+  again, whole = generators.load(written)  # in half precision
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), whole["base"], theta.weights)
+  np.testing.assert_allclose(pipelines.ours(again, whole), pipelines.ours(generator, params, made), atol=0.05)
+  np.testing.assert_allclose(pipelines.theirs(fresh(written)), pipelines.ours(again, whole), atol=1e-3)
 
 
 def test_what_is_not_known_is_refused(pipelines, tmp_path, tiny_cascade):
@@ -178,6 +232,11 @@ def test_what_is_not_known_is_refused(pipelines, tmp_path, tiny_cascade):
   save_file(tensors, tmp_path / "rs.safetensors", metadata=settings)
   with pytest.raises(ValueError, match="use_rslora is True, and only plain low-rank updates"):
     generators.load_theta(tmp_path / "rs.safetensors", generator, params)
+  with pytest.raises(ValueError, match="is a folder without any of pytorch_lora_weights.safetensors, adapter_model"):
+    generators.load_theta(folder, generator, params)
+  (tmp_path / "lora.bin").write_bytes(b"\x80\x04")
+  with pytest.raises(ValueError, match=r"lora\.bin can run code when it is read, so it is not"):
+    generators.load_theta(tmp_path / "lora.bin", generator, params)
   (tmp_path / "cut.safetensors").write_bytes(file.read_bytes()[:-9])
   with pytest.raises(ValueError, match=r"cut\.safetensors"):
     generators.load_theta(tmp_path / "cut.safetensors", generator, params)
