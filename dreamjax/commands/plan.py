@@ -1,6 +1,8 @@
 """`dreamjax plan`: what a run will need of TPUs that are not there yet."""
 
 import argparse
+from collections.abc import Iterator, Mapping
+import functools
 import json
 import pathlib
 import time
@@ -18,6 +20,8 @@ from dreamjax.generators import published
 from dreamjax.methods import plans
 from dreamjax.train import sharding, topologies
 
+_WIDTH = 120  # columns of tables that are written to no terminal
+
 
 def add(commands: Any) -> None:
   """Adds the command to an argparse parser's."""
@@ -27,7 +31,8 @@ def add(commands: Any) -> None:
     description="Compiles the updates and the drawings of a run of DreamBooth or StyleDrop for TPUs, from shapes "
     "alone, by the TPU's compiler, which pip install 'dreamjax[plan]' brings. Of each program it says what lies on a "
     "device and whether it fits, the operations beside those that the model asks for, the bytes that devices send "
-    "each other, and how long the chip takes at least.",
+    "each other, and how long the chip takes at least. Where one does not fit, it looks for a mesh or a batch with "
+    "which it would, and compiles that.",
   )  # fmt: skip
   parser.add_argument(
     "--config", required=True, metavar="FILE[:VARIANT]", help="the recipe; --config.KEY=VALUE changes it"
@@ -53,24 +58,33 @@ def run(args: argparse.Namespace) -> None:
     raise ValueError(f"the config's variant {variant!r} does not say for which generator it is: say --model")
   generator, params = _describe(args.model or variant)
   found = topologies.devices(args.topology)
-  mesh = sharding.make_mesh(args.mesh or (1, -1, 1), found)
-  console = rich.console.Console()
-  planned = []
-  for program in plans.programs(generator, params, config, mesh):
-    if args.only is None or args.only in program.name:
-      console.print(f"compiling {program.name} ...", style="dim")
-      planned.append(weigh(program, chip, mesh.size))
-  if not planned:
+  mesh = _mesh(args.mesh or (1, -1, 1), found)
+  made = plans.programs(generator, params, config, mesh)
+  made = [program for program in made if args.only is None or args.only in program.name]
+  if not made:
     raise ValueError(f"no program of this run has {args.only!r} in its name")
-  shape = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-  console.print(_table(planned, f"{generator.name} on {args.topology} ({shape}), a device"))
-  minutes = sum(one["runs"] * one["seconds"] for one in planned if one["fits"]) / 60
-  left_out = "" if all(one["fits"] for one in planned) else ", nor what does not fit"
-  console.print(f"at least {minutes:.1f} minutes, compilation not counted{left_out}")
-  for one in planned:
+  console = rich.console.Console()
+  if not console.is_terminal:
+    console.width = _WIDTH
+  say = functools.partial(console.print, soft_wrap=True, markup=False, highlight=False)
+  planned = []
+  for program in made:
+    say(f"compiling {program.name} ...", style="dim")
+    one = weigh(program, chip, mesh.size)
     if not one["fits"]:
-      console.print(f"{one['name']} does not fit: it needs {_gib(one['peak'])} of {_gib(chip.memory)} GiB")
-      console.print(f"  {_advice(one, config, mesh, chip)}")
+      say("  it does not fit: looking for what would ...", style="dim")
+      one["instead"] = _instead(program, one, chip, found, generator, params, config)
+    planned.append(one)
+  minutes = sum(one["minutes"] for one in planned)
+  say(f"{generator.name} on {args.topology}, {_told(mesh)}")
+  for table in _tables(planned, chip):
+    console.print(table)
+  say(_published(args.topology, chip))
+  for program, one in zip(made, planned, strict=True):
+    for line in _verdict(program, one, chip, config):
+      say(line, style=None if one["fits"] else "red")
+  left_out = "" if all(one["fits"] for one in planned) else ", nor what does not fit"
+  say(f"at least {minutes:.1f} minutes, compilation not counted{left_out}")
   if args.out is not None:
     whole = {
       "model": generator.name, "topology": args.topology, "mesh": dict(mesh.shape), "config": config.to_dict(),
@@ -88,18 +102,39 @@ def weigh(program: plans.Program, chip: topologies.Chip, devices: int) -> dict[s
   try:
     load = topologies.load(program.lower())
   except jax.errors.JaxRuntimeError as error:
-    needed = topologies.exceeded(error)  # the program's arguments included, which lie there in any case
+    needed = topologies.exceeded(error)
   known["compiled_in"] = time.monotonic() - begun
   if load is None:
-    rest = {"activations": max(needed - held, 0.0), "peak": max(needed, held), "fits": False}
-    return {**known, **rest, "flops": None, "model_flops": None, "sent": {}, "times": {}, "seconds": 0.0}
+    activations = max(needed - program.arguments, 0.0)
+    known |= {"activations": activations, "peak": held + activations, "fits": False, "flops": None, "model_flops": None}
+    return known | {"sent": {}, "times": {}, "seconds": 0.0, "minutes": 0.0}
   activations = load.temporaries + load.results + load.code
-  times = load.seconds(chip)
-  return {
-    **known, "activations": activations, "peak": held + activations, "fits": held + activations <= chip.memory,
-    "flops": load.flops, "model_flops": program.flops() / devices, "traffic": load.traffic, "sent": load.sent,
-    "times": times, "seconds": max(times.values()),
+  fits, times = held + activations <= chip.memory, load.seconds(chip)
+  seconds = max(times.values())
+  return known | {
+    "activations": activations, "peak": held + activations, "fits": fits, "flops": load.flops,
+    "model_flops": program.flops() / devices, "traffic": load.traffic, "sent": load.sent, "times": times,
+    "seconds": seconds, "minutes": program.runs * seconds / 60 if fits else 0.0,
   }  # fmt: skip
+
+
+def _instead(
+  program: plans.Program, one: dict[str, Any], chip: topologies.Chip, devices: list[Any], *made_of: Any
+) -> dict[str, Any] | None:
+  """What may fit in place of a program that does not, compiled; None if nothing is found."""
+  found = plans.fitting(program, one["activations"], chip.memory, devices, *made_of)
+  if found is None:
+    return None
+  changed, _, mesh = found
+  return {"mesh": dict(mesh.shape), "fields": changed.fields, **weigh(changed, chip, mesh.size)}
+
+
+def _mesh(shape: tuple[int, int, int], devices: list[Any]) -> jax.sharding.Mesh:
+  try:
+    return sharding.make_mesh(shape, devices)
+  except NotImplementedError as error:
+    words = _words(dict(zip(sharding.AXES, shape, strict=True)))
+    raise ValueError(f"the chips of this topology cannot be arranged by {words}") from error
 
 
 def _describe(name: str) -> tuple[generators.Cascade | generators.Masked, Any]:
@@ -113,35 +148,90 @@ def _gib(size: float) -> str:
   return f"{size / topologies.GIB:.2f}"
 
 
-def _table(planned: list[dict[str, Any]], title: str) -> rich.table.Table:
-  caption = "GiB; operations beside the model's; MiB sent; seconds at least"
-  table = rich.table.Table(title=title, caption=caption, box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-  table.add_column("program")
-  for name in ("runs", "rows", "held", "acti-\nvations", "peak", "opera-\ntions", "sent", "com-\npute", "mem-\nory",
-               "links"):  # fmt: skip
-    table.add_column(name, justify="right", no_wrap=True)
+def _words(mesh: Mapping[str, int]) -> str:
+  """A mesh as the argument of a command."""
+  return f"--mesh {','.join(f'{axis}={size}' for axis, size in mesh.items() if size != 1) or 'data=1'}"
+
+
+def _told(mesh: jax.sharding.Mesh) -> str:
+  if mesh.size == 1:
+    return "on one device, as a run computes without --mesh"
+  return f"on {mesh.size} devices by {_words(mesh.shape)}, which the run has to be told as well"
+
+
+def _published(topology: str, chip: topologies.Chip) -> str:
+  return (
+    f"a {topology.partition(':')[0]} chip: {chip.flops / 1e12:.0f} TFLOP/s, {_gib(chip.memory)} GiB, "
+    f"{chip.bandwidth / 1e9:.0f} GB/s of memory, {chip.links / 1e9:.0f} GB/s of links ({chip.source})"
+  )
+
+
+def _tables(planned: list[dict[str, Any]], chip: topologies.Chip) -> Iterator[rich.table.Table]:
+  """What lies on a device, what it computes, and what it sends."""
+  names = dict.fromkeys(name for one in planned for name in one["held"])
+  lies = _table(f"GiB on a device, of {_gib(chip.memory)}", "runs", "rows", *names, "activations", "peak", "")
   for one in planned:
-    cells = [one["name"], str(one["runs"]), str(one["rows"]), _gib(sum(one["held"].values()))]
-    cells += [_gib(one["activations"]), _gib(one["peak"])]
-    if one["flops"] is not None:
-      sent = sum(one["sent"].values()) / 2**20
-      cells += [f"{one['flops'] / one['model_flops']:.2f}x", f"{sent:.0f}"]
-      cells += [f"{one['times'][name]:.3f}" for name in ("compute", "memory", "collectives")]
-    table.add_row(*cells, style=None if one["fits"] else "red")
+    sizes = [_gib(one["held"][name]) if name in one["held"] else "" for name in names]
+    told = [_gib(one["activations"]), _gib(one["peak"]), "fits" if one["fits"] else "does not fit"]
+    lies.add_row(one["name"], str(one["runs"]), str(one["rows"]), *sizes, *told, style=None if one["fits"] else "red")
+  yield lies
+  planned = [one for one in planned if one["flops"] is not None]
+  if planned:
+    yield _computed(planned)
+  if kinds := dict.fromkeys(kind for one in planned for kind in one["sent"]):
+    sends = _table("MB that a device sends in a run", *kinds, "all")
+    for one in planned:
+      sizes = [one["sent"].get(kind, 0.0) for kind in kinds]
+      sends.add_row(one["name"], *(f"{size / 1e6:.1f}" for size in (*sizes, sum(sizes))))
+    yield sends
+
+
+def _computed(planned: list[dict[str, Any]]) -> rich.table.Table:
+  columns = ["GFLOP", "model's\nGFLOP", "times", "memory\nGB", "compute\nms", "memory\nms", "links\nms", "step\nms"]
+  table = _table("What a device does in a run, and how long it takes at least", *columns, "all runs\nminutes")
+  for one in planned:
+    flops, asked = one["flops"], one["model_flops"]
+    times = [one["times"][name] for name in ("compute", "memory", "collectives")]
+    cells = [f"{flops / 1e9:.1f}", f"{asked / 1e9:.1f}", f"{flops / asked:.2f}", f"{one['traffic'] / 1e9:.2f}"]
+    cells += [f"{1000 * time:.2f}" for time in (*times, one["seconds"])]
+    table.add_row(one["name"], *cells, f"{one['minutes']:.2f}")
   return table
 
 
-def _advice(one: dict[str, Any], config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, chip: Any) -> str:
-  """What would make a program smaller, by what most of its memory is."""
-  held, wishes = sum(one["held"].values()), []
-  if mesh.shape["fsdp"] < mesh.size and held > chip.memory / 2:
-    wishes.append(f"--mesh fsdp={mesh.size} spreads parameters and optimizer over all devices")
-  if held > chip.memory:
-    wishes.append(f"what lies there takes {_gib(held)} GiB by itself: take a larger topology, or low-rank updates")
-  else:
-    if "update" in one["name"] and config.remat != "all":
-      wishes.append("--config.remat=cheap computes anew what takes little time, and --config.remat=all everything")
-    if config.dtype == "float32":
-      wishes.append("--config.dtype=bfloat16 halves activations")
-    wishes.append("fewer rows, or more pieces, make activations smaller in proportion")
-  return "; ".join(wishes)
+def _table(title: str, *columns: str) -> rich.table.Table:
+  table = rich.table.Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+  table.add_column("program")
+  for name in columns:
+    table.add_column(name, justify="right", no_wrap=True)
+  return table
+
+
+def _verdict(
+  program: plans.Program, one: dict[str, Any], chip: topologies.Chip, config: ml_collections.ConfigDict
+) -> Iterator[str]:
+  """Whether a program fits, and what would."""
+  if one["fits"]:
+    yield f"{one['name']} fits: {_gib(one['peak'])} of {_gib(chip.memory)} GiB"
+    return
+  yield f"{one['name']} does not fit: it needs {_gib(one['peak'])} of {_gib(chip.memory)} GiB"
+  if (instead := one["instead"]) is not None:
+    changed = [f"--config.{key}={value}" for key, value in instead["fields"].items() if value != program.fields[key]]
+    words, needs = " ".join([_words(instead["mesh"]), *changed]), f"{_gib(instead['peak'])} GiB"
+    if instead["fits"]:
+      yield f"  it would fit, for that was compiled, by {words}: {needs}"
+      return
+    yield f"  nor does it fit by {words}, which was compiled: {needs}"
+  yield "  no mesh of these chips and no smaller batch was found by which it would"
+  yield f"  not tried: {', '.join(_untried(program, config))}"
+
+
+def _untried(program: plans.Program, config: ml_collections.ConfigDict) -> Iterator[str]:
+  """What else makes a program smaller."""
+  if config.dtype == "float32":
+    yield "--config.dtype=bfloat16"
+  if "update" in program.name and config.remat != "all":
+    yield "--config.remat=all"
+  stage = next(iter(program.fields), "").rpartition(".")[0]
+  if stage.startswith("stages."):
+    yield f"--config.{stage}.pieces={2 * program.pieces}"
+  yield "more chips"

@@ -1,6 +1,6 @@
 """What a run computes, program by program, from shapes alone: for a plan of it before there are devices or weights."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import functools
 import math
 from typing import Any, NamedTuple
@@ -18,14 +18,17 @@ from dreamjax.generators.masked import Masked, TokenStage
 from dreamjax.methods import dreambooth, styledrop
 from dreamjax.methods.masking import TokenRows
 from dreamjax.models.clip import PromptEncoder
-from dreamjax.models.spread import row_axes, row_parts
+from dreamjax.models.spread import Mesh, row_axes, row_parts
 from dreamjax.theta import Branches, Full
 from dreamjax.train import flops
 from dreamjax.train.loop import jit_update
-from dreamjax.train.sharding import shardings
+from dreamjax.train.sharding import AXES, make_mesh, shardings
 from dreamjax.train.state import TrainState
 from dreamjax.train.step import Loss, make_step
 
+# So much of the room is taken: activations are only about in proportion to rows, and of a program for which it has no
+# room, the compiler tells them a tenth too low.
+_SURE = 0.85
 PICTURES = 8  # that are drawn at once where no config says how many, or so many that each device has one
 
 
@@ -36,17 +39,27 @@ class Program(NamedTuple):
     name: for people.
     runs: how often it runs.
     rows: pictures in a batch.
+    fields: of the config, those that add up to `rows`, such as {"pool.batch": 8}; none where the config says nothing.
+    parts: over how many devices they are spread.
+    pieces: in how many a batch is taken, one after the other.
     lower: makes of it what can be compiled.
     flops: counts the operations that it asks for on all devices together, without what remat computes twice.
-    held: bytes on each device, by name, of what lies there while it runs, its arguments among them.
+    held: bytes on each device, by name, of what lies there while it runs.
+    arguments: bytes on each device of what of that is the program's own.
+    trees: by the same names, the shapes of what is spread as `train.sharding` says: all but the batch.
   """
 
   name: str
   runs: int
   rows: int
+  fields: dict[str, int]
+  parts: int
+  pieces: int
   lower: Callable[[], jax.stages.Lowered]
   flops: Callable[[], float]
   held: dict[str, int]
+  arguments: int
+  trees: dict[str, Any]
 
 
 def programs(
@@ -74,23 +87,100 @@ def programs(
   return list(plan.dreambooth() if isinstance(generator, Cascade) else plan.styledrop())
 
 
+def fitting(
+  program: Program,
+  activations: float,
+  memory: float,
+  devices: Sequence[Any],
+  generator: Cascade | Masked,
+  params: Any,
+  config: ml_collections.ConfigDict,
+) -> tuple[Program, ml_collections.ConfigDict, jax.sharding.Mesh] | None:
+  """What may fit in place of a program that does not: of as many rows on another mesh of all devices, or of half.
+
+  What is held on a mesh is known. What a program needs besides is taken to be in proportion to the rows on a device,
+  which it is about: the compiler has to say the rest. Rows are halved until there is room.
+
+  Args:
+    program: one of `programs`.
+    activations: bytes on each device that it needs besides those that are held.
+    memory: of a device, in bytes.
+    devices: that there are; the program may be for fewer.
+    generator: as for `programs`, which made the program.
+    params: as there.
+    config: as there.
+
+  Returns:
+    The program, and the config and the mesh which make it, with as many rows as possible, then with as little spread
+    along "tensor", then with as much room. None if there are none.
+  """
+  per_row = (activations + program.held["batch"]) * program.parts / program.rows
+  found = []
+  for shape in _shapes(len(devices)):
+    other = jax.sharding.AbstractMesh(shape, AXES)
+    parts = row_parts(other)
+    unit = parts * program.pieces
+    room = _SURE * (memory - sum(held(_placed(tree, other)) for tree in program.trees.values()))
+    most = program.rows // unit * unit if program.fields else _pictures(other)
+    rows = most
+    while rows and per_row * rows / parts > room:
+      rows = rows // 2 // unit * unit
+    if rows >= max(len(program.fields), 1) and (program.fields or rows == most):
+      found.append((rows, -other.shape["tensor"], room, shape))
+  for rows, *_, shape in sorted(found, reverse=True):
+    changed = _resized(config, program.fields, rows)
+    try:
+      other = make_mesh(shape, devices)
+      made = programs(generator, params, changed, other)
+    except (NotImplementedError, ValueError):  # of a topology or of another program's batch that is not so divided
+      continue
+    return next(one for one in made if one.name == program.name), changed, other
+  return None
+
+
+def _shapes(size: int) -> list[tuple[int, int, int]]:
+  """Of all meshes of so many devices."""
+  sizes = [i for i in range(1, size + 1) if size % i == 0]
+  return [(size // (fsdp * tensor), fsdp, tensor) for fsdp in sizes for tensor in sizes if size % (fsdp * tensor) == 0]
+
+
+def _resized(config: ml_collections.ConfigDict, fields: dict[str, int], rows: int) -> ml_collections.ConfigDict:
+  """A config of which these fields, if any, add up to so many rows, in proportion and each at least 1."""
+  total, changed = sum(fields.values()), {}
+  for others, (field, value) in zip(reversed(range(len(fields))), fields.items(), strict=True):
+    changed[field] = min(max(round(rows * value / total), 1), rows - others)
+    rows, total = rows - changed[field], total - value
+  new = config.copy_and_resolve_references()
+  new.update_from_flattened_dict(changed)
+  return new
+
+
 def held(tree: Any) -> int:
   """The bytes of a tree of shapes that lie on each device."""
   leaves = jax.tree.leaves(tree)
   return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * _width(leaf.dtype) for leaf in leaves)
 
 
+def _sizes(trees: dict[str, Any], batch: Any) -> dict[str, int]:
+  return {**{name: held(tree) for name, tree in trees.items()}, "batch": held(batch)}
+
+
 def _width(dtype: Any) -> int:
   return 8 if jnp.issubdtype(dtype, jax.dtypes.prng_key) else dtype.itemsize
 
 
-def _placed(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+def _placed(tree: Any, mesh: Mesh) -> Any:
   """Shapes that lie where `train.sharding` says."""
   return jax.tree.map(_at, tree, shardings(tree, mesh))
 
 
 def _at(shape: Any, sharding: jax.NamedSharding) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+
+def _pictures(mesh: Mesh) -> int:
+  """How many are drawn at once where no config says."""
+  return row_parts(mesh) * math.ceil(PICTURES / row_parts(mesh))
 
 
 class _Plan(NamedTuple):
@@ -110,16 +200,19 @@ class _Plan(NamedTuple):
         (full if settings.kind == "full" else tuned).update(own)
     if prior.kind == "images" and any(stage.prior_rows for stage in config.stages.values()):
       samplings = dreambooth.prior_samplings(cascade, config)
-      yield self._drawing("prior", math.ceil(prior.count / prior.batch), prior.batch, samplings, {}, {})
+      runs = math.ceil(prior.count / prior.batch)
+      yield self._drawing("prior", runs, {"prior.batch": prior.batch}, samplings, {}, {})
     samplings = tuple(stage.sampling for stage in cascade.stages)
-    yield self._drawing("sample", 1, self._pictures(), samplings, tuned, full)
+    yield self._drawing("sample", 1, {}, samplings, tuned, full)
 
   def _tuning(self, stage: Stage, settings: ml_collections.ConfigDict) -> tuple[Program, Any]:
     cascade, config = self.generator, self.config
     tokens = (0,)  # an identifier of one token
     theta = self._shaped(lambda params: dreambooth.first_theta(cascade, params, stage, config, tokens), self.params)
-    others = 0 if config.prior.kind == "none" else settings.prior_rows
-    count = settings.rows + others
+    name, fields = f"{stage.name}: update", {f"stages.{stage.name}.rows": settings.rows}
+    if config.prior.kind != "none" and settings.prior_rows:
+      fields[f"stages.{stage.name}.prior_rows"] = settings.prior_rows
+    count = self._count(name, fields)
     numbers = {"prior": jax.ShapeDtypeStruct((count,), jnp.bool)}
     if config.prior.kind == "frozen":
       numbers["frozen"] = numbers["prior"]
@@ -130,44 +223,47 @@ class _Plan(NamedTuple):
     plain = computing(cascade, config.dtype, remat="none")
     loss, tx = dreambooth.objective(cascade, stage, config, theta)
     once, _ = dreambooth.objective(plain, plain.stage(stage.name), config, theta)
-    name = f"{stage.name}: update"
-    return self._update(name, settings, loss, once, tx, theta, frozen, rows, settings.pieces), theta
+    return self._update(name, fields, settings, loss, once, tx, theta, frozen, rows, settings.pieces), theta
 
   def _drawing(
-    self, name: str, runs: int, size: int, samplings: tuple[Sampling, ...], tuned: Any, full: Any
+    self, name: str, runs: int, fields: dict[str, int], samplings: tuple[Sampling, ...], tuned: Any, full: Any
   ) -> Program:
-    cascade = self.generator
+    cascade, size = self.generator, self._count(name, fields)
     parts = (*(stage.name for stage in cascade.stages), AUTOENCODER)
     used = {part: self.params[part] for part in parts if part in self.params}
     keys = self._spread(jax.eval_shape(lambda: keys_of(0, range(size))))
     text, null = self._spread(self._text(size)), self._whole(self._text(1))
-    args = (cascade.stages, samplings, used, tuned, text, null, keys, cascade.autoencoder)
-    sizes = {"parameters": held(self.params), "theta": held((tuned, full)), "batch": held((text, keys))}
+    args = (used, tuned, text, null, keys)
+    trees = {"parameters": self.params, "theta": (tuned, full)}
     drawn = functools.partial(cascades.draw_cascade, cascade.stages, samplings, autoencoder=cascade.autoencoder)
-    count = lambda: flops.count(drawn, used, tuned, text, null, keys)  # noqa: E731
-    return Program(name, runs, size, self._lowering(cascades.jit_cascade, *args), count, sizes)
+    count = lambda: flops.count(drawn, *args)  # noqa: E731
+    lower = self._lowering(cascades.jit_cascade, cascade.stages, samplings, *args, cascade.autoencoder)
+    sizes, parts = _sizes(trees, (text, keys)), row_parts(self.mesh)
+    return Program(name, runs, size, fields, parts, 1, lower, count, sizes, held(args), trees)
 
   def styledrop(self) -> Iterator[Program]:
     generator, config = self.generator, self.config
     text = self._text(1)
     thetas = {}  # the second round's take the place of the first's
-    for number, round_ in enumerate((config.first, config.second), 1):
+    for number, word in enumerate(("first", "second"), 1):
       before = None
       for stage in generator.stages:
-        settings = round_.get(stage.name)
+        settings = config[word].get(stage.name)
         if settings is not None and settings.steps:
-          program, theta = self._styling(number, stage, before, settings, text)
+          name, fields = f"round {number}, {stage.name}: update", {f"{word}.{stage.name}.rows": settings.rows}
+          program, theta = self._styling(name, fields, stage, before, settings, text)
           thetas |= theta
           yield program
         before = stage
       if number == 1:
         total = len(config.pool.prompts) * config.pool.each
-        yield self._decoding("pool", math.ceil(total / config.pool.batch), config.pool.batch, thetas)
-    yield self._decoding("sample", 1, self._pictures(), thetas)
+        yield self._decoding("pool", math.ceil(total / config.pool.batch), {"pool.batch": config.pool.batch}, thetas)
+    yield self._decoding("sample", 1, {}, thetas)
 
   def _styling(
-    self, number: int, stage: TokenStage, before: TokenStage | None, settings: ml_collections.ConfigDict, text: Any
-  ) -> tuple[Program, Any]:
+    self, name: str, fields: dict[str, int], stage: TokenStage, before: TokenStage | None,
+    settings: ml_collections.ConfigDict, text: Any,
+  ) -> tuple[Program, Any]:  # fmt: skip
     own = self.params[stage.name]["transformer"]
 
     def first(params: Any, text: Any) -> Any:
@@ -175,17 +271,18 @@ class _Plan(NamedTuple):
       return {stage.name: styledrop.first_theta(stage, params, text, settings, self.config.seed)}
 
     theta = self._shaped(first, own, text)
-    count, ids = settings.rows, lambda one: jax.ShapeDtypeStruct((settings.rows, one.transformer.side**2), jnp.int32)
+    count = self._count(name, fields)
+    ids = lambda one: jax.ShapeDtypeStruct((count, one.transformer.side**2), jnp.int32)  # noqa: E731
     low = None if before is None else ids(before)
     rows = TokenRows(ids(stage), self._text(count), jax.ShapeDtypeStruct((count,), jnp.float32), low)
     plain = computing(self.generator, self.config.dtype, remat="none").stage(stage.name)
     loss, tx = styledrop.objective(stage, settings, theta)
     once, _ = styledrop.objective(plain, settings, theta)
-    frozen, name = {stage.name: {"transformer": own}}, f"round {number}, {stage.name}: update"
-    return self._update(name, settings, loss, once, tx, theta, frozen, rows), theta
+    frozen = {stage.name: {"transformer": own}}
+    return self._update(name, fields, settings, loss, once, tx, theta, frozen, rows), theta
 
-  def _decoding(self, name: str, runs: int, size: int, thetas: Any) -> Program:
-    stages = self.generator.stages
+  def _decoding(self, name: str, runs: int, fields: dict[str, int], thetas: Any) -> Program:
+    stages, size = self.generator.stages, self._count(name, fields)
     decodings = tuple(stage.decoding for stage in stages)
     if any(isinstance(theta, Full) for theta in thetas.values()):
       thetas = {}  # they take the place of the parameters, and are as large
@@ -202,25 +299,26 @@ class _Plan(NamedTuple):
     used = {stage.name: self.params[stage.name] for stage in stages}
     keys = self._spread(jax.eval_shape(lambda: keys_of(0, range(size))))
     args = (used, branches, tuple(texts), weights, keys)
-    sizes = {"parameters": held(self.params), "theta": held(branches), "batch": held((texts, keys))}
+    trees = {"parameters": self.params, "theta": branches}
     count = lambda: flops.count(functools.partial(masked.draw, stages, decodings), *args)  # noqa: E731
-    return Program(name, runs, size, self._lowering(masked.jit_draw, stages, decodings, *args), count, sizes)
+    lower = self._lowering(masked.jit_draw, stages, decodings, *args)
+    sizes, parts = _sizes(trees, (texts, keys)), row_parts(self.mesh)
+    return Program(name, runs, size, fields, parts, 1, lower, count, sizes, held(args), trees)
 
   def _update(
-    self, name: str, settings: Any, loss: Loss, once: Loss, tx: Any, theta: Any, frozen: Any, rows: Any, pieces: int = 1
-  ) -> Program:
+    self, name: str, fields: dict[str, int], settings: Any, loss: Loss, once: Loss, tx: Any, theta: Any, frozen: Any,
+    rows: Any, pieces: int = 1,
+  ) -> Program:  # fmt: skip
     """The update of a training; `once` is the loss where nothing is computed twice."""
     step = jax.ShapeDtypeStruct((), jnp.int32)
     state = TrainState(self._whole(step), theta, None, _placed(jax.eval_shape(tx.init, theta), self.mesh))
     rows = self._spread(rows)
     update = jit_update(make_step(loss, tx, 0, pieces, unroll=False), state, self.mesh)
-    sizes = {
-      "parameters": held(self.params), "theta": held(theta), "optimizer": held(state.opt_state), "batch": held(rows),
-    }  # fmt: skip
+    trees = {"parameters": self.params, "theta": theta, "optimizer": state.opt_state}
     count = lambda: flops.count(jax.grad(once, has_aux=True), theta, frozen, rows, jax.random.key(0))  # noqa: E731
-    return Program(
-      name, settings.steps, rows.weight.shape[0], self._lowering(update, state, frozen, rows), count, sizes
-    )
+    args, size, parts = (state, frozen, rows), sum(fields.values()), row_parts(self.mesh)
+    lower, sizes = self._lowering(update, *args), _sizes(trees, rows)
+    return Program(name, settings.steps, size, fields, parts, pieces, lower, count, sizes, held(args), trees)
 
   def _lowering(self, function: Any, *args: Any) -> Callable[[], jax.stages.Lowered]:
     def lower() -> jax.stages.Lowered:
@@ -232,14 +330,20 @@ class _Plan(NamedTuple):
   def _shaped(self, function: Callable[..., Any], *args: Any) -> Any:
     return _placed(jax.eval_shape(function, *args), self.mesh)
 
-  def _pictures(self) -> int:
-    return row_parts(self.mesh) * math.ceil(PICTURES / row_parts(self.mesh))
+  def _count(self, name: str, fields: dict[str, int]) -> int:
+    """The rows of a program's batch: what fields of the config add up to, or where there are none, `PICTURES`."""
+    parts, count = row_parts(self.mesh), sum(fields.values()) if fields else _pictures(self.mesh)
+    if over := count % parts:
+      near = " or ".join(str(size) for size in (count - over, count - over + parts) if size)
+      said = " + ".join(f"--config.{field}={value}" for field, value in fields.items())
+      where = f"the {parts} devices along {' and '.join(row_axes(self.mesh))}"
+      raise ValueError(
+        f"{name}: batches of {count} rows ({said}) cannot be divided over {where}, but of {near} they can"
+      )
+    return count
 
   def _spread(self, tree: Any, axis: int = 0) -> Any:
     place = jax.NamedSharding(self.mesh, jax.P(*[None] * axis, row_axes(self.mesh)))
-    if (count := jax.tree.leaves(tree)[0].shape[axis]) % row_parts(self.mesh):
-      over = f"the {row_parts(self.mesh)} devices along {' and '.join(row_axes(self.mesh))}"
-      raise ValueError(f"batches of {count} rows cannot be divided over {over}")
     return jax.tree.map(lambda x: _at(x, place), tree)
 
   def _whole(self, tree: Any) -> Any:

@@ -26,7 +26,10 @@ _KERNELS = re.compile(r"splash_mha_(fwd|dkv)")
 _PRODUCTS = {"fwd": 2, "dkv": 5}
 _OPERANDS = re.compile(r"operand_layout_constraints=\{(.*?\})\}")
 _CHAIN = re.compile(r'channel_id=(\d+).*chain_id="')
-_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_COLLECTIVES = (
+  "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute",
+  "collective-broadcast",
+)  # fmt: skip
 # What of itself moves nothing to or from the chip's memory: names for what is there, and the ends of what was begun.
 _STILL = re.compile(
   "parameter|constant|tuple|get-tuple-element|bitcast|iota|after-all|partition-id|while|conditional|call|.*-done"
@@ -256,10 +259,12 @@ class Program:
 
     A sum of which each device keeps a part counts as a whole all-reduce where the compiler has written it as one. One
     that goes on beside several other instructions, each of which names it with the number of the chain, counts once.
+    Of a ragged all-to-all, whose lengths are known as it runs, it is what is sent where they are alike and fill it.
     """
     total: dict[str, float] = collections.Counter()
     begun = set()
     for name, times in self.repeats.items():
+      shapes = self.shapes(name)
       for instruction in self.computations[name]:
         kind = instruction.kind.removesuffix("-start")
         if kind not in _COLLECTIVES:
@@ -268,16 +273,16 @@ class Program:
           if chain[1] in begun:
             continue
           begun.add(chain[1])
-        sizes, group = _bytes(instruction.shape), self._group(instruction.rest)
-        if kind == "collective-permute":
-          size = sizes[0]
+        sizes, operands = _bytes(instruction.shape), _operands(instruction)
+        if kind == "ragged-all-to-all":
+          sizes = _bytes(shapes[operands[0]])  # the others are the place of the result, and lengths
         elif instruction.kind.endswith("-start") and kind != "all-reduce":
-          size = sum(sizes[len(sizes) // 2 :])  # operands, then results; all-reduce needs no other place
-        else:
-          size = sum(sizes)
+          sizes = sizes[len(operands) : 2 * len(operands)]  # behind operands; all-reduce needs no other place
+        group = self._group(instruction.rest)
         share = (group - 1) / group
-        factor = {"all-reduce": 2 * share, "reduce-scatter": group * share, "collective-permute": 1.0}.get(kind, share)
-        total[kind] += times * size * factor
+        whole = {"collective-permute": 1.0, "collective-broadcast": 1.0}
+        factor = {"all-reduce": 2 * share, "reduce-scatter": group * share, **whole}.get(kind, share)
+        total[kind] += times * sum(sizes) * factor
     return dict(total)
 
   def _group(self, rest: str) -> int:

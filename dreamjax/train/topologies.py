@@ -27,22 +27,36 @@ class Chip(NamedTuple):
     flops: operations a second, in bfloat16.
     bandwidth: bytes a second between the chip and its HBM.
     links: bytes a second that the chip can send to its neighbours, over all links together, and receive as well.
+    source: where Google publishes this.
   """
 
   memory: float
   flops: float
   bandwidth: float
   links: float
+  source: str
 
 
-#: docs.cloud.google.com/tpu/docs, the page of each chip: peak compute, HBM, and half of the bidirectional bandwidth of
-#: the interconnect. Of the memory, libtpu 0.0.52 keeps some for itself: it lets programs have what stands here.
+_PAGE = "docs.cloud.google.com/tpu/docs"
+#: Peak compute and HBM are of the page of each chip. Of the memory, libtpu 0.0.52 keeps some for itself: it lets
+#: programs have what stands here. Links are as many as a chip has neighbours in its torus, each with its rate one way:
+#: together half of the bidirectional bandwidth that the pages tell. That of v4 tells none: its links are of the paper.
 CHIPS = {
-  "v4": Chip(30.75 * GIB, 275e12, 1.2e12, 150e9),
-  "v5e": Chip(15.75 * GIB, 197e12, 0.819e12, 200e9),
-  "v5p": Chip(95.74 * GIB, 459e12, 2.765e12, 600e9),
-  "v6e": Chip(31.25 * GIB, 918e12, 1.638e12, 400e9),
+  "v4": Chip(30.75 * GIB, 275e12, 1.2e12, 6 * 50e9, f"{_PAGE}/v4; links: Jouppi et al., 2304.01433, table 4"),
+  "v5e": Chip(15.75 * GIB, 197e12, 0.819e12, 4 * 50e9, f"{_PAGE}/v5e"),
+  "v5p": Chip(95.73 * GIB, 459e12, 2.765e12, 6 * 100e9, f"{_PAGE}/v5p"),
+  "v6e": Chip(31.24 * GIB, 918e12, 1.638e12, 4 * 100e9, f"{_PAGE}/v6e"),
 }
+
+_TOPOLOGY = re.compile(r"(\w+):(\d+(?:x\d+)*)")
+# By default libtpu makes two devices of a v4, one of each TensorCore; what runs there sees one, of the whole chip.
+_OPTIONS = {"v4": {"chip_config_name": "megacore"}}
+# How libtpu says that there is no room: the second of them is 0.0.52's.
+_EXCEEDED = (
+  re.compile(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm"),
+  re.compile(r"memory required for [^()]*\(([\d.]+)([KMGT])\) exceeds available HBM"),
+)
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 # By which libtpu is told not to ask where it is, nor to lock others out, nor to talk.
 _QUIET = {
@@ -60,20 +74,26 @@ def chip(topology: str) -> Chip:
 
 
 def devices(topology: str) -> list[Any]:
-  """The devices of a topology such as "v5e:4x4", for meshes of programs that are compiled and never run.
+  """The devices of a topology such as "v5e:4x4", one a chip, for meshes of programs that are compiled and never run.
 
   Raises:
-    ValueError: if libtpu is not installed, or knows no such topology.
+    ValueError: if libtpu is not installed, or knows no such topology, or does not make a device of each of its chips.
   """
   chip(topology)
+  if (said := _TOPOLOGY.fullmatch(topology)) is None:
+    raise ValueError(f"{topology!r} is not a chip and a number of chips along each axis, such as v5e:4x4")
   if importlib.util.find_spec("libtpu") is None:
     raise ValueError("the TPU compiler is not installed: pip install 'dreamjax[plan]'")
   for name, value in _QUIET.items():
     os.environ.setdefault(name, value)
   try:
-    return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+    described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **_OPTIONS.get(said[1], {}))
   except (RuntimeError, ValueError) as error:
     raise ValueError(f"libtpu knows no topology {topology!r}: {error}") from error
+  chips, found = math.prod(int(count) for count in said[2].split("x")), list(described.devices)
+  if len(found) != chips:
+    raise ValueError(f"libtpu makes {len(found)} devices of the {chips} chips of {topology!r}, not one of each")
+  return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,8 +145,12 @@ def load(lowered: jax.stages.Lowered) -> Load:
 
 
 def exceeded(error: Exception) -> float:
-  """The bytes that a program needed for which the compiler found no room; raises `error` again if it says otherwise."""
-  found = re.search(r"Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm", str(error))
-  if found is None:
-    raise error
-  return float(found[1]) * {"K": 2**10, "M": 2**20, "G": 2**30}[found[2]]
+  """The bytes that a program needed for which the compiler found no room, those of its arguments among them.
+
+  Raises:
+    Exception: `error` itself, if it says something else.
+  """
+  for pattern in _EXCEEDED:
+    if found := pattern.search(str(error)):
+      return float(found[1]) * _UNITS[found[2]]
+  raise error

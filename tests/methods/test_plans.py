@@ -9,6 +9,7 @@ import pytest
 from dreamjax.generators import published
 from dreamjax.generators.generator import Text
 from dreamjax.methods import dreambooth, plans, styledrop
+from dreamjax.train import sharding
 from dreamjax.train.optimizer import make_optimizer
 from dreamjax.train.sharding import make_mesh
 from dreamjax.train.state import TrainState
@@ -98,5 +99,60 @@ def test_what_cannot_be_planned_is_refused(tiny_cascade):
     plans.programs(generator, shapes(params), styledrop.default_config(), make_mesh((1, 1, 1)))
   config = dreambooth.default_config()
   config.stages.base.rows = 3
-  with pytest.raises(ValueError, match="batches of 7 rows cannot be divided over the 8 devices along data and fsdp"):
-    plans.programs(generator, shapes(params), config, make_mesh((1, 8, 1)))
+  told = r"\(--config.stages.base.rows=3 \+ --config.stages.base.prior_rows=4\)"
+  over = r"cannot be divided over the {} devices along data and fsdp, but of {} they can"
+  for devices, sizes in ((8, "8"), (4, "4 or 8")):
+    with pytest.raises(ValueError, match=f"base: update: batches of 7 rows {told} {over.format(devices, sizes)}$"):
+      plans.programs(generator, shapes(params), config, make_mesh((1, devices, 1)))
+  config = dreambooth.default_config()
+  config.prior.batch = 9
+  with pytest.raises(ValueError, match=r"prior: batches of 9 rows \(--config.prior.batch=9\) .* of 8 or 10 they can"):
+    plans.programs(generator, shapes(params), config, make_mesh((2, 1, 1)))
+
+
+def test_the_rows_of_styledrop_are_said_by_the_stages_round(tiny_masked):
+  generator, params = tiny_masked
+  config = styledrop.default_config()
+  config.second.sr.rows = 6
+  with pytest.raises(ValueError, match=r"round 2, sr: update: .*\(--config.second.sr.rows=6\) .* of 4 or 8 they can"):
+    plans.programs(generator, shapes(params), config, make_mesh((4, 1, 1)))
+
+
+def test_what_a_program_is_given_lies_there(tiny_cascade):
+  generator, params = tiny_cascade
+  for program in plans.programs(generator, shapes(params), dreambooth.default_config(), make_mesh((1, 1, 1))):
+    assert program.arguments == sum(
+      np.prod(x.shape, dtype=int) * (8 if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x.dtype.itemsize)
+      for x in jax.tree.leaves(program.lower().args_info)
+    )
+
+
+def test_a_mesh_is_found_that_holds_what_another_does_not(tiny_cascade, monkeypatch):
+  generator, params = tiny_cascade
+  monkeypatch.setattr(sharding, "_SMALL", 0)
+  made_of, devices = (generator, shapes(params), dreambooth.default_config()), jax.devices()
+  whole = plans.programs(*made_of, make_mesh((8, 1, 1)))[0]
+  program, config, mesh = plans.fitting(whole, 0.0, 0.5 * sum(whole.held.values()), devices, *made_of)
+  assert program.name == whole.name and program.rows == whole.rows == 8
+  assert config.to_dict() == made_of[2].to_dict() and dict(mesh.shape) == {"data": 1, "fsdp": 8, "tensor": 1}
+  assert sum(program.held.values()) < 0.25 * sum(whole.held.values())
+  # No batch of drawings can be divided over a mesh which its rows do not fill: it is on fewer devices.
+  made_of[2].prior.batch = 2
+  assert dict(plans.fitting(whole, 0.0, 0.5 * sum(whole.held.values()), devices, *made_of)[2].shape) == {
+    "data": 1, "fsdp": 2, "tensor": 4,
+  }  # fmt: skip
+
+
+def test_a_batch_is_halved_until_there_is_room(tiny_cascade):
+  generator, params = tiny_cascade
+  config = dreambooth.default_config()
+  config.stages.base.rows, config.stages.base.prior_rows, config.stages.base.pieces = 12, 4, 2
+  made_of, mesh, devices = (generator, shapes(params), config), make_mesh((1, 1, 1)), jax.devices()[:1]
+  whole = plans.programs(*made_of, mesh)[0]
+  held = sum(whole.held.values())
+  program, changed, _ = plans.fitting(whole, 1600 * held, held + 600 * held, devices, *made_of)
+  assert program.rows == 4 and program.fields == {"stages.base.rows": 3, "stages.base.prior_rows": 1}
+  assert (changed.stages.base.rows, changed.stages.base.prior_rows) == (3, 1) and config.stages.base.rows == 12
+  sample = plans.programs(*made_of, mesh)[-1]
+  for program, memory in ((whole, held), (whole, held + 100 * held), (sample, held + 600 * held)):
+    assert plans.fitting(program, 1600 * held, memory, devices, *made_of) is None

@@ -132,11 +132,11 @@ def test_attention_block_by_block_is_counted_though_xla_does_not():
     "ENTRY %main (x: f32[8,16]) -> f32[8,16] {",
     *(f'  %splash_mha_{name}.1 = (f32[2,512]{{1,0:T(8,128)}}, bf16[2,8,4096,40]{{3,2,1,0}}) custom-call(%x, %q), '
       f'custom_call_target="tpu_custom_call", operand_layout_constraints={{{inputs}}}, metadata={{op_name="x"}}'
-      for name in ("fwd_residuals", "dq_no_residuals", "dkv_no_residuals")),
+      for name in ("fwd_residuals", "dkv_no_residuals")),
     "}",
   ])  # fmt: skip
   program = hlo.Program(text)
-  assert program.attention() == 2 * (2 + 3 + 4) * 2 * 8 * 4096 * 1024 * 40
+  assert program.attention() == 2 * (2 + 5) * 2 * 8 * 4096 * 1024 * 40
   assert program.products() == 0
 
 
@@ -152,3 +152,23 @@ ENTRY %main (x: f32[8,16]) -> f32[8,16] {
   program = hlo.Program(text)
   sent = {"all-gather": 0.75 * (32 + 32), "collective-permute": 32.0, "reduce-scatter": 3 * 8.0}
   assert program.sent() == sent
+
+
+def test_collectives_of_several_arrays_are_sent_whole_however_they_are_written():
+  # A permute of two arrays, at once and begun; one begun that says nothing of how far it is; a broadcast; and an
+  # exchange of pieces of any length, of which no more can be sent than each device holds.
+  text = """HloModule jit_run, num_partitions=4
+ENTRY %main (x: f32[8,16]) -> f32[8,16] {
+  %a = f32[8]{0:T(128)} parameter(0)
+  %b = bf16[4]{0:T(128)} parameter(1)
+  %o = s32[4]{0:T(128)} parameter(2)
+  %large = f32[32]{0:T(128)} parameter(3)
+  %p = (f32[8]{0:T(128)}, bf16[4]{0:T(128)}) collective-permute(%a, %b), source_target_pairs={{0,1},{1,0}}
+  %q = ((f32[8], bf16[4]), (f32[8], bf16[4]), u32[], u32[]) collective-permute-start(%a, %b), channel_id=1
+  %r = (f32[8]{0:T(128)}, f32[8]{0:T(128)}) collective-permute-start(%a), source_target_pairs={{0,1},{1,0}}
+  %s = f32[8]{0:T(128)} collective-broadcast(%a), replica_groups={{0,1},{2,3}}
+  ROOT %t = f32[32]{0:T(128)} ragged-all-to-all(%a, %large, %o, %o, %o, %o), replica_groups={{0,1,2,3}}
+}
+"""
+  sent = {"collective-permute": 40.0 + 40.0 + 32.0, "collective-broadcast": 32.0, "ragged-all-to-all": 0.75 * 32}
+  assert hlo.Program(text).sent() == sent

@@ -12,6 +12,13 @@ from dreamjax.train import flops, topologies
 from dreamjax.train.sharding import make_mesh
 
 
+@pytest.fixture(autouse=True)
+def flags(monkeypatch):
+  """libtpu stops at flags for CPUs that it does not know; JAX has read them by now."""
+  jax.devices()
+  monkeypatch.delenv("XLA_FLAGS", raising=False)
+
+
 @pytest.mark.parametrize(
   ("x", "kernel", "options"),
   [
@@ -60,14 +67,52 @@ def test_operations_in_loops_and_branches_are_counted_as_often_as_they_are_done(
 def test_what_is_no_topology_is_refused():
   with pytest.raises(ValueError, match="nothing is known of the chip 'v99' of 'v99:4x4'; there are: v4, v5e, v5p, v6e"):
     topologies.chip("v99:4x4")
+  with pytest.raises(ValueError, match="'v5e' is not a chip and a number of chips along each axis, such as v5e:4x4"):
+    topologies.devices("v5e")
   if importlib.util.find_spec("libtpu") is None:
     with pytest.raises(ValueError, match=r"pip install 'dreamjax\[plan\]'"):
       topologies.devices("v5e:2x2")
 
 
-def test_how_much_was_needed_is_read_from_the_compilers_error():
-  problem = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.5G of 15.75G hbm. Exceeded by 4.75G."
-  assert topologies.exceeded(RuntimeError(problem)) == 20.5 * 2**30
+@pytest.mark.parametrize("name", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+def test_a_device_is_a_chip_with_its_memory(name):
+  pytest.importorskip("libtpu")
+  found = topologies.devices(name)
+  assert len(found) == 4
+  place = jax.NamedSharding(make_mesh((1, 1, 1), found), jax.P())
+  x = jax.ShapeDtypeStruct((2**36,), jnp.float32, sharding=place)  # 256 GiB
+  with pytest.raises(jax.errors.JaxRuntimeError) as error:
+    topologies.load(jax.jit(lambda x: x * 2).lower(x))
+  assert topologies.exceeded(error.value) == 512 * topologies.GIB
+  memory = topologies.chip(name).memory / topologies.GIB
+  assert f"available HBM ({memory:.2f}G)" in str(error.value)
+
+
+def test_a_topology_with_more_devices_than_chips_is_refused(monkeypatch):
+  pytest.importorskip("libtpu")
+  monkeypatch.setattr(topologies, "_OPTIONS", {})
+  with pytest.raises(ValueError, match="makes 8 devices of the 4 chips of 'v4:2x2x1'"):
+    topologies.devices("v4:2x2x1")
+
+
+@pytest.mark.parametrize(
+  ("problem", "needed"),
+  [
+    ("Ran out of memory in memory space hbm. Used 20.5G of 15.75G hbm. Exceeded by 4.75G.", 20.5 * 2**30),
+    ("Ran out of memory in memory space hbm. Used 900.0M of 512.0K hbm.", 900 * 2**20),
+    (
+      "E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO temporaries (24.00G) "
+      "exceeds available HBM (15.75G). HLO module: jit_step.",
+      24 * 2**30,
+    ),
+    ("the total memory required for HLO temporaries (1.50T) exceeds available HBM (95.73G)", 1.5 * 2**40),
+  ],
+)
+def test_how_much_was_needed_is_read_from_the_compilers_error(problem, needed):
+  assert topologies.exceeded(RuntimeError(f"RESOURCE_EXHAUSTED: {problem}")) == needed
+
+
+def test_what_is_not_for_want_of_room_is_raised_again():
   with pytest.raises(RuntimeError, match="else"):
     topologies.exceeded(RuntimeError("something else"))
 
