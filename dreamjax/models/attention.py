@@ -1,8 +1,8 @@
 """Attention ("Attention Is All You Need", Vaswani et al., 2017, eq. 1), its softmax in float32 whatever goes in.
 
 Between many places it is computed block by block (Dao et al., "FlashAttention", 2205.14135), so that the logits of all
-pairs never lie in memory, neither on the way forth nor on the way back: on TPUs by the kernel that JAX brings, on CPUs
-by a loop whose blocks stay in the caches.
+pairs never lie in memory, neither on the way forth nor on the way back: on TPUs by the kernel that JAX brings, on
+NVIDIA's GPUs by cuDNN's, which is for half precision alone, on CPUs by a loop whose blocks stay in the caches.
 """
 
 import functools
@@ -55,7 +55,19 @@ def attend(
   whole = min(n, m) >= LONG and n % _BLOCK == m % _BLOCK == 0 and query.shape[-1] == value.shape[-1]
   if whole and bias is None and mask is None and not jax.sharding.get_abstract_mesh().empty:
     ways["tpu"] = functools.partial(_spread, scale=scale)
+  width = query.shape[-1]
+  fits = query.dtype.itemsize == 2 and width == value.shape[-1] and width <= 128 and width % 8 == 0
+  if n >= LONG and bias is None and mask is None and fits and _has_cudnn():
+    ways["cuda"] = functools.partial(jax.nn.dot_product_attention, scale=scale, implementation="cudnn")
   return jax.lax.platform_dependent(query, key, value, **ways)
+
+
+def _has_cudnn() -> bool:
+  """Whether the devices are GPUs for which cuDNN has attention block by block: NVIDIA's, from Ampere on."""
+  device = jax.devices()[0]
+  if device.platform != "gpu" or "cuda" not in device.client.platform_version:
+    return False
+  return tuple(map(int, device.compute_capability.split("."))) >= (8, 0)
 
 
 def _at_once(

@@ -1,6 +1,7 @@
 """Attention."""
 
 import functools
+import types
 
 from flax import linen as nn
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dreamjax.models import attention
 from dreamjax.models.attention import LONG, attend, in_blocks
 from dreamjax.models.layers import recomputing
 from dreamjax.train.sharding import make_mesh
@@ -74,6 +76,38 @@ def test_on_tpus_a_kernel_computes_what_is_long_and_without_a_mask(length, maske
       text = gradient.trace(x, x, x).lower(lowering_platforms=("tpu",)).as_text()
     assert text.count("@tpu_custom_call") == kernels
   assert "@tpu_custom_call" not in gradient.trace(x, x, x).lower(lowering_platforms=("tpu",)).as_text()
+
+
+@pytest.mark.parametrize(
+  ("platform", "version", "capability", "dtype", "width", "asked"),
+  [
+    ("gpu", "cuda 12080", "9.0", jnp.bfloat16, 64, True),
+    ("gpu", "cuda 12080", "8.0", jnp.float16, 40, True),
+    ("gpu", "cuda 12080", "7.5", jnp.float16, 64, False),
+    ("gpu", "cuda 12080", "9.0", jnp.float32, 64, False),
+    ("gpu", "cuda 12080", "9.0", jnp.bfloat16, 160, False),
+    ("gpu", "cuda 12080", "9.0", jnp.bfloat16, 20, False),
+    ("gpu", "rocm 60200", "9.0", jnp.bfloat16, 64, False),
+    ("cpu", "cpu", "", jnp.bfloat16, 64, False),
+  ],
+)
+def test_on_gpus_cudnn_is_asked_for_what_it_knows(monkeypatch, platform, version, capability, dtype, width, asked):
+  client = types.SimpleNamespace(platform_version=version)
+  device = types.SimpleNamespace(platform=platform, client=client, compute_capability=capability)
+  calls = []
+
+  def cudnn(query, key, value, *, scale, implementation):
+    calls.append((scale, implementation))
+    return value
+
+  monkeypatch.setattr(jax.nn, "dot_product_attention", cudnn)
+  monkeypatch.setattr(attention.jax, "devices", lambda: [device])
+  x, mask = jax.ShapeDtypeStruct((1, LONG, 2, width), dtype), jnp.ones((1, 1, 1, LONG), bool)
+  short = jax.ShapeDtypeStruct((1, LONG // 2, 2, width), dtype)
+  jax.make_jaxpr(attend)(x, x, x)
+  jax.make_jaxpr(attend)(short, short, short)
+  jax.make_jaxpr(functools.partial(attend, mask=mask))(x, x, x)
+  assert calls == ([(width**-0.5, "cudnn")] if asked else [])
 
 
 @pytest.mark.parametrize(("remat", "times"), [("none", 1), ("cheap", 1), ("all", 2)])
