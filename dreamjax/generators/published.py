@@ -20,9 +20,6 @@ from dreamjax.models.vqgan import VQGAN
 
 _COSINE, _SCALED = Table("squaredcos_cap_v2"), Table("scaled_linear", start=0.00085, end=0.012)
 _SPACING = Spacing("leading", 1, clean=False)
-_BIG_G = clip.TextTower(
-  vocab=49408, length=77, width=1280, depth=32, heads=20, mlp=5120, projection=1280, activation="gelu"
-)  # OpenCLIP's ViT-bigG/14
 _AMUSED_VQGAN = VQGAN(widths=(128, 256, 256, 512, 768), blocks=2, latent=64, embedding=64, codebook=8192)
 _MUSE_WIDTHS = (128, 128, 256, 256, 512), (128, 256, 256, 512)  # one token for 16x16 pixels, and for 8x8
 
@@ -53,7 +50,7 @@ def _sdxl() -> Cascade:
     "base", latent_unet.SDXL, _SCALED, "eps", sampling=Sampling(steps=50, guidance=5.0), masks_text=False,
     spacing=_SPACING, sizes=(1024, 1024, 0, 0, 1024, 1024),
   )  # fmt: skip
-  towers = clip.L_14.text.clone(projection=None), _BIG_G
+  towers = clip.L_14.text.clone(projection=None), clip.BIG_G_TEXT
   return Cascade("sdxl", PromptEncoder(towers, True, True), _tokenizer(), (stage,), autoencoder.SD.clone(scale=0.13025))
 
 

@@ -245,3 +245,9 @@ H_14 = CLIP(
   VisionTower(image=224, patch=14, width=1280, depth=32, heads=16, mlp=5120, projection=1024, activation="gelu"),
   TextTower(vocab=49408, length=77, width=1024, depth=24, heads=16, mlp=4096, projection=1024, activation="gelu"),
 )
+# The text towers of OpenCLIP's ViT-bigG/14, SDXL's second one, and of its ViT-H/14 but for the last block, that of
+# Stable Diffusion 2.
+BIG_G_TEXT = TextTower(
+  vocab=49408, length=77, width=1280, depth=32, heads=20, mlp=5120, projection=1280, activation="gelu"
+)
+SD_2_TEXT = H_14.text.clone(depth=23, projection=None)

@@ -154,6 +154,17 @@ H_14 = {
     "hidden_act": "gelu",
   },
 }
+BIG_G_TEXT = {
+  "hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 20, "intermediate_size": 5120,
+  "hidden_act": "gelu", "projection_dim": 1280,
+}  # fmt: skip
+SD_1_TEXT = {
+  "hidden_size": 768,
+  "num_attention_heads": 12,
+  "intermediate_size": 3072,
+  "architectures": ["CLIPTextModel"],
+}
+SD_2_TEXT = H_14["text_config"] | {"num_hidden_layers": 23, "architectures": ["CLIPTextModel"]}
 DINO = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536, "layer_norm_eps": 1e-6}
 
 
@@ -165,6 +176,9 @@ DINO = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536,
     ("clip", "CLIPModel", B_32, clip_models.B_32, 151.3),
     ("clip", "CLIPModel", L_14, clip_models.L_14, 427.6),
     ("clip", "CLIPModel", H_14, clip_models.H_14, 986.1),
+    ("clip_text_model", "CLIPTextModel", SD_1_TEXT, clip_models.L_14.text.clone(projection=None), 123.1),
+    ("clip_text_model", "CLIPTextModel", SD_2_TEXT, clip_models.SD_2_TEXT, 340.4),
+    ("clip_text_model", "CLIPTextModelWithProjection", BIG_G_TEXT, clip_models.BIG_G_TEXT, 694.7),
     ("vit", "ViTModel", DINO, vit_models.DINO_S_16, 21.7),
   ],
 )

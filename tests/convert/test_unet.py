@@ -210,10 +210,11 @@ def test_a_checkpoint_that_does_not_fit_is_refused(folder):
   ("config", "millions"),
   [
     ({**IF_I, "block_out_channels": [192, 384, 576, 768], "cross_attention_dim": 768}, 371.6),
+    ({**IF_I, "block_out_channels": [320, 640, 960, 1280], "cross_attention_dim": 1280}, 935.4),
     ({**IF_I, "block_out_channels": [704, 1408, 2112, 2816], "cross_attention_dim": 2816}, 4304.7),
     (IF_II_L, 1239.4),
   ],
-  ids=["IF-I-M", "IF-I-XL", "IF-II-L"],
+  ids=["IF-I-M", "IF-I-L", "IF-I-XL", "IF-II-L"],
 )
 def test_each_parameter_of_the_published_sizes_has_its_place_and_shape(config, millions):
   torch = pytest.importorskip("torch")
