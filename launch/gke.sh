@@ -2,14 +2,14 @@
 # Runs dreamjax on TPUs of Google Kubernetes Engine, by xpk (pip install xpk; it wants gcloud, kubectl and docker). Each
 # step is one call; --dry-run in front prints its commands.
 #
-#   ./launch/gke.sh create CLUSTER ZONE TYPE BUCKET [--spot]     a cluster that sees a new bucket as /shared
+#   ./launch/gke.sh create CLUSTER ZONE TYPE BUCKET [--spot]     a cluster that sees a bucket as /shared
 #   ./launch/gke.sh push   BUCKET FOLDER                         copy a folder, such as photos, into the bucket
 #   ./launch/gke.sh run    CLUSTER ZONE TYPE NAME dreambooth ARGUMENTS...   in /shared; this commit, as a workload NAME
 #   ./launch/gke.sh fetch  BUCKET FOLDER                         copy a folder of the bucket here
 #   ./launch/gke.sh delete CLUSTER ZONE [NAME]                   a workload, or the cluster; never the bucket
 #
-# TYPE is like v5litepod-16 or v6e-8. Checkpoints are put in their place by renaming folders, which a bucket does at once
-# only if it has a hierarchy of them, as the one that is made here has.
+# TYPE is like v5litepod-16 or v6e-8. The bucket is made where missing; one that was there is to have a hierarchy of
+# folders, so that checkpoints are put in their place at once, by renaming them.
 set -euo pipefail
 here=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -23,8 +23,7 @@ case $what in
   create)
     [[ $# -eq 4 || ($# -eq 5 && $5 == --spot) ]] || usage
     cluster=$1 zone=$2 type=$3 bucket=$4
-    run gcloud storage buckets create "gs://$bucket" --location="${zone%-*}" --uniform-bucket-level-access \
-      --enable-hierarchical-namespace
+    make_bucket "$bucket" "$zone"
     run xpk cluster create --cluster="$cluster" --zone="$zone" --tpu-type="$type" --num-slices=1 "${5:---on-demand}" \
       --enable-gcsfuse-csi-driver
     run xpk storage attach shared --type=gcsfuse --cluster="$cluster" --zone="$zone" --bucket="$bucket" --size=1 \
@@ -43,15 +42,16 @@ case $what in
     [[ $# -ge 5 ]] || usage
     cluster=$1 zone=$2 type=$3 name=$4
     shift 4
-    folder=$(mktemp -d)
+    temporary_folder
     run git archive --format=tar --output="$folder/dreamjax.tar" HEAD
-    # xpk puts the folder into an image, as /app, and the command, of one line, into a manifest. 75 is the status of a
-    # program that saved and was told to end; of those above 127, which tell of a lost process, xpk knows.
+    # xpk puts the folder into an image, as /app, and the command, of one line, into a manifest. What is told to end is
+    # the shell that runs the command: exec makes that dreamjax, and a checkpoint has five minutes to get to the bucket.
+    # 75 is the status of a program that saved and was told to end; of those above 127, of a lost process, xpk knows.
     install="mkdir dreamjax && tar xf dreamjax.tar -C dreamjax && pip install --quiet './dreamjax[tpu]'"
+    start="cd /shared && JAX_COMPILATION_CACHE_DIR=/shared/.xla exec dreamjax $(printf '%q ' "$@")--hosts auto"
     run xpk workload create --cluster="$cluster" --zone="$zone" --workload="$name" --tpu-type="$type" --num-slices=1 \
       --base-docker-image=python:3.11 --script-dir="$folder" --max-restarts=50 --restart-on-exit-codes=75 \
-      --command="$install && cd /shared && dreamjax $(printf '%q ' "$@")--hosts auto"
-    run rm -r "$folder"
+      --termination-grace-period-seconds=300 --command="$install && $start"
     ;;
   delete)
     [[ $# -eq 2 || $# -eq 3 ]] || usage

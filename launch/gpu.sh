@@ -1,21 +1,18 @@
 #!/usr/bin/env bash
-# Runs dreamjax on all NVIDIA GPUs of this machine, in a virtual environment that it makes. --dry-run in front prints the
-# commands.
+# Runs dreamjax on all NVIDIA GPUs of this machine, in a virtual environment that it makes. --dry-run in front prints
+# the commands.
 #
 #   ./launch/gpu.sh dreambooth --images photos --class-noun dog --workdir runs/dog
 #   CUDA=12 ./launch/gpu.sh ...    for a driver that is too old for CUDA 13 (nvidia-smi says below 580)
 set -euo pipefail
 here=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=launch/steps.sh
+source launch/steps.sh
 # shellcheck source=launch/venv.sh
 source launch/venv.sh
 
-dry=
-if [[ ${1:-} == --dry-run ]]; then
-  dry=yes
-  shift
-fi
-[[ $# -ge 1 ]] || { sed -n '2,7s/^# \{0,1\}//p' launch/gpu.sh >&2; exit 2; }
+[[ $# -ge 1 ]] || usage
 what=".[cuda${CUDA:-13}]"
 gpus=$({ nvidia-smi --list-gpus 2>/dev/null || true; } | wc -l)
 [[ $gpus -gt 0 || -n $dry ]] || { echo "nvidia-smi lists no GPU" >&2; exit 1; }
@@ -28,9 +25,13 @@ case $1 in
     ;;
 esac
 if [[ -n $dry ]]; then
-  echo ".venv/bin/pip install --editable '$what'"
-  printf '%q ' .venv/bin/dreamjax "$@" "${mesh[@]}"
-  echo
+  venv=${DREAMJAX_VENV:-$PWD/.venv}
+  if [[ -z ${DREAMJAX_VENV:-} ]]; then
+    python=$(find_python)
+    [[ -x $venv/bin/pip ]] || run "$python" -m venv "$venv"
+    run "$venv/bin/pip" install --editable "$PWD${what#.}"
+  fi
+  run "$venv/bin/dreamjax" "$@" "${mesh[@]}"
   exit
 fi
 use_venv "$what"

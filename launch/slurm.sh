@@ -3,19 +3,16 @@
 #
 #   ./launch/slurm.sh NODES GPUS_PER_NODE dreambooth ARGUMENTS...
 #
-# Folders are to lie where all nodes see them, and .venv beside this script's folder is to hold dreamjax with [cuda12] or
-# [cuda13]. SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT say the rest. Two minutes before the time is over, or when
-# the job is preempted, the run saves, and the job is queued again.
+# Folders are to lie where all nodes see them, and .venv beside this script's folder is to hold dreamjax with [cuda12]
+# or [cuda13]. SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT say the rest. Two minutes before the time is over, or
+# when the job is preempted, the run saves, and the job is queued again.
 set -euo pipefail
 here=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=launch/steps.sh
+source launch/steps.sh
 
-dry=
-if [[ ${1:-} == --dry-run ]]; then
-  dry=yes
-  shift
-fi
-[[ $# -ge 3 && $1 =~ ^[0-9]+$ && $2 =~ ^[0-9]+$ ]] || { sed -n '2,8s/^# \{0,1\}//p' launch/slurm.sh >&2; exit 2; }
+[[ $# -ge 3 && $1 =~ ^[0-9]+$ && $2 =~ ^[0-9]+$ ]] || usage
 [[ $here != *" "* ]] || { echo "Slurm cannot run in a folder with a space in its name: $here" >&2; exit 2; }
 nodes=$1 gpus=$2
 shift 2
@@ -30,11 +27,28 @@ job=$(
 #SBATCH --signal=TERM@120
 #SBATCH --open-mode=append
 #SBATCH --chdir=$here
-# 75: it saved and was told to end, or lost another process, for which JAX itself ends with 134, and what was killed with
-# 137. Whatever ends so within minutes ends so again.
-srun --kill-on-bad-exit=0 $(printf '%q ' "$PWD/.venv/bin/dreamjax" "$@")--hosts auto
-status=\$?
-if [[ \$status =~ ^(75|134|137)\$ && \$SECONDS -gt 300 ]]; then
+export JAX_COMPILATION_CACHE_DIR=\${JAX_COMPILATION_CACHE_DIR:-$here/.xla}
+
+# srun ends with the highest status of its tasks. Each says 75 where it was cut off: it saved and was told to end, or
+# lost another process (75, or 134 from JAX itself), or was killed (137, 143). What would end so again says 200 more
+# than its status, so that it is heard above the others, whom it made lose a process.
+task='
+  trap : TERM # Slurm tells this shell as well, which is to wait
+  status=0
+  "\$@" || status=\$?
+  case \$status in
+    0) exit 0 ;;
+    75 | 134 | 137 | 143) exit 75 ;;
+  esac
+  exit \$((status < 55 ? 200 + status : 255))
+'
+status=0
+srun --kill-on-bad-exit=0 bash -c "\$task" task $(printf '%q ' "$PWD/.venv/bin/dreamjax" "$@")--hosts auto || status=\$?
+if [[ \$status -ge 200 ]]; then
+  exit \$((status - 200))
+fi
+# What ended within ten minutes would end so again: JAX waits five for a process that may be gone for good.
+if [[ \$status -ne 0 && \$SECONDS -gt 600 ]]; then
   scontrol requeue "\$SLURM_JOB_ID"
 fi
 exit \$status

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # For the scripts beside it to source, in the repository's root and with their arguments as they are: usage, --dry-run
-# in front, and run.
+# in front, run, and what several of them do.
 
 # Prints the comment at the script's top, and ends.
 usage() {
@@ -21,5 +21,25 @@ run() {
     echo
   else
     "$@"
+  fi
+}
+
+# Leaves in $folder a folder that is removed when the script ends.
+temporary_folder() {
+  if [[ -n $dry ]]; then
+    folder=/tmp/dreamjax
+    run mkdir -p "$folder"
+  else
+    folder=$(mktemp -d)
+  fi
+  trap 'run rm -r "$folder"' EXIT
+}
+
+# make_bucket BUCKET ZONE: makes a bucket near a zone, where there is none of that name. It has a hierarchy of folders:
+# checkpoints are put in their place by renaming folders, which a bucket without it does one file after the other.
+make_bucket() {
+  if [[ -n $dry ]] || ! gcloud storage buckets describe "gs://$1" >/dev/null 2>&1; then
+    run gcloud storage buckets create "gs://$1" --location="${2%-*}" --uniform-bucket-level-access \
+      --enable-hierarchical-namespace
   fi
 }

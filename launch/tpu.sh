@@ -1,14 +1,19 @@
 #!/usr/bin/env bash
 # Runs dreamjax on a Cloud TPU VM, on all of its hosts. Each step is one call; --dry-run in front prints its commands.
 #
-#   ./launch/tpu.sh create  NAME ZONE TYPE [--spot] [--queued]   make it, or queue for it (TYPE: v5litepod-16, v6e-8, ...)
-#   ./launch/tpu.sh install NAME ZONE [--nfs HOST:/SHARE]        bring this commit there; ~/shared is what all hosts see
+#   ./launch/tpu.sh create  NAME ZONE TYPE [--spot] [--queued]   make it, or queue for it (TYPE: v5litepod-16, v6e-8...)
+#   ./launch/tpu.sh install NAME ZONE [--bucket BUCKET | --nfs HOST:/SHARE]   bring this commit there; what ~/shared is
 #   ./launch/tpu.sh push    NAME ZONE FOLDER                     copy a folder, such as photos, into shared
-#   ./launch/tpu.sh run     NAME ZONE dreambooth ARGUMENTS...    in ~/shared; starts again what a maintenance ended
+#   ./launch/tpu.sh run     NAME ZONE dreambooth ARGUMENTS...    in ~/shared; follow the log of the first host
+#   ./launch/tpu.sh log     NAME ZONE [HOST]                     follow it again, or that of another host, from 0
+#   ./launch/tpu.sh stop    NAME ZONE                            let it save and end
 #   ./launch/tpu.sh fetch   NAME ZONE FOLDER                     copy shared/FOLDER here
 #   ./launch/tpu.sh delete  NAME ZONE [--queued]
 #
-# A TPU of more than one host writes its checkpoints into one folder: it needs --nfs, such as a Filestore instance.
+# A run goes on when the connection ends, and is started again when it was cut off. A spot TPU that is preempted is gone
+# with its disk, and nothing brings it back: delete, create, install and run again, with the same arguments, and the run
+# goes on where it was, if shared outlived the TPU. A bucket does (it is made where missing; the TPU's service account
+# must be allowed to write there), or NFS, such as a Filestore instance. A TPU of several hosts needs either anyway.
 set -euo pipefail
 here=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -34,7 +39,6 @@ what=$1 name=$2 zone=$3
 shift 3
 tpu=(gcloud compute tpus tpu-vm)
 queue=(gcloud compute tpus queued-resources)
-
 # on WORKERS COMMAND: runs a command on hosts: "all", or a number.
 on() {
   run "${tpu[@]}" ssh "$name" --zone="$zone" --worker="$1" --command="$2"
@@ -62,24 +66,21 @@ case $what in
     fi
     ;;
   install)
-    share=
-    if [[ ${1:-} == --nfs ]]; then
-      [[ $# -eq 2 ]] || usage
-      share=$2
-    elif [[ $# -gt 0 ]]; then
-      usage
+    if [[ $# -gt 0 ]]; then
+      [[ $# -eq 2 && ($1 == --bucket || $1 == --nfs) ]] || usage
     fi
-    archive=$(mktemp -d)/dreamjax.tar.gz
-    run git archive --format=tar.gz --prefix=dreamjax/ --output="$archive" HEAD
-    run "${tpu[@]}" scp "$archive" "$name:" --zone="$zone" --worker=all
-    on all "mkdir -p shared && tar xf dreamjax.tar.gz && sudo apt-get update -qq &&
-      sudo apt-get install -y -qq python3.11-venv nfs-common && python3.11 -m venv venv &&
-      venv/bin/pip install --quiet './dreamjax[tpu]'"
-    if [[ -n $share ]]; then
-      share=$(printf '%q' "$share")
-      on all "(mountpoint -q shared || sudo mount -t nfs -o rw $share shared) && sudo chown \$(id -u) shared"
+    if [[ ${1:-} == --bucket ]]; then
+      make_bucket "$2" "$zone"
     fi
-    run rm -r "$(dirname "$archive")"
+    temporary_folder
+    run git archive --format=tar.gz --prefix=dreamjax/ --output="$folder/dreamjax.tar.gz" HEAD
+    run "${tpu[@]}" scp "$folder/dreamjax.tar.gz" "$name:" --zone="$zone" --worker=all
+    on all "mkdir -p shared && tar xf dreamjax.tar.gz && sudo apt-get update -qq && \
+sudo apt-get install -y -qq python3.11-venv nfs-common && python3.11 -m venv venv && \
+venv/bin/pip install --quiet './dreamjax[tpu]'"
+    if [[ $# -gt 0 ]]; then
+      on all "dreamjax/launch/host.sh share$(printf ' %q' "$@")"
+    fi
     ;;
   push | fetch)
     [[ $# -eq 1 ]] || usage
@@ -92,11 +93,15 @@ case $what in
     ;;
   run)
     [[ $# -ge 1 ]] || usage
-    arguments=$(printf '%q ' "$@")
-    # 75 is the status of a program that saved and was told to end, or that lost another one, for which JAX itself ends
-    # with 134. Whatever ends so within minutes ends so again.
-    on all "cd shared || exit 1; s=75; while [ \$s = 75 ] || [ \$s = 134 ]; do began=\$(date +%s)
-      ../venv/bin/dreamjax $arguments--hosts auto; s=\$?; [ \$((\$(date +%s) - began)) -gt 300 ] || exit \$s; done; exit \$s"
+    on all "dreamjax/launch/host.sh begin$(printf ' %q' "$@")"
+    on 0 "dreamjax/launch/host.sh log"
+    ;;
+  log)
+    [[ $# -le 1 ]] || usage
+    on "${1:-0}" "dreamjax/launch/host.sh log"
+    ;;
+  stop)
+    on all "dreamjax/launch/host.sh stop"
     ;;
   delete)
     if [[ ${1:-} == --queued ]]; then

@@ -53,14 +53,14 @@ def _shape(text: str) -> tuple[int, ...]:
 
 
 def mesh(args: argparse.Namespace) -> jax.sharding.Mesh:
-  """The mesh that was asked for, or of one device, behind meeting the other processes.
+  """The mesh that was asked for, behind meeting the other processes; by default of one device, with --hosts of all.
 
   Raises:
     ValueError: if the devices do not fill it, or it leaves devices of one of several processes out.
   """
   if args.hosts is not None:
     hosts.join(*args.hosts)
-  made = sharding.make_mesh(args.mesh or ((-1, 1, 1) if hosts.several() else (1, 1, 1)))
+  made = sharding.make_mesh(args.mesh or ((1, 1, 1) if args.hosts is None else (-1, 1, 1)))
   if hosts.several() and made.size < jax.device_count():
     raise ValueError(f"a mesh of several processes holds all of their {jax.device_count()} devices, not {made.size}")
   return made

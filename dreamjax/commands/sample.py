@@ -8,7 +8,6 @@ import pathlib
 from typing import Any
 
 import jax
-import numpy as np
 import tqdm
 
 from dreamjax import generators
@@ -73,31 +72,43 @@ def run(args: argparse.Namespace) -> None:
     recipe["samplings"] = family.samplings(args)
   prompts = [prompt for prompt in recipe["prompts"] for _ in range(recipe["n"])]
   size = args.batch if mesh.size > 1 else min(args.batch, len(prompts))
-  batches = family.batches(prompts, recipe, size, mesh)
-  hosts.once(lambda: _check_empty(args))
-  drawn: list[np.ndarray] = []
+  hosts.once(lambda: _check_free(args, recipe, len(prompts)))
+  first = hosts.agree(0 if args.overwrite else len(_lines(args.out)))  # what a call that was cut off has drawn
+  batches = hosts.until_told(family.batches(prompts[first:], recipe, first, size, mesh))
   if not hosts.leads():
     for _ in batches:  # what the first process writes
       pass
     return
+  drawn = [image_folder.read(args.out / line["file_name"]) for line in _lines(args.out)[:first]]
 
   def pictures():
-    with tqdm.tqdm(total=len(prompts), unit=" pictures", desc="drawing", disable=None) as bar:
+    (args.out / RECIPE).write_text(json.dumps(recipe, indent=2) + "\n")
+    with tqdm.tqdm(total=len(prompts), initial=first, unit=" pictures", desc="drawing", disable=None) as bar:
       for batch in batches:
         for picture in batch[-1]:
           drawn.append(picture / 2 + 0.5)
           bar.update()
           yield drawn[-1], {"text": prompts[len(drawn) - 1]}
 
-  lines = image_folder.write(args.out, pictures(), overwrite=args.overwrite)
-  contact_sheet(drawn, [line["text"] for line in lines], columns=min(recipe["n"], 8)).save(args.out / "grid.png")
-  (args.out / RECIPE).write_text(json.dumps(recipe, indent=2) + "\n")
-  print(f"{len(lines)} pictures, grid.png and {RECIPE} are in {args.out}")
+  image_folder.write(args.out, pictures(), overwrite=args.overwrite, first=first)
+  contact_sheet(drawn, prompts, columns=min(recipe["n"], 8)).save(args.out / "grid.png")
+  print(f"{len(prompts)} pictures, grid.png and {RECIPE} are in {args.out}")
 
 
-def _check_empty(args: argparse.Namespace) -> None:
-  if (args.out / image_folder.METADATA).exists() and not args.overwrite:
-    raise FileExistsError(f"{args.out} holds pictures already: choose another folder, or say --overwrite")
+def _lines(folder: pathlib.Path) -> list[dict[str, Any]]:
+  """What a folder's metadata says of each picture."""
+  path = folder / image_folder.METADATA
+  return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _check_free(args: argparse.Namespace, recipe: dict[str, Any], count: int) -> None:
+  """Raises FileExistsError where there are pictures already, unless they are the first of this very recipe."""
+  if args.overwrite or not (args.out / image_folder.METADATA).exists():
+    return
+  told = args.out / RECIPE
+  if told.exists() and _read(told) == json.loads(json.dumps(recipe)) and len(_lines(args.out)) < count:
+    return
+  raise FileExistsError(f"{args.out} holds pictures already: choose another folder, or say --overwrite")
 
 
 def _recipe(args: argparse.Namespace) -> dict[str, Any]:
@@ -144,8 +155,10 @@ class _Cascade:
     larger = [stage.enlarges for stage in self._generator.stages]
     return _changed(args, own, larger, self.fields, _Masked.fields)
 
-  def batches(self, prompts: list[str], recipe: dict[str, Any], size: int, mesh: jax.sharding.Mesh) -> Iterator[Any]:
-    """The pictures; ValueError at once for what cannot be drawn."""
+  def batches(
+    self, prompts: list[str], recipe: dict[str, Any], first: int, size: int, mesh: jax.sharding.Mesh
+  ) -> Iterator[Any]:
+    """Pictures from `first` on; ValueError at once for what cannot be drawn."""
     return cascades.batches(
       self._generator,
       self._params,
@@ -154,6 +167,7 @@ class _Cascade:
       samplings=[Sampling(**entry) for entry in recipe["samplings"]],
       negative=recipe["negative"],
       seed=recipe["seed"],
+      first=first,
       size=size,
       mesh=mesh,
     )
@@ -172,7 +186,9 @@ class _Masked:
     own = [stage.decoding for stage in self._generator.stages]
     return _changed(args, own, [i > 0 for i in range(len(own))], self.fields, _Cascade.fields)
 
-  def batches(self, prompts: list[str], recipe: dict[str, Any], size: int, mesh: jax.sharding.Mesh) -> Iterator[Any]:
+  def batches(
+    self, prompts: list[str], recipe: dict[str, Any], first: int, size: int, mesh: jax.sharding.Mesh
+  ) -> Iterator[Any]:
     """As of a cascade."""
     guidance.two_thetas(recipe["gamma"], 0.0, 0.0)  # refuses a gamma that cannot be
     return masked.batches(
@@ -182,6 +198,7 @@ class _Masked:
       decodings=[Decoding(**entry) for entry in recipe["samplings"]],
       negative=recipe["negative"],
       seed=recipe["seed"],
+      first=first,
       size=size,
       mesh=mesh,
     )

@@ -5,13 +5,13 @@ every process from the same seed, and each moves only the rows of its own device
 process alone, and read by all: the workdir is to lie where all of them see it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import itertools
 import signal
 import threading
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jax.experimental import multihost_utils
@@ -21,6 +21,8 @@ import numpy as np
 AGAIN = 75  # sysexits.h: a temporary failure
 _SILENCE = 30  # seconds without a sign of life, after which a process counts as lost
 _asked = itertools.count(1)  # how often `watched` was asked: what JAX's service takes for steps never goes back
+
+T = TypeVar("T")
 
 
 class Preempted(Exception):
@@ -115,12 +117,14 @@ def fetch(tree: Any) -> Any:
 
 @contextlib.contextmanager
 def watched() -> Iterator[Callable[[], bool]]:
-  """While it lasts, SIGTERM does not end the program at once.
+  """While it lasts, SIGTERM does not end the program at once. Elsewhere it does, but for one of several processes.
+
+  There JAX's service keeps what it is told until it is asked, so before long: behind the next picture or update.
 
   Yields:
     asked(): whether the program is to end; in all processes behind the same step. To be called behind each.
   """
-  if several():  # JAX's preemption service has the signal, and finds a step that all can reach
+  if jax.distributed.is_initialized():  # then JAX's service has the signal, and finds a step that all can reach
     yield lambda: multihost_utils.reached_preemption_sync_point(next(_asked))
     return
   told = threading.Event()
@@ -137,3 +141,19 @@ def watched() -> Iterator[Callable[[], bool]]:
     yield told.is_set
   finally:
     signal.signal(signal.SIGTERM, before)
+
+
+def until_told(items: Iterable[T]) -> Iterator[T]:
+  """The items of what is drawn step by step; between two of them SIGTERM ends the program, in all processes.
+
+  Args:
+    items: as many in every process, each of which is done with one before it asks for the next.
+
+  Raises:
+    Preempted: behind an item.
+  """
+  with watched() as is_to_end:
+    for item in items:
+      yield item
+      if is_to_end():
+        raise Preempted("the machine is to be given up; what was drawn is on disk")

@@ -69,7 +69,7 @@ def complete(
   if progress is not None:
     progress(there)
   if there < count:
-    for number, picture in enumerate(draw(there, count - there), start=there):
+    for number, picture in enumerate(hosts.until_told(draw(there, count - there)), start=there):
       if hosts.leads():
         _write(file(folder, number), picture)
       if progress is not None:

@@ -10,6 +10,18 @@ import orbax.checkpoint as ocp
 from dreamjax.train.state import TrainState
 
 
+class _Manager(ocp.CheckpointManager):
+  """Orbax's, but for that it does not ask whether the program is to end.
+
+  `data.hosts` does, by a count of its own. JAX's service, which takes the last number that anyone asked with for where
+  the program is, would wait for a step that never comes if both asked.
+  """
+
+  def reached_preemption(self, step: int) -> bool:
+    del step
+    return False
+
+
 class Checkpoints:
   """The checkpoints of one training, in a folder. Use it as a context, so that the last one is waited for.
 
@@ -18,7 +30,7 @@ class Checkpoints:
 
   def __init__(self, folder: pathlib.Path, keep: int = 2) -> None:
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-    self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
+    self._manager = _Manager(folder.resolve(), options=options)
 
   def __enter__(self) -> "Checkpoints":
     return self

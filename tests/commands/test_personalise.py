@@ -11,6 +11,7 @@ import safetensors.numpy
 
 from dreamjax import cli, generators
 from dreamjax.commands import truth
+from dreamjax.data import hosts
 from dreamjax.toybox import captions, vocabulary
 from dreamjax.train import sharding
 
@@ -99,6 +100,30 @@ def test_pictures_that_are_there_are_kept(tiny_folder, tmp_path, run):
   (tmp_path / "metadata.jsonl").write_text("mine\n")
   status, said = run("sample", "--model", tiny_folder, "--prompt", "a dog", "--out", tmp_path)
   assert status == 2 and "--overwrite" in said.err and (tmp_path / "metadata.jsonl").read_text() == "mine\n"
+
+
+def test_a_drawing_that_was_cut_off_is_gone_on_with(tiny_folder, tmp_path, run, drawn, monkeypatch):
+  prompts = ("--prompt", "a dog", "--prompt", "a cat")
+  arguments = ("sample", "--model", tiny_folder, *prompts, "--n", 2, "--batch", 3, "--out")
+  assert run(*arguments, tmp_path / "straight")[0] == 0
+
+  def told(batches):
+    yield next(iter(batches))
+    raise hosts.Preempted("the machine is to be given up")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(hosts, "until_told", told)
+    status, said = run(*arguments, tmp_path / "cut")
+  assert status == hosts.AGAIN and len((tmp_path / "cut/metadata.jsonl").read_text().splitlines()) == 3
+  status, said = run(*arguments, tmp_path / "cut", "--seed", 1)
+  assert status == 2 and "holds pictures already" in said.err
+  before = (tmp_path / "cut/00002.png").stat().st_mtime_ns
+  status, said = run(*arguments, tmp_path / "cut")
+  assert status == 0 and "4 pictures" in said.out and (tmp_path / "cut/00002.png").stat().st_mtime_ns == before
+  for name in ("metadata.jsonl", "sample.json"):
+    assert (tmp_path / "cut" / name).read_text() == (tmp_path / "straight" / name).read_text()
+  np.testing.assert_allclose(drawn(tmp_path / "cut"), drawn(tmp_path / "straight"), atol=1)
+  assert run(*arguments, tmp_path / "cut")[0] == 2
 
 
 def test_a_theta_of_other_weights_is_refused(tiny_cascade, tuned, tmp_path, run):

@@ -1,9 +1,12 @@
 """Prior sets: drawn once, gone on with, and never mixed up."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 
-from dreamjax.data import priors
+from dreamjax.data import hosts, priors
 
 RECIPE = {"model": "abc", "prompt": "a dog", "seed": 0}
 
@@ -31,6 +34,18 @@ def test_a_set_is_drawn_once_and_grows(tmp_path):
   np.testing.assert_array_equal(again[:, 0, 0, 0], np.round(np.arange(5) / 50 * 127.5))
   priors.read_or_draw(tmp_path, RECIPE, 2, draw)
   assert len(draw.asked) == 2
+
+
+def test_a_program_that_is_told_to_end_keeps_what_it_drew(tmp_path):
+  def told(there):
+    if there == 3:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  with pytest.raises(hosts.Preempted):
+    priors.complete(tmp_path, 6, Drawer(), told)
+  draw = Drawer()
+  priors.complete(tmp_path, 6, draw)
+  assert draw.asked == [(3, 3)]
 
 
 def test_a_call_that_was_cut_off_is_gone_on_with(tmp_path):

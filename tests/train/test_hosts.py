@@ -1,5 +1,6 @@
 """Two processes of four devices each, on this machine: they learn what one learns, and end when one of them is lost."""
 
+import argparse
 import json
 import os
 import signal
@@ -9,14 +10,18 @@ import sys
 import time
 
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
+import optax
 import pytest
 import safetensors.numpy
 
 from dreamjax import cli, generators
+from dreamjax.commands import devices
 from dreamjax.data import hosts
 from dreamjax.train.checkpoints import Checkpoints
 from dreamjax.train.sharding import make_mesh, place
+from dreamjax.train.state import TrainState
 
 RECIPE = (
   "--config=dreambooth.py:paper", "--config.identifier=qx", "--config.prior.count=8", "--config.stages.sr.steps=0",
@@ -192,6 +197,25 @@ def test_a_program_that_is_told_to_end_saves_and_goes_on_later(tiny_folder, phot
   assert log_of(tmp_path / "run")[-1]["step"] == step + 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_drawing_that_is_told_to_end_keeps_what_it_drew(tiny_folder, photos, tmp_path, count):
+  endless = command(tiny_folder, photos, tmp_path / "run", "--config.prior.count=1000000")
+  where = address()
+  running = [begin(endless, index, where, tmp_path / f"{index}.log", count) for index in range(count)]
+  drawn = lambda: sorted((tmp_path / "run/priors").rglob("*.png"))  # noqa: E731
+  try:
+    wait_until(lambda: len(drawn()) > 8, running)
+    running[-1].send_signal(signal.SIGTERM)
+    assert [process.wait(timeout=60) for process in running] == [hosts.AGAIN] * count
+  finally:
+    for process in running:
+      process.kill()
+      process.wait()
+  assert "what was drawn is on disk; run this again to go on" in (tmp_path / "0.log").read_text()
+  assert [path.name for path in drawn()] == [f"{i:05d}.png" for i in range(len(drawn()))]
+
+
 def log_of(workdir):
   path = workdir / "base/log.jsonl"
   return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -211,6 +235,38 @@ def test_in_one_process_sigterm_is_asked_for_behind_each_step():
     os.kill(os.getpid(), signal.SIGTERM)
     assert is_to_end()
   assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_what_is_drawn_ends_between_two_items_when_it_is_told_to():
+  def items():
+    yield 1
+    os.kill(os.getpid(), signal.SIGTERM)
+    yield 2
+    raise AssertionError("nobody is to ask for a third")
+
+  seen = []
+  with pytest.raises(hosts.Preempted, match="what was drawn is on disk"):
+    for item in hosts.until_told(items()):
+      seen.append(item)
+  assert seen == [1, 2] and list(hosts.until_told("ab")) == ["a", "b"]
+  assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_checkpoints_do_not_ask_beside_us_whether_the_program_is_to_end(tmp_path, monkeypatch):
+  asked = []
+  monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", asked.append)
+  with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+    for step in (1, 2):
+      checkpoints.save(TrainState.create({"x": np.ones(2)}, optax.sgd(0.1)).replace(step=np.int32(step)))
+    checkpoints.wait()
+    assert checkpoints.latest() == 2 and not asked
+
+
+def test_with_hosts_all_devices_are_used_even_by_one_process(monkeypatch):
+  monkeypatch.setattr(hosts, "join", lambda *known: None)
+  usual = {"mesh": None, "hosts": None}
+  for changes, size in (({}, 1), ({"hosts": ("", 0, 0)}, 8), ({"hosts": ("", 0, 0), "mesh": (2, 1, 1)}, 2)):
+    assert devices.mesh(argparse.Namespace(**usual | changes)).size == size
 
 
 def test_what_fails_in_the_first_process_fails():
