@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dreamjax import generators
+from dreamjax.data import tokenizer as tokenizers
 from dreamjax.diffusion import process
 from dreamjax.generators import cascade as cascades
 from dreamjax.generators.cascade import Sampling
@@ -137,3 +138,53 @@ def pipelines(tmp_path_factory):
 
   parts = {"tokenizer": make_tokenizer, "tower": make_tower}
   return types.SimpleNamespace(make=make_pipeline, folder=folder, theirs=theirs, ours=ours, **parts)
+
+
+IF_STAGE = {
+  "out_channels": 6, "norm_num_groups": 4, "encoder_hid_dim": 16, "cross_attention_dim": 64, "attention_head_dim": 4,
+  "mid_block_type": "UNetMidBlock2DSimpleCrossAttn", "encoder_hid_dim_type": "text_proj",
+  "addition_embed_type": "text", "addition_embed_type_num_heads": 2, "cross_attention_norm": "group_norm",
+  "resnet_time_scale_shift": "scale_shift", "block_out_channels": (8, 12), "layers_per_block": 1,
+  "down_block_types": ("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+  "up_block_types": ("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+}  # fmt: skip
+IF_STAGES = (
+  {"sample_size": 8, "in_channels": 3, "act_fn": "gelu"},
+  {"sample_size": 16, "in_channels": 6, "class_embed_type": "timestep", "only_cross_attention": True},
+)
+
+
+def make_stages():
+  """Both pipelines of diffusers, with random weights."""
+  torch = pytest.importorskip("torch")
+  diffusers = pytest.importorskip("diffusers")
+  import transformers
+
+  torch.manual_seed(0)
+  words = tokenizers.train(["a dog on the beach", "a red cat in the snow", "qx zv wug"] * 3, 330)
+  options = {"d_model": 16, "d_kv": 8, "num_heads": 2, "d_ff": 24, "num_layers": 2, "feed_forward_proj": "gated-gelu"}
+  encoder = transformers.T5EncoderModel(transformers.T5Config(vocab_size=len(words), **options)).eval()
+  texts = {"tokenizer": words, "text_encoder": encoder}
+  absent = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False, "watermarker": None}
+  noise = {"beta_schedule": "squaredcos_cap_v2"}
+
+  def scheduler(maximum):
+    thresholds = {"thresholding": True, "dynamic_thresholding_ratio": 0.95, "sample_max_value": maximum}
+    return diffusers.DDPMScheduler(variance_type="learned_range", **noise, **thresholds)
+
+  nets = [diffusers.UNet2DConditionModel(**IF_STAGE, **own) for own in IF_STAGES]
+  more = {"image_noising_scheduler": diffusers.DDPMScheduler(**noise)}
+  base = diffusers.IFPipeline(**texts, unet=nets[0], scheduler=scheduler(1.5), **absent)
+  larger = diffusers.IFSuperResolutionPipeline(**texts, unet=nets[1], scheduler=scheduler(1.0), **more, **absent)
+  return base, larger
+
+
+@pytest.fixture(scope="session")
+def deepfloyd(tmp_path_factory):
+  """Both stages of DeepFloyd IF: diffusers' pipelines, the folders where they lie, and the name of both together."""
+  pipelines = make_stages()
+  folders = [tmp_path_factory.mktemp(name) for name in ("I", "II")]
+  for pipeline, folder in zip(pipelines, folders, strict=True):
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.save_pretrained(folder)
+  return types.SimpleNamespace(pipelines=pipelines, folders=folders, name="+".join(map(str, folders)))

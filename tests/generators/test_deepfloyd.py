@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 import shutil
-import types
 
 import jax
 import numpy as np
@@ -14,7 +13,6 @@ from dreamjax import generators
 from dreamjax.commands import configs
 from dreamjax.commands import dreambooth as commands
 from dreamjax.data import image_folder
-from dreamjax.data import tokenizer as tokenizers
 from dreamjax.diffusion import process
 from dreamjax.diffusion.samplers import _STEPS
 from dreamjax.generators import cascade as cascades
@@ -26,55 +24,6 @@ PROMPTS = ["A Red dog", "a dog on the beach"]
 SEED, STEPS, LEVEL = 3, 10, 250
 SIDES = (8, 16)
 GUIDANCE = (7.0, 4.0)
-
-STAGE = {
-  "out_channels": 6, "norm_num_groups": 4, "encoder_hid_dim": 16, "cross_attention_dim": 64, "attention_head_dim": 4,
-  "mid_block_type": "UNetMidBlock2DSimpleCrossAttn", "encoder_hid_dim_type": "text_proj",
-  "addition_embed_type": "text", "addition_embed_type_num_heads": 2, "cross_attention_norm": "group_norm",
-  "resnet_time_scale_shift": "scale_shift", "block_out_channels": (8, 12), "layers_per_block": 1,
-  "down_block_types": ("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
-  "up_block_types": ("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
-}  # fmt: skip
-STAGES = (
-  {"sample_size": SIDES[0], "in_channels": 3, "act_fn": "gelu"},
-  {"sample_size": SIDES[1], "in_channels": 6, "class_embed_type": "timestep", "only_cross_attention": True},
-)
-
-
-def make_stages():
-  """Both pipelines of diffusers, with random weights."""
-  torch = pytest.importorskip("torch")
-  diffusers = pytest.importorskip("diffusers")
-  import transformers
-
-  torch.manual_seed(0)
-  words = tokenizers.train(["a dog on the beach", "a red cat in the snow", "qx zv wug"] * 3, 330)
-  options = {"d_model": 16, "d_kv": 8, "num_heads": 2, "d_ff": 24, "num_layers": 2, "feed_forward_proj": "gated-gelu"}
-  encoder = transformers.T5EncoderModel(transformers.T5Config(vocab_size=len(words), **options)).eval()
-  texts = {"tokenizer": words, "text_encoder": encoder}
-  absent = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False, "watermarker": None}
-  noise = {"beta_schedule": "squaredcos_cap_v2"}
-
-  def scheduler(maximum):
-    thresholds = {"thresholding": True, "dynamic_thresholding_ratio": 0.95, "sample_max_value": maximum}
-    return diffusers.DDPMScheduler(variance_type="learned_range", **noise, **thresholds)
-
-  nets = [diffusers.UNet2DConditionModel(**STAGE, **own) for own in STAGES]
-  more = {"image_noising_scheduler": diffusers.DDPMScheduler(**noise)}
-  base = diffusers.IFPipeline(**texts, unet=nets[0], scheduler=scheduler(1.5), **absent)
-  larger = diffusers.IFSuperResolutionPipeline(**texts, unet=nets[1], scheduler=scheduler(1.0), **more, **absent)
-  return base, larger
-
-
-@pytest.fixture(scope="module")
-def stages(tmp_path_factory):
-  """The pipelines, and where they lie."""
-  pipelines = make_stages()
-  folders = [tmp_path_factory.mktemp(name) for name in ("I", "II")]
-  for pipeline, folder in zip(pipelines, folders, strict=True):
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.save_pretrained(folder)
-  return types.SimpleNamespace(pipelines=pipelines, folders=folders, name="+".join(map(str, folders)))
 
 
 def theirs(pipelines, monkeypatch):
@@ -105,14 +54,14 @@ def theirs(pipelines, monkeypatch):
   return pictures.numpy().transpose(0, 2, 3, 1)
 
 
-def test_pictures_are_those_that_diffusers_draws(stages, monkeypatch, tmp_path):
-  generator, params = generators.load(stages.name)
+def test_pictures_are_those_that_diffusers_draws(deepfloyd, monkeypatch, tmp_path):
+  generator, params = generators.load(deepfloyd.name)
   assert [stage.sampling.steps for stage in generator.stages] == [100, 50]
   assert [stage.sampling.maximum for stage in generator.stages] == [1.5, 1.0]
   assert commands.recipe(generator) == "configs/dreambooth.py:if-xl"
   samplings = [dataclasses.replace(stage.sampling, steps=STEPS) for stage in generator.stages]
   drawn = generators.sample(generator, params, PROMPTS, samplings=samplings, seed=SEED, size=2)
-  wanted = np.clip(theirs(stages.pipelines, monkeypatch), -1, 1)
+  wanted = np.clip(theirs(deepfloyd.pipelines, monkeypatch), -1, 1)
   assert drawn.shape == (2, 16, 16, 3) and wanted.std() > 0.05
   np.testing.assert_allclose(drawn, wanted, atol=5e-3)
 
@@ -138,10 +87,10 @@ def personalised(generator, params, kind):
 
 
 @pytest.mark.parametrize("kind", [LoRA, Full])
-def test_diffusers_draws_the_same_of_what_was_learned(stages, monkeypatch, tmp_path, kind):
+def test_diffusers_draws_the_same_of_what_was_learned(deepfloyd, monkeypatch, tmp_path, kind):
   diffusers = pytest.importorskip("diffusers")
   pytest.importorskip("peft")
-  generator, params = generators.load(stages.name)
+  generator, params = generators.load(deepfloyd.name)
   made = personalised(generator, params, kind)
   samplings = [dataclasses.replace(stage.sampling, steps=STEPS, variance=0.0) for stage in generator.stages]
   drawn, plain = (
@@ -152,7 +101,7 @@ def test_diffusers_draws_the_same_of_what_was_learned(stages, monkeypatch, tmp_p
   written = exchange.save(tmp_path, "diffusers", generator, params, made)
   if kind is LoRA:
     assert written == [tmp_path / name / exchange.WEIGHTS for name in ("base", "sr")]
-    pipelines = [diffusers.DiffusionPipeline.from_pretrained(folder) for folder in stages.folders]
+    pipelines = [diffusers.DiffusionPipeline.from_pretrained(folder) for folder in deepfloyd.folders]
     for pipeline, file in zip(pipelines, written, strict=True):
       pipeline.load_lora_weights(file.parent, weight_name=file.name)
       scheduler = diffusers.DDPMScheduler.from_config(pipeline.scheduler.config, variance_type="fixed_small")
@@ -162,7 +111,7 @@ def test_diffusers_draws_the_same_of_what_was_learned(stages, monkeypatch, tmp_p
     layers = lambda theta: theta.expand(params["sr"])["theta"]  # noqa: E731
     same = functools.partial(np.testing.assert_allclose, atol=1e-6)
     jax.tree.map(same, layers(back.thetas["sr"]), layers(made.thetas["sr"]))
-    with pytest.raises(ValueError, match="kohya's format is not known for DeepFloyd IF"):
+    with pytest.raises(ValueError, match="kohya's format is known for Stable Diffusion and SDXL"):
       exchange.save(tmp_path, "kohya", generator, params, made)
   else:
     base = diffusers.DiffusionPipeline.from_pretrained(written[0])
@@ -180,8 +129,8 @@ def test_diffusers_draws_the_same_of_what_was_learned(stages, monkeypatch, tmp_p
   np.testing.assert_allclose(drawn, np.clip(theirs(pipelines, monkeypatch), -1, 1), atol=5e-3)
 
 
-def test_texts_are_lower_case(stages):
-  generator, _ = generators.load(stages.name)
+def test_texts_are_lower_case(deepfloyd):
+  generator, _ = generators.load(deepfloyd.name)
   ids, mask = generator.tokenizer([" A Red DOG", "a red dog"])
   assert ids.shape == (2, 77)
   np.testing.assert_array_equal(ids[0], ids[1])
@@ -189,18 +138,18 @@ def test_texts_are_lower_case(stages):
   assert generator.tokenizer.pieces("A Red") == generator.tokenizer.pieces("a red")
 
 
-def test_the_base_stage_is_a_generator_by_itself(stages):
-  generator, _ = generators.load(stages.folders[0])
+def test_the_base_stage_is_a_generator_by_itself(deepfloyd):
+  generator, _ = generators.load(deepfloyd.folders[0])
   assert [stage.name for stage in generator.stages] == ["base"] and generator.resolution == 8
 
 
-def test_a_subject_is_learned_by_low_rank_updates_of_both(stages, tmp_path):
+def test_a_subject_is_learned_by_low_rank_updates_of_both(deepfloyd, tmp_path):
   draw = np.random.default_rng(0)
   pictures = ((draw.random((20, 20, 3), np.float32), {}) for _ in range(2))
   image_folder.write(tmp_path / "photos", pictures)
   few = [f"--config.stages.{stage}.{field}=2" for stage in ("base", "sr") for field in ("steps", "rows")]
   config = configs.load("configs/dreambooth.py:if-xl", [*few, "--config.identifier=qx"])
-  generator, params = generators.load(stages.name)
+  generator, params = generators.load(deepfloyd.name)
   theta = dreambooth.dreambooth(generator, params, tmp_path / "photos", "dog", workdir=tmp_path / "run", config=config)
   tuned = {"base": {"variance": 0.0}, "sr": {"level": 1e-3, "variance": 0.0}}  # what it learned, it learned of eps
   assert theta.card.recipe["sampling"] == tuned
@@ -212,8 +161,8 @@ def test_a_subject_is_learned_by_low_rank_updates_of_both(stages, tmp_path):
   assert np.isfinite(drawn).all() and np.abs(drawn - plain).max() > 1e-5
 
 
-def test_what_does_not_go_together_is_refused(stages, tmp_path):
-  first, second = map(str, stages.folders)
+def test_what_does_not_go_together_is_refused(deepfloyd, tmp_path):
+  first, second = map(str, deepfloyd.folders)
   with pytest.raises(ValueError, match="only enlarges pictures: name it behind the folder of an IFPipeline"):
     generators.load(second)
   with pytest.raises(ValueError, match="holds IFPipeline, which cannot follow"):
