@@ -150,8 +150,12 @@ IF_STAGE = {
 }  # fmt: skip
 IF_STAGES = (
   {"sample_size": 8, "in_channels": 3, "act_fn": "gelu"},
-  {"sample_size": 16, "in_channels": 6, "class_embed_type": "timestep", "only_cross_attention": True},
-)
+  {
+    "sample_size": 16, "in_channels": 6, "class_embed_type": "timestep", "only_cross_attention": True, "act_fn": "gelu",
+    "time_embedding_act_fn": "gelu", "time_embedding_dim": 64, "resnet_skip_time_act": True,
+    "resnet_out_scale_factor": 1 / 0.7071, "mid_block_scale_factor": 1 / 0.7071,
+  },
+)  # fmt: skip
 
 
 def make_stages():

@@ -126,7 +126,7 @@ def test_diffusers_draws_the_same_of_what_was_learned(deepfloyd, monkeypatch, tm
   for pipeline in pipelines:
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to(dtype=pipeline.unet.dtype)
-  np.testing.assert_allclose(drawn, np.clip(theirs(pipelines, monkeypatch), -1, 1), atol=5e-3)
+  np.testing.assert_allclose(drawn, np.clip(theirs(pipelines, monkeypatch), -1, 1), atol=1e-2)
 
 
 def test_texts_are_lower_case(deepfloyd):
