@@ -18,7 +18,7 @@ from dreamjax.generators.masked import Masked, TokenStage
 from dreamjax.methods import dreambooth, styledrop
 from dreamjax.methods.masking import TokenRows
 from dreamjax.models.clip import PromptEncoder
-from dreamjax.models.spread import row_axes, row_parts
+from dreamjax.models.spread import rounded, row_axes, row_parts
 from dreamjax.theta import Branches
 from dreamjax.train import flops
 from dreamjax.train.loop import jit_update
@@ -109,10 +109,10 @@ class _Plan(NamedTuple):
         own = {part: x for part, x in theta.items() if part != TEXT}
         (full if settings.kind == "full" else tuned).update(own)
     if prior.kind == "images" and any(stage.prior_rows for stage in config.stages.values()):
-      samplings = dreambooth.prior_samplings(cascade, config)
-      yield self._drawing("prior", math.ceil(prior.count / prior.batch), prior.batch, samplings, {}, {})
+      samplings, size = dreambooth.prior_samplings(cascade, config), rounded(prior.batch, self.mesh)
+      yield self._drawing("prior", math.ceil(prior.count / size), size, samplings, {}, {})
     samplings = tuple(stage.sampling for stage in cascade.stages)
-    yield self._drawing("sample", 1, self._pictures(), samplings, tuned, full)
+    yield self._drawing("sample", 1, rounded(PICTURES, self.mesh), samplings, tuned, full)
 
   def _tuning(self, stage: Stage, settings: ml_collections.ConfigDict) -> tuple[Program, Any]:
     cascade, config = self.generator, self.config
@@ -161,9 +161,9 @@ class _Plan(NamedTuple):
           yield program
         before = stage
       if number == 1:
-        total = len(config.pool.prompts) * config.pool.each
-        yield self._decoding("pool", math.ceil(total / config.pool.batch), config.pool.batch, thetas)
-    yield self._decoding("sample", 1, self._pictures(), thetas)
+        total, size = len(config.pool.prompts) * config.pool.each, rounded(config.pool.batch, self.mesh)
+        yield self._decoding("pool", math.ceil(total / size), size, thetas)
+    yield self._decoding("sample", 1, rounded(PICTURES, self.mesh), thetas)
 
   def _styling(
     self, number: int, stage: TokenStage, before: TokenStage | None, settings: ml_collections.ConfigDict, text: Any
@@ -229,9 +229,6 @@ class _Plan(NamedTuple):
 
   def _shaped(self, function: Callable[..., Any], *args: Any) -> Any:
     return _placed(jax.eval_shape(function, *args), self.mesh)
-
-  def _pictures(self) -> int:
-    return row_parts(self.mesh) * math.ceil(PICTURES / row_parts(self.mesh))
 
   def _spread(self, tree: Any, axis: int = 0) -> Any:
     place = jax.NamedSharding(self.mesh, jax.P(*[None] * axis, row_axes(self.mesh)))

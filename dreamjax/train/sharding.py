@@ -94,6 +94,24 @@ def placer(mesh: jax.sharding.Mesh) -> Callable[[str, np.ndarray], jax.Array]:
   return lambda name, array: hosts.put(array, sharding(name, array.shape, mesh))
 
 
+def check_rows(field: str, rows: int, mesh: Mesh, prior: int = 0) -> None:
+  """Says early whether the batches that a config asks for can be divided over a mesh.
+
+  Args:
+    field: what says how many rows a batch has, such as "stages.base.rows".
+    rows: what it says.
+    mesh: of devices.
+    prior: rows that a batch has besides.
+
+  Raises:
+    ValueError: if they cannot; it names the field and the nearest sizes that would do.
+  """
+  if over := (rows + prior) % (parts := row_parts(mesh)):
+    sizes = " or ".join(str(size) for size in (rows - over, rows - over + parts) if size > 0)
+    beside = f" with {prior} rows of the prior" if prior else ""
+    raise ValueError(f"{field} is {rows}, which{beside} cannot be divided over {parts} devices: {sizes} would do")
+
+
 def shard_rows(batch: Any, mesh: jax.sharding.Mesh) -> Any:
   """A batch, its rows (the leading axis of every array) spread over the axes "data" and "fsdp".
 

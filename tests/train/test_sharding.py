@@ -109,6 +109,19 @@ def test_a_batch_is_spread_by_its_rows():
   assert [shard.data.tolist() for shard in rows.addressable_shards[::2]] == [[0, 1], [2, 3], [4, 5], [6, 7]]
 
 
+def test_rows_that_a_config_says_are_to_be_divided():
+  mesh = make_mesh((2, 2, 2))
+  sharding.check_rows("rows", 8, mesh)
+  sharding.check_rows("rows", 3, mesh, 1)
+  for rows, prior, message in (
+    (9, 0, "rows is 9, which cannot be divided over 4 devices: 8 or 12 would do"),
+    (1, 0, "rows is 1, which cannot be divided over 4 devices: 4 would do"),
+    (4, 2, "rows is 4, which with 2 rows of the prior cannot be divided over 4 devices: 2 or 6 would do"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      sharding.check_rows("rows", rows, mesh, prior)
+
+
 @pytest.mark.parametrize("x", [np.ones((6, 2)), np.ones(())])
 def test_rows_that_cannot_be_divided_are_refused(x):
   with pytest.raises(ValueError, match="evenly over 4 devices: 'images/x' has the shape"):
