@@ -23,10 +23,21 @@ from dreamjax.models.spread import Mesh, row_axes, row_parts
 AXES = ("data", "fsdp", "tensor")
 _SMALL = 2**14  # numbers; what is smaller is whole everywhere
 
+# The layers of which "tensor" divides the outputs, and behind them those of which it divides the inputs.
+_FIRST = (
+  "query", "key", "value",  # of all attention
+  "text_key", "text_value",  # and, of the U-Net of pixels, of what it sees of the text
+  "hidden",  # of all feed-forward layers, and of what networks are told: times, sizes, levels
+  "gate",  # T5's feed-forward layers have two
+  "condition_hidden",  # of what U-ViT is told
+  "conv_1",  # of the residual blocks of U-Nets, autoencoders and VQGANs
+  "embedding", "film",  # what is added or applied to the outputs of conv_1, in U-Nets of latents and of pixels
+)  # fmt: skip
+_SECOND = ("out", "condition_out", "conv_2")
+
 # The axis of a kernel, counted from its end, that is spread over "tensor".
-_LAYERS = (
-  (re.compile(r"(^|/)(query|key|value|text_key|text_value|hidden|conv_1)/kernel$"), -1),
-  (re.compile(r"(^|/)(out|conv_2)/kernel$"), -2),
+_LAYERS = tuple(
+  (re.compile(rf"(^|/)({'|'.join(names)})/kernel$"), axis) for names, axis in ((_FIRST, -1), (_SECOND, -2))
 )
 
 
