@@ -6,7 +6,7 @@ from typing import Any
 
 import rich
 
-from dreamjax.commands import truth
+from dreamjax.commands import devices, truth
 from dreamjax.eval import encoders, report
 from dreamjax.eval.evaluate import evaluate
 
@@ -22,13 +22,14 @@ def add(commands: Any) -> None:
   parser.add_argument("--prompts", type=pathlib.Path, metavar="FILE", help="one prompt a line, in the pictures' order")
   parser.add_argument("--identifier", help="stripped from the prompts before CLIP reads them (default: kept)")
   parser.add_argument("--prior", **folder, help="pictures of the class by the personalised models, for PRES")
+  devices.add(parser, several=False)
   parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
   """Runs the command."""
-  named = args.encoders == "toybox"
-  networks = truth.toybox_encoders() if named else encoders.load(pathlib.Path(args.encoders))
+  named, mesh = args.encoders == "toybox", devices.mesh(args)
+  networks = truth.toybox_encoders(mesh) if named else encoders.load(pathlib.Path(args.encoders), mesh=mesh)
   result = evaluate(
     args.generated,
     args.reference,

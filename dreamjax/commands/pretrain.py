@@ -110,27 +110,27 @@ def train_tokenizer(config: ml_collections.ConfigDict, folder: pathlib.Path) -> 
   tokenizers.train([*captions, *prose], config.size).save_pretrained(folder)
 
 
-def make_task(config: ml_collections.ConfigDict) -> Task:
-  """The training that a config describes."""
+def make_task(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh | None = None) -> Task:
+  """The training that a config describes, whose parameters are born on a mesh."""
   see = visible if config.task == "probe" else examples
   train, held_out = (draw_albums(config, counts.to_dict(), see) for counts in (config.train, config.held_out))
   if config.task == "probe":
-    return classifier.task(config, train, held_out)
+    return classifier.task(config, train, held_out, mesh)
   if config.task == "dino":
-    return contrastive.photos_task(config, train, held_out)
+    return contrastive.photos_task(config, train, held_out, mesh)
   if config.task in ("stage", "tokens"):
     judge = None
     if config.judged:
       probe = truth.toybox_encoders().probe
       judge = lambda pictures, texts: truth.accuracy(pictures, texts, probe)  # noqa: E731
     module = generator if config.task == "stage" else tokens
-    return module.task(config, train, held_out, judge)
+    return module.task(config, train, held_out, judge, mesh)
   if config.task == "vqgan":
-    return vqgan.task(config, train, held_out)
+    return vqgan.task(config, train, held_out, mesh)
   tokenizer = tokenizers.Tokenizer.load(config.tokenizer, config.length)
   if config.task == "clip":
-    return contrastive.captions_task(config, train, held_out, tokenizer)
-  return text.task(config, train, held_out, tokenizer)
+    return contrastive.captions_task(config, train, held_out, tokenizer, mesh)
+  return text.task(config, train, held_out, tokenizer, mesh)
 
 
 def pretrain(
@@ -149,7 +149,7 @@ def pretrain(
   hosts.once(lambda: _begin(config, workdir))
   if config.task in ("tokenizer", "join"):
     return {}
-  task = make_task(config)
+  task = make_task(config, mesh)
   tx = make_optimizer(config.optimizer, task.theta, config.steps)
 
   latest: list[dict[str, Any]] = []

@@ -53,7 +53,9 @@ def add(commands: Any) -> None:
     group.add_argument(f"--{prefix}lambda-a", type=float, help="of masked tokens: guidance to the theta")
     group.add_argument(f"--{prefix}lambda-b", type=float, help="of masked tokens: guidance to the prompt")
   group.add_argument("--level", type=float, dest="sr_level", help="of a cascade: noise on the small picture, 0 to 1")
-  parser.add_argument("--batch", type=int, default=8, help="pictures drawn at once (%(default)s)")
+  parser.add_argument(
+    "--batch", type=int, default=8, help="pictures drawn at once, or as many more as --mesh divides (%(default)s)"
+  )
   parser.add_argument("--recipe", type=pathlib.Path, metavar="FILE", help=f"draw what a {RECIPE} says once more")
   parser.add_argument("--out", type=pathlib.Path, required=True, help=f"for PNGs, grid.png and {RECIPE}")
   parser.add_argument("--overwrite", action="store_true", help="replace pictures that --out holds already")
@@ -71,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
   if "samplings" not in recipe:
     recipe["samplings"] = family.samplings(args)
   prompts = [prompt for prompt in recipe["prompts"] for _ in range(recipe["n"])]
-  size = args.batch if mesh.size > 1 else min(args.batch, len(prompts))
+  size = min(args.batch, len(prompts))
   hosts.once(lambda: _check_free(args, recipe, len(prompts)))
   first = hosts.agree(0 if args.overwrite else len(_lines(args.out)))  # what a call that was cut off has drawn
   batches = hosts.until_told(family.batches(prompts[first:], recipe, first, size, mesh))

@@ -40,7 +40,10 @@ def run(args: argparse.Namespace) -> None:
   mesh = devices.mesh(args)
   generator, params = devices.load(args.model, mesh)
   config = configs.load(args.config or dreambooth.recipe(generator), args.overrides)
-  load = truth.toybox_encoders if args.encoders is None else lambda: encoders.load(args.encoders)
+
+  def load() -> encoders.Encoders:
+    return truth.toybox_encoders(mesh) if args.encoders is None else encoders.load(args.encoders, mesh=mesh)
+
   try:
     made = styledrop.styledrop(
       generator,

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 import importlib.resources
 import pathlib
 
+import jax
 import numpy as np
 
 from dreamjax.data.image_folder import to_uint8
@@ -23,10 +24,10 @@ COLOURLESS = np.isin(
 )  # fmt: skip
 
 
-def toybox_encoders() -> encoders.Encoders:
-  """The encoders that come with the toybox."""
+def toybox_encoders(mesh: jax.sharding.Mesh | None = None) -> encoders.Encoders:
+  """The encoders that come with the toybox; see `eval.encoders.load`."""
   folder = pathlib.Path(str(importlib.resources.files("dreamjax.toybox") / "weights"))
-  return encoders.load(folder, name="toybox")
+  return encoders.load(folder, "toybox", mesh)
 
 
 def promised(texts: Sequence[str]) -> dict[str, np.ndarray]:

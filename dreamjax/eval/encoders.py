@@ -11,14 +11,16 @@ import numpy as np
 import safetensors.numpy
 
 from dreamjax.convert import pretrained
+from dreamjax.data import hosts
 from dreamjax.data.preprocessing import Preprocessor
 from dreamjax.data.tokenizer import Tokenizer
 from dreamjax.models.clip import CLIP
 from dreamjax.models.lpips import from_torch
 from dreamjax.models.resnet import Classifier, ResNet
+from dreamjax.models.spread import rounded, row_axes
 from dreamjax.models.vit import ViT
 
-_PIECE = 32  # pictures or texts in one run of a network
+_PIECE = 32  # pictures or texts in one run of a network; on a mesh, as many more as make it divide
 
 #: Maps n pictures of any sizes, uint8 [h, w, 3], to embeddings, [n, d], which need not be of unit length.
 Embed = Callable[[Sequence[np.ndarray]], np.ndarray]
@@ -49,7 +51,7 @@ class Encoders:
   lpips: Callable[[Sequence[tuple[np.ndarray, np.ndarray]]], np.ndarray] | None = None
 
 
-def load(folder: pathlib.Path, name: str | None = None) -> Encoders:
+def load(folder: pathlib.Path, name: str | None = None, mesh: jax.sharding.Mesh | None = None) -> Encoders:
   """Loads encoders from a folder whose sub-folders are models in the Hugging Face layout.
 
   Args:
@@ -57,6 +59,7 @@ def load(folder: pathlib.Path, name: str | None = None) -> Encoders:
       `dino/`, but trained to recognise faces), `probe/` (a classifier of ours) and `lpips.safetensors` (see
       `models.lpips`).
     name: what the encoders are called in results; by default the folder's name.
+    mesh: of devices, each of which has all parameters and its part of the pictures or texts; None for one device.
 
   Raises:
     OSError: if the folder, or a file in it that is needed, is missing.
@@ -67,53 +70,63 @@ def load(folder: pathlib.Path, name: str | None = None) -> Encoders:
   for part in ("clip", "dino"):
     if not (folder / part).is_dir():
       raise FileNotFoundError(f"{folder} holds no sub-folder {part}, a model in the Hugging Face layout")
-  clip, clip_params = _model(folder / "clip", CLIP)
+  clip, clip_params = _model(folder / "clip", mesh, CLIP)
   tokenizer = Tokenizer.load(folder / "clip", clip.text.length)
-  encode_image = _batched(lambda p, x: clip.apply({"params": p}, x, method=CLIP.encode_image), clip_params)
-  encode_text = _batched(lambda p, x: clip.apply({"params": p}, x, method=CLIP.encode_text), clip_params)
+  encode_image = _batched(lambda p, x: clip.apply({"params": p}, x, method=CLIP.encode_image), clip_params, mesh)
+  encode_text = _batched(lambda p, x: clip.apply({"params": p}, x, method=CLIP.encode_text), clip_params, mesh)
   clip_sees = Preprocessor.load(folder / "clip")
-  probe, words = _probe(folder / "probe") if (folder / "probe").is_dir() else (None, {})
+  probe, words = _probe(folder / "probe", mesh) if (folder / "probe").is_dir() else (None, {})
   return Encoders(
     name=name or folder.name,
     clip_image=lambda pictures: encode_image(clip_sees(pictures)),
     clip_text=lambda texts: encode_text(tokenizer(texts)[0]),
-    dino=_embedding(folder / "dino"),
-    face=_embedding(folder / "face") if (folder / "face").is_dir() else None,
+    dino=_embedding(folder / "dino", mesh),
+    face=_embedding(folder / "face", mesh) if (folder / "face").is_dir() else None,
     probe=probe,
     words=words,
-    lpips=_lpips(folder / "lpips.safetensors") if (folder / "lpips.safetensors").is_file() else None,
+    lpips=_lpips(folder / "lpips.safetensors", mesh) if (folder / "lpips.safetensors").is_file() else None,
   )
 
 
-def _model(folder: pathlib.Path, *kinds: type[nn.Module]) -> tuple[nn.Module, Any]:
-  """A model of one of these kinds and its parameters, on the device."""
+def _model(folder: pathlib.Path, mesh: jax.sharding.Mesh | None, *kinds: type[nn.Module]) -> tuple[nn.Module, Any]:
+  """A model of one of these kinds and its parameters, on every device."""
   model, params = pretrained.load(folder, kinds=kinds)
-  return model, jax.device_put(params)
+  return model, _on_all(params, mesh)
 
 
-def _embedding(folder: pathlib.Path) -> Embed:
+def _on_all(params: Any, mesh: jax.sharding.Mesh | None) -> Any:
+  if mesh is None:
+    return jax.device_put(params)
+  return jax.tree.map(lambda x: hosts.put(x, jax.NamedSharding(mesh, jax.P())), params)
+
+
+def _embedding(folder: pathlib.Path, mesh: jax.sharding.Mesh | None) -> Embed:
   """What an embedding network returns; or a ViT's class token, DINO's choice for retrieval (Caron et al., 4.2)."""
-  model, params = _model(folder, ViT, ResNet)
+  model, params = _model(folder, mesh, ViT, ResNet)
 
   def apply(params: Any, images: Any) -> Any:
     out = model.apply({"params": params}, images)
     return out[0][:, 0] if isinstance(model, ViT) else out
 
-  encode, sees = _batched(apply, params), Preprocessor.load(folder)
+  encode, sees = _batched(apply, params, mesh), Preprocessor.load(folder)
   return lambda pictures: encode(sees(pictures))
 
 
-def _probe(folder: pathlib.Path) -> tuple[Callable[[Sequence[np.ndarray]], dict[str, np.ndarray]], dict[str, Any]]:
+def _probe(
+  folder: pathlib.Path, mesh: jax.sharding.Mesh | None
+) -> tuple[Callable[[Sequence[np.ndarray]], dict[str, np.ndarray]], dict[str, Any]]:
   """A classifier's scores, and the names of its classes."""
-  probe, params = _model(folder, Classifier)
-  classify, sees = _batched(lambda p, x: probe.apply({"params": p}, x), params), Preprocessor.load(folder)
+  probe, params = _model(folder, mesh, Classifier)
+  classify, sees = _batched(lambda p, x: probe.apply({"params": p}, x), params, mesh), Preprocessor.load(folder)
   return lambda pictures: classify(sees(pictures)), dict(probe.heads)
 
 
-def _lpips(file: pathlib.Path) -> Callable[[Sequence[tuple[np.ndarray, np.ndarray]]], np.ndarray]:
+def _lpips(
+  file: pathlib.Path, mesh: jax.sharding.Mesh | None
+) -> Callable[[Sequence[tuple[np.ndarray, np.ndarray]]], np.ndarray]:
   """LPIPS of pairs of pictures of one size."""
   model, params = from_torch(safetensors.numpy.load_file(file))
-  compare = _batched(lambda p, x: model.apply({"params": p}, x[:, 0], x[:, 1]), jax.device_put(params))
+  compare = _batched(lambda p, x: model.apply({"params": p}, x[:, 0], x[:, 1]), _on_all(params, mesh), mesh)
 
   def distances(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     shapes = {picture.shape for pair in pairs for picture in pair}
@@ -124,16 +137,19 @@ def _lpips(file: pathlib.Path) -> Callable[[Sequence[tuple[np.ndarray, np.ndarra
   return distances
 
 
-def _batched(apply: Callable[[Any, Any], Any], params: Any) -> Callable[[np.ndarray], Any]:
+def _batched(
+  apply: Callable[[Any, Any], Any], params: Any, mesh: jax.sharding.Mesh | None
+) -> Callable[[np.ndarray], Any]:
   """A jitted function of parameters and a batch, for batches of any size: it runs in pieces of one size."""
-  run = jax.jit(apply)
+  run, size = jax.jit(apply), rounded(_PIECE, mesh)
 
   def embed(batch: np.ndarray) -> Any:
     pieces = []
-    for start in range(0, len(batch), _PIECE):
-      piece = batch[start : start + _PIECE]
-      padded = np.concatenate([piece, np.zeros((_PIECE - len(piece), *piece.shape[1:]), piece.dtype)])
-      pieces.append(jax.tree.map(lambda x, piece=piece: np.asarray(x)[: len(piece)], run(params, padded)))
+    for start in range(0, len(batch), size):
+      piece = batch[start : start + size]
+      padded = np.concatenate([piece, np.zeros((size - len(piece), *piece.shape[1:]), piece.dtype)])
+      rows = padded if mesh is None else hosts.put(padded, jax.NamedSharding(mesh, jax.P(row_axes(mesh))))
+      pieces.append(jax.tree.map(lambda x, piece=piece: x[: len(piece)], hosts.fetch(run(params, rows))))
     return jax.tree.map(lambda *x: np.concatenate(x), *pieces)
 
   return embed

@@ -26,11 +26,11 @@ from dreamjax.data.identifiers import PLACEHOLDER, fill
 from dreamjax.diffusion import guidance, process, samplers
 from dreamjax.diffusion.resolution import enlarge
 from dreamjax.diffusion.schedules import Schedule, Table, spaced_times, uniform_times
-from dreamjax.generators.generator import TEXT, Generator, Text, in_batches, keys_of, over, spread
+from dreamjax.generators.generator import TEXT, Generator, Text, absorb, in_batches, keys_of, over, spread
 from dreamjax.models.autoencoder import Autoencoder
 from dreamjax.models.latent_unet import LatentUNet
 from dreamjax.models.unet import UNet
-from dreamjax.theta import Full, Personalisation, Theta
+from dreamjax.theta import Personalisation, Theta
 from dreamjax.theta import apply as apply_theta
 
 SAMPLERS = ("ancestral", "ddim", "dpm")
@@ -336,24 +336,23 @@ def batches(
     negative: what guidance leads away from.
     seed: of all noise.
     first: the number of the first picture: picture i of a seed is the same whatever is drawn beside it.
-    size: how many are drawn at once.
+    size: how many are drawn at once; on a mesh, as many more as make it divide.
     mesh: of devices, over which the pictures of a batch are spread; None for one device.
-
-  Raises:
-    ValueError: if `size` cannot be divided over the devices.
   """
   thetas = thetas or {}
   samplings = tuple(samplings or (stage.sampling for stage in cascade.stages))
   stages = cascade.stages[: len(samplings)]
   distinct = list(dict.fromkeys(prompts))
-  texts = cascade.encode(params, [negative, *distinct], thetas.get(TEXT))
+  texts = cascade.encode(params, [negative, *distinct], thetas.get(TEXT), mesh)
   null = jax.tree.map(lambda x: x[:1], texts)
   rows = np.array([1 + distinct.index(prompt) for prompt in prompts])
   used = {name: params[name] for name in (*(stage.name for stage in stages), AUTOENCODER) if name in params}
-  tuned = {stage.name: thetas[stage.name] for stage in stages if stage.name in thetas}
-  for name in [name for name, theta in tuned.items() if isinstance(theta, Full)]:
-    used[name] = tuned.pop(name).merge(used[name])  # the program of the base model draws them
-  for count, places in in_batches(len(prompts), size):
+  tuned = {}
+  for stage in stages:
+    used[stage.name], theta = absorb(used[stage.name], thetas.get(stage.name))
+    if theta is not None:
+      tuned[stage.name] = theta
+  for count, places in in_batches(len(prompts), size, mesh):
     text = jax.tree.map(lambda x, places=places: x[rows[places]], texts)
     text, keys = spread((text, keys_of(seed, first + places)), mesh)
     with over(mesh):
@@ -385,7 +384,7 @@ def sample(
     samplings: one for each stage; by default those of `own_samplings`.
     negative: what guidance leads away from.
     seed: of all noise. Picture i of a seed does not depend on what is drawn beside it, nor on `size`.
-    size: how many are drawn at once.
+    size: how many are drawn at once; on a mesh, as many more as make it divide.
     mesh: of devices, over which the pictures of a batch are spread; None for one device.
 
   Returns:

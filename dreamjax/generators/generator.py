@@ -19,9 +19,9 @@ from dreamjax.data import hosts
 from dreamjax.data.tokenizer import Tokenizer
 from dreamjax.models.clip import PromptEncoder
 from dreamjax.models.layers import REMATS
-from dreamjax.models.spread import row_axes, row_parts
+from dreamjax.models.spread import rounded, row_axes
 from dreamjax.models.t5 import T5Encoder
-from dreamjax.theta import Base, Theta, content_hash
+from dreamjax.theta import Base, Full, Theta, content_hash
 from dreamjax.theta import apply as apply_theta
 
 TEXT = "text"  # the text encoder's name among the parts of a generator
@@ -80,16 +80,23 @@ class Generator(Generic[S]):
     """What a theta that is trained beside these parameters is bound to."""
     return Base(self.name, content_hash(params, hosts.fetch))
 
-  def encode(self, params: Any, texts: Sequence[str], theta: Theta | None = None) -> Text:
+  def encode(
+    self, params: Any, texts: Sequence[str], theta: Theta | None = None, mesh: jax.sharding.Mesh | None = None
+  ) -> Text:
     """Reads texts.
 
     Args:
       params: the generator's.
       texts: the prompts, [V] already replaced.
       theta: the text encoder's, if it was tuned.
+      mesh: of devices, over which the texts are spread; None for one device.
     """
-    ids, mask = self.tokenizer(texts)
-    return _encode(self.text_encoder, params[TEXT], theta, ids, mask)
+    own, theta = absorb(params[TEXT], theta)
+    ((count, places),) = in_batches(len(texts), len(texts), mesh)
+    rows = spread(tuple(x[places] for x in self.tokenizer(texts)), mesh)
+    with over(mesh):
+      read = _encode(self.text_encoder, own, theta, *rows)
+    return jax.tree.map(lambda x: x[:count], read)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -147,9 +154,20 @@ def computing(generator: G, dtype: str, remat: str, scan: bool = False) -> G:
   return dataclasses.replace(change_all(generator), stages=stages)
 
 
-def on_devices(params: Any) -> Any:
-  """Parameters: those in the host's memory are moved to the first device, the others stay where they lie."""
-  return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jax.device_put(x), params)
+def absorb(params: Any, theta: Theta | None) -> tuple[Any, Theta | None]:
+  """A part's parameters and theta, for the program of the base model.
+
+  Full weights take the places of the parameters for which they stand, each on the same devices, if those lie on a mesh:
+  so no device holds more of them than of the base model. Thetas of other kinds stay beside the parameters.
+  """
+  if not isinstance(theta, Full):
+    return params, theta
+
+  def put(x: Any, replaced: Any) -> Any:
+    place = replaced.sharding if isinstance(replaced, jax.Array) else None
+    return hosts.put(x, place) if isinstance(place, jax.NamedSharding) else x
+
+  return jax.tree.map(put, theta.merge(params), params), None
 
 
 def keys_of(seed: int, numbers: Sequence[int] | np.ndarray | Array) -> Key[Array, " b"]:
@@ -158,11 +176,19 @@ def keys_of(seed: int, numbers: Sequence[int] | np.ndarray | Array) -> Key[Array
   return jax.vmap(lambda number: jax.random.fold_in(root, number))(jnp.asarray(numbers, jnp.uint32))
 
 
-def in_batches(total: int, size: int) -> Iterator[tuple[int, Int[np.ndarray, " b"]]]:
-  """Yields how many of `total` pictures are in a batch, and the places of `size`.
+def in_batches(
+  total: int, size: int, mesh: jax.sharding.Mesh | None = None
+) -> Iterator[tuple[int, Int[np.ndarray, " b"]]]:
+  """Yields how many of `total` pictures are in a batch, and the places of all that are drawn with it.
 
   The last batch is filled up with its last picture, so that one program does all.
+
+  Args:
+    total: how many pictures there are.
+    size: of a batch; on a mesh, as many more as make it divide.
+    mesh: of devices, over which batches are to be spread; None for one.
   """
+  size = rounded(size, mesh)
   for start in range(0, total, size):
     count = min(size, total - start)
     yield count, start + np.minimum(np.arange(size), count - 1)
@@ -174,15 +200,10 @@ def spread(rows: Any, mesh: jax.sharding.Mesh | None, axis: int = 0) -> Any:
   Args:
     rows: arrays, or trees of them.
     mesh: see `train.sharding`.
-    axis: that of the rows.
-
-  Raises:
-    ValueError: if they cannot be divided.
+    axis: that of the rows, which are as many as `in_batches` makes them.
   """
   if mesh is None:
     return rows
-  if (count := jax.tree.leaves(rows)[0].shape[axis]) % row_parts(mesh):
-    raise ValueError(f"batches of {count} pictures cannot be divided over {row_parts(mesh)} devices")
   place = jax.NamedSharding(mesh, jax.P(*[None] * axis, row_axes(mesh)))
   return jax.tree.map(lambda x: hosts.put(x, place), rows)
 

@@ -343,11 +343,11 @@ def batches(
     negative: what guidance leads away from.
     seed: of all noise.
     first: the number of the first picture: picture i of a seed is the same whatever is drawn beside it.
-    size: how many are drawn at once.
+    size: how many are drawn at once; on a mesh, as many more as make it divide.
     mesh: of devices, over which the pictures of a batch are spread; None for one device.
 
   Raises:
-    ValueError: if the wishes differ in their thetas, or `size` cannot be divided over the devices.
+    ValueError: if the wishes differ in their thetas.
   """
   decodings = tuple(decodings or (stage.decoding for stage in generator.stages))
   stages = generator.stages[: len(decodings)]
@@ -362,10 +362,10 @@ def batches(
     own = [None, *(None if x is None else x.get(stage.name) for x in thetas)]
     branches[stage.name] = Branches.of(params[stage.name]["transformer"], [own[i] for i in some])
   distinct = list(dict.fromkeys(prompt for wish in wishes for prompt in wish.prompts))
-  read = generator.encode(params, [negative, *distinct])
+  read = generator.encode(params, [negative, *distinct], mesh=mesh)
   rows = np.array([[0, *(1 + distinct.index(prompt) for prompt in wish.prompts)] for wish in wishes])
   used = {stage.name: params[stage.name] for stage in stages}
-  for count, places in in_batches(len(wishes), size):
+  for count, places in in_batches(len(wishes), size, mesh):
     texts = tuple(jax.tree.map(lambda x, own=rows[places][:, some].T: x[own], read) for some in asked)
     texts, keys = spread(texts, mesh, axis=1), spread(keys_of(seed, first + places), mesh)
     with over(mesh):
@@ -399,7 +399,7 @@ def sample(
     decodings: one for each stage; by default each stage's own.
     negative: what guidance leads away from.
     seed: of all noise. Picture i of a seed does not depend on what is drawn beside it, nor on `size`.
-    size: how many are drawn at once.
+    size: how many are drawn at once; on a mesh, as many more as make it divide.
     mesh: of devices, over which the pictures of a batch are spread; None for one device.
 
   Returns:

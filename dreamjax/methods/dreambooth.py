@@ -33,14 +33,16 @@ from dreamjax.data.photos import read as read_photos
 from dreamjax.diffusion.resolution import shrink
 from dreamjax.generators import cascade as cascades
 from dreamjax.generators.cascade import AUTOENCODER, Cascade, Sampling, Stage
-from dreamjax.generators.generator import TEXT, computing, on_devices
+from dreamjax.generators.generator import TEXT, computing, over
 from dreamjax.methods.denoising import Recipe, stage_loss
 from dreamjax.methods.workdirs import bind
+from dreamjax.models.spread import row_parts
 from dreamjax.theta import Base, Card, Embeddings, Full, LoRA, Personalisation, Theta
 from dreamjax.train.logs import Sheet
 from dreamjax.train.loop import fit
 from dreamjax.train.optimizer import averaged, make_optimizer
 from dreamjax.train.optimizer import default_config as default_optimizer
+from dreamjax.train.sharding import check_rows, make_mesh, place, shard_rows
 from dreamjax.train.state import TrainState
 from dreamjax.train.step import Loss, make_step
 
@@ -118,12 +120,13 @@ def dreambooth(
     mesh: of devices, see `train.sharding`; by default the first device alone.
 
   Raises:
-    OSError, ValueError: if photos or config are not what they should be, or the workdir holds a training on other
-      photos or by another recipe; it stays as it was.
+    OSError, ValueError: if photos or config are not what they should be, batches cannot be divided over the mesh, or
+      the workdir holds a training on other photos or by another recipe; it stays as it was.
   """
   workdir = pathlib.Path(workdir)
+  mesh = make_mesh((1, 1, 1)) if mesh is None else mesh
   config = config or default_config([stage.name for stage in generator.stages])
-  _check(generator, config)
+  _check(generator, config, mesh)
   generator = computing(generator, config.dtype, config.remat, config.scan)
   photos = read_photos(pathlib.Path(images), generator.resolution, class_noun, with_captions=config.captions > 0)
   class_prompt = f"a {class_noun}".strip()
@@ -136,7 +139,7 @@ def dreambooth(
   )
   base = generator.base(params)
   hosts.once(lambda: bind(workdir, base, photos, config.to_dict(), _FREE, class_noun=class_noun))
-  params = on_devices(params)
+  params = place(params, mesh)
   drawn = None
   if config.prior.kind == "images" and any(stage.prior_rows for stage in config.stages.values()):
     drawn = _prior_set(generator, params, base, class_prompt, config, cache or workdir / "priors", mesh)
@@ -191,7 +194,7 @@ def tune_stage(
   settings: ml_collections.ConfigDict,
   workdir: pathlib.Path,
   before: Mapping[str, Theta],
-  mesh: jax.sharding.Mesh | None = None,
+  mesh: jax.sharding.Mesh,
 ) -> dict[str, Theta]:
   """Tunes one stage, and the text encoder with the base stage if that is asked for; see `dreambooth`.
 
@@ -202,10 +205,10 @@ def tune_stage(
   frozen = {name: params[name] for name in {stage.name, *theta}}
   loss, tx = objective(generator, stage, config, theta)
   texts = subject.prompts()
-  read: Any = generator.tokenizer(texts) if TEXT in theta else hosts.fetch(generator.encode(params, texts))
+  read: Any = generator.tokenizer(texts) if TEXT in theta else hosts.fetch(generator.encode(params, texts, mesh=mesh))
   held_out = 1 if config.patience and len(subject.photos) > 1 else 0
   rows = RowSource(subject, _seen_by(generator, params, stage), read, config, settings, held_out)
-  watch = _Patience(jax.jit(loss), rows.held_out(), config) if held_out else None
+  watch = _Patience(jax.jit(loss), rows.held_out(), config, mesh) if held_out else None
   shown = [identifiers.fill(prompt, subject.identifier) for prompt in config.show]
   upto = generator.stages.index(stage) + 1
 
@@ -213,9 +216,8 @@ def tune_stage(
     found: dict[str, Any] = {} if watch is None else watch(state)
     if shown:
       samplings = [drawn.sampling for drawn in generator.stages[:upto]]
-      tuned = {**before, **hosts.fetch(averaged(state))}
-      options = {"samplings": samplings, "seed": config.seed, "size": mesh.size if mesh else 8, "mesh": mesh}
-      drawn = cascades.batches(generator, params, shown, thetas=tuned, **options)
+      options = {"samplings": samplings, "seed": config.seed, "size": min(8, len(shown)), "mesh": mesh}
+      drawn = cascades.batches(generator, params, shown, thetas={**before, **averaged(state)}, **options)
       found["samples"] = Sheet(np.concatenate([pictures[-1] for pictures in drawn]), config.show)
     return found
 
@@ -340,16 +342,23 @@ class RowSource:
 
 
 class _Patience:
-  """Watches the loss on held-out photos, always with the same noise and times, and keeps the best theta."""
+  """Watches the loss on held-out photos, always with the same noise and times, and keeps the best theta.
 
-  def __init__(self, loss: Callable[..., Any], rows: Rows, config: ml_collections.ConfigDict) -> None:
-    self._loss, self._rows, self._config = loss, rows, config
+  There are as many rows on any mesh, for the loss is to be the same: where they do not divide, each device has all.
+  """
+
+  def __init__(
+    self, loss: Callable[..., Any], rows: Rows, config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh
+  ) -> None:
+    self._loss, self._config, self._mesh = loss, config, mesh
+    self._rows = rows if len(rows.weight) % row_parts(mesh) else shard_rows(rows, mesh)
     self._least, self._since = float("inf"), 0
     self.best: Any = None
 
   def __call__(self, state: TrainState) -> dict[str, float]:
     theta = averaged(state)
-    value = float(self._loss(theta, state.frozen, self._rows, jax.random.key(self._config.seed))[0])
+    with over(self._mesh):
+      value = float(self._loss(theta, state.frozen, self._rows, jax.random.key(self._config.seed))[0])
     self._since += 1
     if value < self._least:
       self._least, self._since, self.best = value, 0, hosts.fetch(theta)
@@ -379,7 +388,7 @@ def _prior_set(
   prompt: str,
   config: ml_collections.ConfigDict,
   cache: pathlib.Path,
-  mesh: jax.sharding.Mesh | None,
+  mesh: jax.sharding.Mesh,
 ) -> np.ndarray:
   """Pictures of the class, drawn by the frozen generator or found in the cache."""
   prior = config.prior
@@ -423,8 +432,8 @@ def _sampling(stage: Stage, settings: ml_collections.ConfigDict) -> dict[str, An
   return level | ({"variance": 0.0} if stage.sampling.variance == "learned" else {})
 
 
-def _check(generator: Cascade, config: ml_collections.ConfigDict) -> None:
-  """Raises ValueError for what a config cannot ask for."""
+def _check(generator: Cascade, config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
+  """Raises ValueError for what a config cannot ask for, on these devices."""
   if config.prior.kind not in PRIORS:
     raise ValueError(f"prior.kind is one of {', '.join(PRIORS)}, not {config.prior.kind!r}")
   if not 0 <= config.captions <= 1:
@@ -444,6 +453,8 @@ def _check(generator: Cascade, config: ml_collections.ConfigDict) -> None:
       )
     if settings.rows < 1 or settings.prior_rows < 0 or settings.steps < 0:
       raise ValueError(f"stages.{name}: rows is at least 1, prior_rows and steps at least 0")
+    if settings.steps:
+      check_rows(f"stages.{name}.rows", settings.rows, mesh, settings.prior_rows if config.prior.kind != "none" else 0)
   for name in config.prior.sampling:
     generator.stage(name)
     Sampling(**config.prior.sampling[name])

@@ -18,7 +18,7 @@ from dreamjax.generators.masked import Masked, TokenStage
 from dreamjax.methods import dreambooth, styledrop
 from dreamjax.methods.masking import TokenRows
 from dreamjax.models.clip import PromptEncoder
-from dreamjax.models.spread import Mesh, row_axes, row_parts
+from dreamjax.models.spread import Mesh, rounded, row_axes, row_parts
 from dreamjax.theta import Branches, Full
 from dreamjax.train import flops
 from dreamjax.train.loop import jit_update
@@ -121,7 +121,7 @@ def fitting(
     parts = row_parts(other)
     unit = parts * program.pieces
     room = _SURE * (memory - sum(held(_placed(tree, other)) for tree in program.trees.values()))
-    most = program.rows // unit * unit if program.fields else _pictures(other)
+    most = program.rows // unit * unit if program.fields else rounded(PICTURES, other)
     rows = most
     while rows and per_row * rows / parts > room:
       rows = rows // 2 // unit * unit
@@ -178,11 +178,6 @@ def _at(shape: Any, sharding: jax.NamedSharding) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
 
-def _pictures(mesh: Mesh) -> int:
-  """How many are drawn at once where no config says."""
-  return row_parts(mesh) * math.ceil(PICTURES / row_parts(mesh))
-
-
 class _Plan(NamedTuple):
   generator: Any
   params: Any
@@ -199,9 +194,9 @@ class _Plan(NamedTuple):
         own = {part: x for part, x in theta.items() if part != TEXT}
         (full if settings.kind == "full" else tuned).update(own)
     if prior.kind == "images" and any(stage.prior_rows for stage in config.stages.values()):
-      samplings = dreambooth.prior_samplings(cascade, config)
-      runs = math.ceil(prior.count / prior.batch)
-      yield self._drawing("prior", runs, {"prior.batch": prior.batch}, samplings, {}, {})
+      samplings, fields = dreambooth.prior_samplings(cascade, config), {"prior.batch": prior.batch}
+      runs = math.ceil(prior.count / rounded(prior.batch, self.mesh))
+      yield self._drawing("prior", runs, fields, samplings, {}, {})
     samplings = tuple(stage.sampling for stage in cascade.stages)
     yield self._drawing("sample", 1, {}, samplings, tuned, full)
 
@@ -228,7 +223,7 @@ class _Plan(NamedTuple):
   def _drawing(
     self, name: str, runs: int, fields: dict[str, int], samplings: tuple[Sampling, ...], tuned: Any, full: Any
   ) -> Program:
-    cascade, size = self.generator, self._count(name, fields)
+    cascade, size = self.generator, self._drawn(fields)
     parts = (*(stage.name for stage in cascade.stages), AUTOENCODER)
     used = {part: self.params[part] for part in parts if part in self.params}
     keys = self._spread(jax.eval_shape(lambda: keys_of(0, range(size))))
@@ -256,8 +251,8 @@ class _Plan(NamedTuple):
           yield program
         before = stage
       if number == 1:
-        total = len(config.pool.prompts) * config.pool.each
-        yield self._decoding("pool", math.ceil(total / config.pool.batch), {"pool.batch": config.pool.batch}, thetas)
+        total, size = len(config.pool.prompts) * config.pool.each, config.pool.batch
+        yield self._decoding("pool", math.ceil(total / rounded(size, self.mesh)), {"pool.batch": size}, thetas)
     yield self._decoding("sample", 1, {}, thetas)
 
   def _styling(
@@ -282,7 +277,7 @@ class _Plan(NamedTuple):
     return self._update(name, fields, settings, loss, once, tx, theta, frozen, rows), theta
 
   def _decoding(self, name: str, runs: int, fields: dict[str, int], thetas: Any) -> Program:
-    stages, size = self.generator.stages, self._count(name, fields)
+    stages, size = self.generator.stages, self._drawn(fields)
     decodings = tuple(stage.decoding for stage in stages)
     if any(isinstance(theta, Full) for theta in thetas.values()):
       thetas = {}  # they take the place of the parameters, and are as large
@@ -330,9 +325,13 @@ class _Plan(NamedTuple):
   def _shaped(self, function: Callable[..., Any], *args: Any) -> Any:
     return _placed(jax.eval_shape(function, *args), self.mesh)
 
+  def _drawn(self, fields: dict[str, int]) -> int:
+    """The pictures that are drawn at once: as a run has it, so many that they can be divided."""
+    return rounded(sum(fields.values()) or PICTURES, self.mesh)
+
   def _count(self, name: str, fields: dict[str, int]) -> int:
-    """The rows of a program's batch: what fields of the config add up to, or where there are none, `PICTURES`."""
-    parts, count = row_parts(self.mesh), sum(fields.values()) if fields else _pictures(self.mesh)
+    """The rows of an update: what fields of the config add up to; ValueError if they cannot be divided."""
+    parts, count = row_parts(self.mesh), sum(fields.values())
     if over := count % parts:
       near = " or ".join(str(size) for size in (count - over, count - over + parts) if size)
       said = " + ".join(f"--config.{field}={value}" for field, value in fields.items())

@@ -34,7 +34,7 @@ from dreamjax.data.photos import read as read_photos
 from dreamjax.eval import metrics, protocols
 from dreamjax.eval.encoders import Encoders
 from dreamjax.generators import masked
-from dreamjax.generators.generator import Generator, Text, computing, on_devices
+from dreamjax.generators.generator import Generator, Text, computing, in_batches, over, spread
 from dreamjax.generators.masked import Masked, TokenStage
 from dreamjax.methods.masking import Recipe, TokenRows, stage_loss
 from dreamjax.methods.workdirs import bind
@@ -42,6 +42,7 @@ from dreamjax.theta import Adapters, Card, Full, LoRA, Personalisation, SoftProm
 from dreamjax.train.loop import fit
 from dreamjax.train.optimizer import averaged, make_optimizer
 from dreamjax.train.optimizer import default_config as default_optimizer
+from dreamjax.train.sharding import check_rows, make_mesh, place
 from dreamjax.train.state import TrainState
 from dreamjax.train.step import Loss, make_step
 
@@ -156,17 +157,18 @@ def styledrop(
     mesh: of devices, see `train.sharding`; by default the first device alone.
 
   Raises:
-    OSError, ValueError: if pictures, captions, a selection or the config are not what they should be, or the workdir
-      holds a training on other pictures or by another recipe; it stays as it was.
+    OSError, ValueError: if pictures, captions, a selection or the config are not what they should be, batches cannot be
+      divided over the mesh, or the workdir holds a training on other pictures or by another recipe; it stays as it was.
     Undecided: if a person is to choose, and has not. What was made is kept: choose, and call again.
   """
   workdir = pathlib.Path(workdir)
+  mesh = make_mesh((1, 1, 1)) if mesh is None else mesh
   config = config or default_config([stage.name for stage in generator.stages])
   if feedback not in FEEDBACK:
     raise ValueError(f"feedback is one of {', '.join(FEEDBACK)}, not {feedback!r}")
   if feedback == "clip" and encoders is None:
     raise ValueError("feedback by CLIP takes encoders")
-  _check(generator, config)
+  _check(generator, config, mesh, ("first",) if feedback == "none" else ("first", "second"))
   generator = computing(generator, config.dtype, config.remat, config.scan)
   photos = read_photos(pathlib.Path(images), generator.resolution, "", with_captions=True, one_size=True)
   said = [halves(prompt, style) for prompt in photos.prompts]
@@ -175,7 +177,7 @@ def styledrop(
   (style,) = styles
   base = generator.base(params)
   hosts.once(lambda: bind(workdir, base, photos, config.to_dict(), _FREE, style=style))
-  params = on_devices(params)
+  params = place(params, mesh)
 
   def card(round_: int, prompts: Sequence[str]) -> Card:
     recipe = {"method": "styledrop", "style": style, "round": round_, "feedback": feedback if round_ > 1 else "none"}
@@ -240,8 +242,9 @@ def subject(
     OSError, ValueError: as `styledrop`.
   """
   workdir = pathlib.Path(workdir)
+  mesh = make_mesh((1, 1, 1)) if mesh is None else mesh
   config = config or default_config([stage.name for stage in generator.stages])
-  _check(generator, config)
+  _check(generator, config, mesh, ("first",))
   generator = computing(generator, config.dtype, config.remat, config.scan)
   photos = read_photos(pathlib.Path(images), generator.resolution, class_noun, with_captions=config.captions)
   plain = f"a [V] {class_noun}".strip()
@@ -252,7 +255,7 @@ def subject(
   )
   base = generator.base(params)
   hosts.once(lambda: bind(workdir, base, photos, config.to_dict(), _FREE, class_noun=class_noun))
-  params = on_devices(params)
+  params = place(params, mesh)
   pictures = np.concatenate([photos.images()] * (len(prompts) // len(photos)))
   told = [identifiers.fill(prompt, identifier) for prompt in prompts]
   thetas = _tune(generator, params, *_views(pictures, told, config), config.first, config.seed, workdir, mesh)
@@ -373,11 +376,11 @@ def _tune(
   rounds: ml_collections.ConfigDict,
   seed: int,
   workdir: pathlib.Path,
-  mesh: jax.sharding.Mesh | None,
+  mesh: jax.sharding.Mesh,
 ) -> dict[str, Theta]:
   """Trains the theta of every stage that has steps, on pictures in [-1, 1] and their prompts."""
-  tokens = {stage.name: _tokens(stage, params[stage.name], pictures) for stage in generator.stages}
-  text = hosts.fetch(generator.encode(params, list(prompts)))
+  tokens = {stage.name: _tokens(stage, params[stage.name], pictures, mesh) for stage in generator.stages}
+  text = hosts.fetch(generator.encode(params, list(prompts), mesh=mesh))
   thetas, before = {}, None
   for stage in generator.stages:
     low = None if before is None else tokens[before.name]
@@ -404,10 +407,13 @@ def _tune(
   return thetas
 
 
-def _tokens(stage: TokenStage, params: Any, pictures: np.ndarray) -> np.ndarray:
-  """The tokens of pictures, [n, t]."""
-  encode = jax.jit(stage.encode)
-  return np.concatenate([hosts.fetch(encode(params, picture[None])) for picture in pictures])
+def _tokens(stage: TokenStage, params: Any, pictures: np.ndarray, mesh: jax.sharding.Mesh) -> np.ndarray:
+  """The tokens of pictures, [n, t]; each device looks at one after the other, for the VQGAN takes much memory."""
+  encode, found = jax.jit(stage.encode), []
+  for count, places in in_batches(len(pictures), 1, mesh):
+    with over(mesh):
+      found.append(hosts.fetch(encode(params, spread(pictures[places], mesh)))[:count])
+  return np.concatenate(found)
 
 
 class _Rows:
@@ -454,8 +460,10 @@ def first_theta(stage: TokenStage, params: Any, text: Text, settings: ml_collect
       return SoftPrompt.init(key, text.tokens[0][text.mask[0]], settings.tokens)
 
 
-def _check(generator: Generator, config: ml_collections.ConfigDict) -> None:
-  """Raises ValueError for what a config cannot ask for."""
+def _check(
+  generator: Generator, config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, rounds: Sequence[str]
+) -> None:
+  """Raises ValueError for what a config cannot ask for, or not on these devices in the rounds that are to come."""
   if not isinstance(generator, Masked):
     raise ValueError(f"StyleDrop is for generators of masked tokens, and {generator.name} is none")
   if config.views < 1 or not 0 < config.smallest <= 1:
@@ -469,3 +477,5 @@ def _check(generator: Generator, config: ml_collections.ConfigDict) -> None:
         raise ValueError(f"{round_}.{name}.kind is one of {', '.join(KINDS)}, not {settings.kind!r}")
       if settings.rows < 1 or settings.steps < 0:
         raise ValueError(f"{round_}.{name}: rows is at least 1, steps at least 0")
+      if settings.steps and round_ in rounds:
+        check_rows(f"{round_}.{name}.rows", settings.rows, mesh)

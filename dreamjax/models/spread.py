@@ -26,6 +26,12 @@ def row_parts(mesh: Mesh) -> int:
   return math.prod(mesh.shape[axis] for axis in row_axes(mesh))
 
 
+def rounded(count: int, mesh: Mesh | None) -> int:
+  """The least number of rows, `count` or more, that can be divided over a mesh, if there is one."""
+  parts = 1 if mesh is None else row_parts(mesh)
+  return -(-count // parts) * parts
+
+
 def spreads(x: Array, mesh: Mesh) -> bool:
   """Whether an array's rows can be divided over a mesh."""
   return x.shape[0] % row_parts(mesh) == 0

@@ -23,10 +23,21 @@ from dreamjax.models.spread import Mesh, row_axes, row_parts
 AXES = ("data", "fsdp", "tensor")
 _SMALL = 2**14  # numbers; what is smaller is whole everywhere
 
+# The layers of which "tensor" divides the outputs, and behind them those of which it divides the inputs.
+_FIRST = (
+  "query", "key", "value",  # of all attention
+  "text_key", "text_value",  # and, of the U-Net of pixels, of what it sees of the text
+  "hidden",  # of all feed-forward layers, and of what networks are told: times, sizes, levels
+  "gate",  # T5's feed-forward layers have two
+  "condition_hidden",  # of what U-ViT is told
+  "conv_1",  # of the residual blocks of U-Nets, autoencoders and VQGANs
+  "embedding", "film",  # what is added or applied to the outputs of conv_1, in U-Nets of latents and of pixels
+)  # fmt: skip
+_SECOND = ("out", "condition_out", "conv_2")
+
 # The axis of a kernel, counted from its end, that is spread over "tensor".
-_LAYERS = (
-  (re.compile(r"(^|/)(query|key|value|text_key|text_value|hidden|conv_1)/kernel$"), -1),
-  (re.compile(r"(^|/)(out|conv_2)/kernel$"), -2),
+_LAYERS = tuple(
+  (re.compile(rf"(^|/)({'|'.join(names)})/kernel$"), axis) for names, axis in ((_FIRST, -1), (_SECOND, -2))
 )
 
 
@@ -92,6 +103,24 @@ def place(tree: Any, mesh: jax.sharding.Mesh) -> Any:
 def placer(mesh: jax.sharding.Mesh) -> Callable[[str, np.ndarray], jax.Array]:
   """put(path, array) that places a parameter, for `generators.load`."""
   return lambda name, array: hosts.put(array, sharding(name, array.shape, mesh))
+
+
+def check_rows(field: str, rows: int, mesh: Mesh, prior: int = 0) -> None:
+  """Says early whether the batches that a config asks for can be divided over a mesh.
+
+  Args:
+    field: what says how many rows a batch has, such as "stages.base.rows".
+    rows: what it says.
+    mesh: of devices.
+    prior: rows that a batch has besides.
+
+  Raises:
+    ValueError: if they cannot; it names the field and the nearest sizes that would do.
+  """
+  if over := (rows + prior) % (parts := row_parts(mesh)):
+    sizes = " or ".join(str(size) for size in (rows - over, rows - over + parts) if size > 0)
+    beside = f" with {prior} rows of the prior" if prior else ""
+    raise ValueError(f"{field} is {rows}, which{beside} cannot be divided over {parts} devices: {sizes} would do")
 
 
 def shard_rows(batch: Any, mesh: jax.sharding.Mesh) -> Any:

@@ -81,6 +81,28 @@ def test_the_encoders_are_the_models_in_the_folder(folder):
   assert loaded.clip_text(["a dog", "a cat"]).shape == (2, 8) and loaded.probe is None and loaded.words == {}
 
 
+def test_on_a_mesh_the_scores_are_the_same(folder, pictures, monkeypatch):
+  lying, put = [], encoders.hosts.put
+  monkeypatch.setattr(encoders.hosts, "put", lambda *args: lying.append(put(*args)) or lying[-1])
+  prompted = "--encoders", folder, "--identifier", "[V]"
+  assert run(pictures, *prompted) == 0
+  one = json.loads((pictures / "out/scores.json").read_text())
+  assert {len(x.devices()) for x in lying} == {1}
+  lying.clear()
+  assert run(pictures, *prompted, "--mesh", "data=2,fsdp=4") == 0
+  assert {len(x.devices()) for x in lying} == {8}
+  rows = [x.addressable_shards[0].data.shape[0] for x in lying if not x.is_fully_replicated]
+  assert rows and set(rows) == {32 // 8}
+  many = json.loads((pictures / "out/scores.json").read_text())
+  assert numbers(many) == pytest.approx(numbers(one), abs=1e-5)
+
+
+def numbers(tree):
+  """The numbers of a result, by their paths."""
+  leaves = jax.tree_util.tree_leaves_with_path({key: tree[key] for key in ("scores", "pictures")})
+  return {jax.tree_util.keystr(path): x for path, x in leaves if isinstance(x, float)}
+
+
 def test_lpips_is_used_where_its_weights_are(folder, tmp_path):
   draw, channels = np.random.default_rng(0), (3, 64, 192, 384, 256, 256)
   kernels = dict(zip((0, 3, 6, 8, 10), (11, 5, 3, 3, 3), strict=True))

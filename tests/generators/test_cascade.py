@@ -9,8 +9,10 @@ import pytest
 
 from dreamjax import generators, theta
 from dreamjax.generators import cascade as cascades
+from dreamjax.generators import generator
 from dreamjax.generators.cascade import Sampling, Stage
-from dreamjax.theta import Base, Card, LoRA, Personalisation
+from dreamjax.theta import Base, Card, Full, LoRA, Personalisation
+from dreamjax.train import sharding
 from dreamjax.train.sharding import make_mesh
 
 PROMPTS = ["a dog on the beach", "a red cat", "a dog on the beach"]
@@ -45,8 +47,40 @@ def test_pictures_spread_over_devices_are_the_same(tiny_cascade, drawn):
   generator, params = tiny_cascade
   spread = generators.sample(generator, params, PROMPTS, size=8, mesh=make_mesh())
   np.testing.assert_allclose(spread, drawn[-1], atol=2 / 255)
-  with pytest.raises(ValueError, match="batches of 3 pictures cannot be divided over 8 devices"):
-    generators.sample(generator, params, PROMPTS, size=3, mesh=make_mesh())
+  uneven = list(cascades.batches(generator, params, PROMPTS, size=3, mesh=make_mesh()))
+  assert [len(stage) for batch in uneven for stage in batch] == [3, 3]
+  np.testing.assert_array_equal(uneven[0][-1], spread)
+
+
+@pytest.mark.parametrize("comes_from", ["a file", "a training"])
+def test_full_weights_lie_on_a_mesh_as_what_they_replace(tiny_cascade, monkeypatch, comes_from):
+  monkeypatch.setattr(sharding, "_SMALL", 1)
+  cascade, params = tiny_cascade
+  mesh = make_mesh((1, 8, 1))
+  placed = sharding.place(params, mesh)
+  tuned = {name: Full(jax.tree.map(lambda x: x + np.float32(1), params[name])) for name in ("base", "text")}
+  tuned = tuned if comes_from == "a file" else sharding.place(tuned, mesh)
+  seen, encode = {}, generator._encode
+
+  def encoded(encoder, own, theta, ids, mask):
+    seen["text"] = own, theta
+    assert {x.addressable_shards[0].data.shape[0] for x in (ids, mask)} == {1}  # of three texts on eight devices
+    return encode(encoder, own, theta, ids, mask)
+
+  def draw(stages, samplings, used, left, text, null, keys, autoencoder):
+    seen["base"] = used["base"], left.get("base")
+    np.testing.assert_array_equal(text.mask[:3], np.asarray(text.mask)[[0, 1, 0]])
+    return (np.zeros((8, 8, 8, 3)),)
+
+  monkeypatch.setattr(generator, "_encode", encoded)
+  monkeypatch.setattr(cascades, "jit_cascade", draw)
+  list(cascades.batches(cascade, placed, PROMPTS, thetas=tuned, samplings=[Sampling()], mesh=mesh))
+  for name, (merged, left) in seen.items():
+    assert left is None
+    jax.tree.map(lambda x, own: np.testing.assert_array_equal(x, own + np.float32(1)), merged, params[name])
+    assert jax.tree.map(lambda x: x.sharding, merged) == jax.tree.map(lambda x: x.sharding, placed[name])
+    parts = [(x.size, x.addressable_shards[0].data.size) for x in jax.tree.leaves(merged)]
+    assert sum(part for _, part in parts) < 0.2 * sum(size for size, _ in parts)
 
 
 def test_a_stage_is_the_sampler_of_its_guided_predictions(tiny_cascade, drawn):

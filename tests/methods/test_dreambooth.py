@@ -13,12 +13,16 @@ from dreamjax import generators
 from dreamjax.convert import latent_unet
 from dreamjax.data import identifiers, tokenizer
 from dreamjax.data.latents import Latents
+from dreamjax.data.photos import Rows
 from dreamjax.diffusion.schedules import Table
 from dreamjax.generators.cascade import Cascade, Sampling, Stage, own_samplings
 from dreamjax.methods import dreambooth
 from dreamjax.models.autoencoder import Autoencoder
 from dreamjax.models.clip import PromptEncoder, TextTower
 from dreamjax.models.latent_unet import LatentUNet
+from dreamjax.train import sharding
+from dreamjax.train.sharding import make_mesh
+from dreamjax.train.state import TrainState
 
 
 def recipe(**changes):
@@ -208,6 +212,58 @@ def test_a_config_that_cannot_be_is_refused(tiny_cascade, photos, tmp_path, chan
       config.update_from_flattened_dict({key.replace("__", "."): value})
   with pytest.raises(ValueError, match=message):
     dreambooth.dreambooth(generator, params, photos, "dog", workdir=tmp_path, config=config)
+
+
+def test_batches_that_no_mesh_can_divide_are_refused_before_anything_is_drawn(tiny_cascade, photos, tmp_path):
+  config = recipe(stages__base__rows=6, stages__sr__rows=3)
+  message = "stages.sr.rows is 3, which with 2 rows of the prior cannot be divided over 8 devices: 6 would do"
+  with pytest.raises(ValueError, match=message):
+    dreambooth.dreambooth(*tiny_cascade, photos, "dog", workdir=tmp_path / "run", config=config, mesh=make_mesh())
+  assert not (tmp_path / "run").exists()
+
+
+def test_what_is_shown_beside_a_training_is_drawn_with_the_theta_where_it_lies(
+  tiny_cascade, photos, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(sharding, "_SMALL", 1)
+  states, seen = [], []
+
+  def fit(step, state, rows, *, inspect, **options):
+    states.append(state)
+    inspect(state)
+    return state
+
+  def batches(generator, params, prompts, *, thetas, **options):
+    seen.append((params, thetas))
+    yield (np.zeros((1, 8, 8, 3)),)
+
+  monkeypatch.setattr(dreambooth, "fit", fit)
+  monkeypatch.setattr(dreambooth.cascades, "batches", batches)
+  config = recipe(prior__kind="none", stages__base__kind="full", stages__base__rows=8, stages__sr__steps=0)
+  config.show = ("a [V] dog",)
+  mesh = make_mesh((1, 8, 1))
+  dreambooth.dreambooth(*tiny_cascade, photos, "dog", workdir=tmp_path, config=config, mesh=mesh)
+  ((params, thetas),) = seen
+  assert all(a is b for a, b in zip(jax.tree.leaves(thetas), jax.tree.leaves(states[0].theta), strict=True))
+  for tree in (params["base"], thetas["base"]):
+    leaves = jax.tree.leaves(tree)
+    assert sum(x.addressable_shards[0].data.size for x in leaves) < 0.2 * sum(x.size for x in leaves)
+
+
+@pytest.mark.parametrize(("count", "parts"), [(8, 8), (6, 1)])
+def test_the_loss_on_held_out_photos_is_computed_where_rows_lie(count, parts):
+  rows = Rows(np.zeros((count, 2, 2, 3), np.float32), np.arange(count), np.ones(count, np.float32), {})
+  meshes, mesh = [], make_mesh()
+
+  def loss(theta, frozen, rows, key):
+    meshes.append(jax.sharding.get_abstract_mesh().shape)
+    return jnp.sum(rows.weight) + theta["w"], {}
+
+  watch = dreambooth._Patience(loss, rows, recipe(patience=1), mesh)
+  own = watch._rows.weight
+  assert (len(own) // parts,) == (own.addressable_shards[0].data.shape if parts > 1 else own.shape)
+  assert watch(TrainState(jnp.zeros((), jnp.int32), {"w": jnp.ones(())}, None, ())) == {"held_out": count + 1}
+  assert meshes == [mesh.shape]
 
 
 def test_a_folder_without_photos_is_refused(tiny_cascade, tmp_path):

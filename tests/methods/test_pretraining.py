@@ -14,9 +14,10 @@ from dreamjax.data.examples import Examples
 from dreamjax.data.preprocessing import Preprocessor
 from dreamjax.data.tokenizer import Tokenizer
 from dreamjax.methods.pretraining import classifier, contrastive, text
-from dreamjax.methods.pretraining.task import in_pieces, signed
+from dreamjax.methods.pretraining.task import in_pieces, initial, signed, warm
 from dreamjax.models.resnet import Classifier, ResNet
 from dreamjax.models.vit import ViT
+from dreamjax.train import sharding
 
 WORDS = {"class": ("dog", "cat"), "colour": ("red", "green", "blue")}
 
@@ -95,6 +96,19 @@ def test_in_pieces_is_the_function_of_the_whole():
 
 def test_signed_covers_the_range():
   np.testing.assert_allclose(signed(jnp.array([0, 255], jnp.uint8)), [-1.0, 1.0])
+
+
+def test_parameters_are_born_where_they_belong_and_others_take_their_places_there(monkeypatch):
+  monkeypatch.setattr(sharding, "_SMALL", 1)
+  model = Classifier(heads=WORDS, image=16, widths=(8, 8), blocks=1)
+  inputs = jax.random.key(0), jnp.zeros((1, 16, 16, 3))
+  mesh = sharding.make_mesh((1, 8, 1))
+  alone, born = initial(model, *inputs), initial(model, *inputs, mesh=mesh)
+  for params in (born, warm(born, jax.device_get(alone))):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), params, alone)
+    leaves = jax.tree.leaves(params)
+    assert [x.sharding for x in leaves] == jax.tree.leaves(sharding.shardings(params, mesh))
+    assert sum(x.addressable_shards[0].data.size for x in leaves) < 0.2 * sum(x.size for x in leaves)
 
 
 def test_the_classifier_learns_and_its_saved_model_is_the_same(data, tmp_path):

@@ -15,6 +15,7 @@ from dreamjax.generators import masked
 from dreamjax.methods import styledrop
 from dreamjax.methods.masking import Recipe, TokenRows, stage_loss
 from dreamjax.theta import Adapters, LoRA
+from dreamjax.train.sharding import make_mesh, place
 
 STYLE = "in red clay style"
 
@@ -336,3 +337,23 @@ def test_the_pool_is_gone_on_with(tiny_masked, first, tmp_path, monkeypatch):
   assert len(list((tmp_path / "cut").glob("*.png"))) == 4
   again = styledrop.draw_pool(generator, params, made, STYLE, config, tmp_path / "cut")
   assert np.abs(again.pictures.astype(int) - whole.pictures).max() <= 1
+
+
+def test_batches_that_no_mesh_can_divide_are_refused_where_they_are_to_come(tiny_masked, images, tmp_path):
+  config, mesh = recipe(first__base__rows=8, first__sr__rows=8, second__sr__steps=0), make_mesh()
+  message = "second.base.rows is 2, which cannot be divided over 8 devices: 8 would do"
+  with pytest.raises(ValueError, match=message):
+    known = {"workdir": tmp_path / "run", "config": config, "mesh": mesh}
+    styledrop.styledrop(*tiny_masked, images, feedback="random", **known)
+  assert not (tmp_path / "run").exists()
+  styledrop._check(tiny_masked[0], config, mesh, ("first",))  # without feedback there is no second round
+
+
+def test_tokens_of_pictures_are_the_same_on_a_mesh(tiny_masked):
+  generator, params = tiny_masked
+  stage, own = generator.stages[1], params["sr"]
+  pictures = np.random.default_rng(0).uniform(-1, 1, (9, 8, 8, 3)).astype(np.float32)
+  meshes = make_mesh((1, 1, 1)), make_mesh((2, 2, 2))
+  found = [styledrop._tokens(stage, place(own, mesh), pictures, mesh) for mesh in meshes]
+  np.testing.assert_array_equal(*found)
+  np.testing.assert_array_equal(found[0], jax.jit(stage.encode)(own, pictures))

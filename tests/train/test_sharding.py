@@ -1,12 +1,17 @@
 """Meshes, and what lies where on them."""
 
+import collections
+
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dreamjax.convert import pretrained
 from dreamjax.data.photos import Rows
 from dreamjax.methods.denoising import Recipe, stage_loss
+from dreamjax.models import clip, latent_unet, muse, residual, t5, uvit
 from dreamjax.models.muse import Muse
 from dreamjax.models.spread import row_axes
 from dreamjax.models.unet import IF_I_XL
@@ -36,6 +41,8 @@ def test_a_mesh_that_the_devices_do_not_fill_is_refused(shape):
     ("query/kernel", (128, 128), ("fsdp", "tensor"), 4),
     ("attention/out/kernel", (128, 256), ("tensor", "fsdp"), 4),
     ("attention/out/kernel", (129, 256), (None, ("fsdp", "tensor")), 4),
+    ("text/block_0/mlp/gate/kernel", (128, 256), ("fsdp", "tensor"), 4),
+    ("down_0/block_0/film/kernel", (512, 128), ("fsdp", "tensor"), 4),
     ("tokens/embedding", (501, 128), (None, ("fsdp", "tensor")), 4),
     ("tokens/embedding", (501, 130), (None, "fsdp"), 2),
     ("tokens/embedding", (501, 129), (None, None), 1),
@@ -62,6 +69,68 @@ def test_of_a_large_network_each_device_has_its_share(shape, parts):
   shares = [np.prod(place.shard_shape(x.shape)) for x, place in zip(jax.tree.leaves(params), places, strict=True)]
   whole = sum(x.size for x in jax.tree.leaves(params))
   assert whole / parts <= sum(shares) < 1.02 * whole / parts
+
+
+# Of two products in a row, the layers that may be the first, and the second.
+PAIRS = (
+  (("query", "key", "value", "text_key", "text_value", "hidden", "gate"), "out"),
+  (("condition_hidden",), "condition_out"),
+  (("conv_1", "film", "embedding"), "conv_2"),
+)
+
+
+@pytest.mark.parametrize(
+  ("module", "count"),
+  [
+    (t5.V1_1_XXL.clone(depth=1), 2),
+    (clip.L_14.text.clone(depth=1), 2),
+    (IF_I_XL, 60),
+    (latent_unet.SD_15, 71),
+    (muse.MUSE_SR.clone(depth=1, low_depth=1), 5),
+    (uvit.AMUSED_512, 85),
+  ],
+  ids=lambda x: type(x).__name__ if isinstance(x, nn.Module) else "",
+)
+def test_of_two_products_in_a_row_tensor_divides_what_is_between_them(module, count):
+  mesh, layers = jax.sharding.AbstractMesh((1, 1, 2), sharding.AXES), collections.defaultdict(dict)
+  for keys, x in jax.tree_util.tree_leaves_with_path(pretrained.shapes(module)):
+    *where, layer, leaf = "", *sharding.path(keys).split("/")
+    if leaf == "kernel":
+      layers[*where][layer] = sharding.sharding(sharding.path(keys), x.shape, mesh).shard_shape(x.shape), x.shape
+  found = 0
+  for own in layers.values():
+    for firsts, second in PAIRS:
+      if second not in own:
+        continue
+      (*_, inputs, outputs), (*_, all_inputs, all_outputs) = own[second]
+      assert (2 * inputs, outputs) == (all_inputs, all_outputs), own
+      before = [own[name] for name in firsts if name in own]
+      for (*_, inputs, outputs), (*_, all_inputs, all_outputs) in before:
+        assert (inputs, 2 * outputs) == (all_inputs, all_outputs), own
+      found += len(before) > 0
+  assert found == count
+
+
+@pytest.mark.parametrize(
+  ("module", "inputs"),
+  [
+    (t5.Block(4, 16, 256, 1e-6, jnp.float32), ((2, 6, 128), (1, 4, 6, 6), (2, 1, 1, 6))),
+    (residual.Block(64, 8, jnp.float32), ((2, 4, 4, 64), (2, 512))),
+  ],
+  ids=["T5", "residual"],
+)
+def test_between_two_products_in_a_row_nothing_is_sent(module, inputs):
+  mesh = make_mesh((1, 1, 2))
+  whole = jax.NamedSharding(mesh, jax.P())
+  inputs = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=whole) for shape in inputs]
+  if len(inputs) == 3:
+    inputs[2] = inputs[2].update(dtype=jnp.bool)  # the mask
+  shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+  places = sharding.shardings(shapes, mesh)
+  params = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
+  with jax.set_mesh(mesh):
+    program = jax.jit(lambda params, *inputs: apply(module, params, None, *inputs)).lower(params, *inputs).compile()
+  assert set(hlo.Program(program.as_text()).sent()) == {"all-reduce"}  # what comes out is added up
 
 
 def test_gradients_are_the_same_wherever_the_parameters_lie(tiny_cascade, monkeypatch):
@@ -107,6 +176,19 @@ def test_a_batch_is_spread_by_its_rows():
   mesh = make_mesh((2, 2, 2))
   rows = shard_rows({"x": np.arange(8)}, mesh)["x"]
   assert [shard.data.tolist() for shard in rows.addressable_shards[::2]] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+
+
+def test_rows_that_a_config_says_are_to_be_divided():
+  mesh = make_mesh((2, 2, 2))
+  sharding.check_rows("rows", 8, mesh)
+  sharding.check_rows("rows", 3, mesh, 1)
+  for rows, prior, message in (
+    (9, 0, "rows is 9, which cannot be divided over 4 devices: 8 or 12 would do"),
+    (1, 0, "rows is 1, which cannot be divided over 4 devices: 4 would do"),
+    (4, 2, "rows is 4, which with 2 rows of the prior cannot be divided over 4 devices: 2 or 6 would do"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      sharding.check_rows("rows", rows, mesh, prior)
 
 
 @pytest.mark.parametrize("x", [np.ones((6, 2)), np.ones(())])

@@ -138,7 +138,7 @@ def test_a_training_killed_during_a_checkpoint_goes_on_from_the_last_complete_on
 
 
 @pytest.mark.parametrize(("pieces", "shape"), [(1, (8, 1, 1)), (2, (8, 1, 1)), (2, (2, 2, 2))])
-def test_a_training_ends_alike_on_eight_devices_and_goes_on_on_one(tmp_path, monkeypatch, pieces, shape):
+def test_a_training_ends_alike_on_eight_devices_and_goes_on_on_fewer(tmp_path, monkeypatch, pieces, shape):
   monkeypatch.setattr(sharding, "_SMALL", 1)
 
   def run(name, mesh=None):
@@ -154,10 +154,11 @@ def test_a_training_ends_alike_on_eight_devices_and_goes_on_on_one(tmp_path, mon
   assert all(len(x.devices()) == 8 for x in jax.tree.leaves(spread))
   assert all(x.is_fully_replicated for x in jax.tree.leaves(spread)) == (shape == (8, 1, 1))
   close(spread, alone)
-  shutil.copytree(tmp_path / "spread/checkpoints/3", tmp_path / "moved/checkpoints/3")
-  moved = run("moved")
-  assert all(len(x.devices()) == 1 for x in jax.tree.leaves(moved))
-  close(moved, alone)
+  for name, mesh, count in (("one", None, 1), ("four", make_mesh((1, 4, 1)), 4)):
+    shutil.copytree(tmp_path / "spread/checkpoints/3", tmp_path / name / "checkpoints/3")
+    moved = run(name, mesh)
+    assert all(len(x.devices()) == count for x in jax.tree.leaves(moved))
+    close(moved, alone)
 
 
 def test_a_batch_that_cannot_be_divided_over_the_devices_is_refused(tmp_path):

@@ -33,11 +33,14 @@ def cross_entropy(
   return total, right
 
 
-def task(config: ml_collections.ConfigDict, examples: Examples, held_out: Examples) -> Task:
+def task(
+  config: ml_collections.ConfigDict, examples: Examples, held_out: Examples, mesh: jax.sharding.Mesh | None = None
+) -> Task:
   """A classifier of everything that the examples' labels name."""
   model = Classifier(heads=examples.words, **config.model)
   augment, order = Augment(**config.augment), epochs(len(examples), config.batch, config.seed)
-  theta = {"params": initial(model, jax.random.key(config.seed), jnp.zeros((1, model.image, model.image, 3)))}
+  image = jnp.zeros((1, model.image, model.image, 3))
+  theta = {"params": initial(model, jax.random.key(config.seed), image, mesh=mesh)}
   if config.start:
     theta = {"params": warm(theta["params"], pretrained.load(config.start)[1])}
 

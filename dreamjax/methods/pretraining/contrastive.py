@@ -54,7 +54,11 @@ def keep_patches(key: jax.Array, rows: int, patches: int, share: float) -> Int[A
 
 
 def captions_task(
-  config: ml_collections.ConfigDict, examples: Examples, held_out: Examples, tokenizer: Tokenizer
+  config: ml_collections.ConfigDict,
+  examples: Examples,
+  held_out: Examples,
+  tokenizer: Tokenizer,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> Task:
   """CLIP: pictures and their captions.
 
@@ -70,7 +74,7 @@ def captions_task(
   augment, order = Augment(**config.augment), epochs(len(examples), config.batch, config.seed)
   side = model.vision.image
   ids = jnp.zeros((1, tokenizer.length), jnp.int32)
-  theta = {"params": initial(model, jax.random.key(config.seed), jnp.zeros((1, side, side, 3)), ids)}
+  theta = {"params": initial(model, jax.random.key(config.seed), jnp.zeros((1, side, side, 3)), ids, mesh=mesh)}
   if config.start:
     other, params = pretrained.load(config.start)
     theta["params"] = warm(theta["params"], params if isinstance(other, CLIP) else {"vision": params})
@@ -104,7 +108,9 @@ def captions_task(
   return Task(theta, loss, batches, measure, save)
 
 
-def photos_task(config: ml_collections.ConfigDict, examples: Examples, held_out: Examples) -> Task:
+def photos_task(
+  config: ml_collections.ConfigDict, examples: Examples, held_out: Examples, mesh: jax.sharding.Mesh | None = None
+) -> Task:
   """Photos of one subject, told from photos of others; half of a batch is of subjects of few classes.
 
   Which subjects look alike is not learned from labels, but who is compared with whom is chosen by the label "class":
@@ -112,7 +118,8 @@ def photos_task(config: ml_collections.ConfigDict, examples: Examples, held_out:
   """
   model = ResNet(**config.model)
   augment = Augment(**config.augment)
-  theta = {"params": initial(model, jax.random.key(config.seed), jnp.zeros((1, model.image, model.image, 3)))}
+  image = jnp.zeros((1, model.image, model.image, 3))
+  theta = {"params": initial(model, jax.random.key(config.seed), image, mesh=mesh)}
   if config.start:
     theta = {"params": warm(theta["params"], pretrained.load(config.start)[1])}
   pairs = _Pairs(examples, config.only)

@@ -16,6 +16,7 @@ import ml_collections
 import numpy as np
 
 from dreamjax.convert import pretrained
+from dreamjax.data import hosts
 from dreamjax.data.examples import Examples, epochs, on_device
 from dreamjax.data.photos import Rows
 from dreamjax.data.tokenizer import Tokenizer
@@ -55,6 +56,7 @@ def task(
   examples: Examples,
   held_out: Examples,
   judge: Judge | None = None,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> Task:
   """A stage that draws what captions say.
 
@@ -63,6 +65,7 @@ def task(
     examples: pictures at least as large as the stage's.
     held_out: others, whose captions are drawn to measure the stage.
     judge: measures what was drawn.
+    mesh: of devices, on which parameters are born; see `train.sharding`.
   """
   encoder, text_params = pretrained.load(config.text_encoder)
   tokenizer = Tokenizer.load(config.text_encoder, config.length)
@@ -73,12 +76,13 @@ def task(
   loss = stage_loss(stage, Recipe(tuple(config.levels), small, config.drop, config.min_snr), encoder)
   key = jax.random.key(config.seed)
   shapes = {"low_res": jnp.zeros((1, side, side, 3)), "noise_level": jnp.zeros(1)} if stage.unet.low_res else {}
-  weights = initial(stage.unet, key, jnp.zeros((1, side, side, 3)), jnp.zeros(1), *_no_text(drawn), **shapes)
+  inputs = jnp.zeros((1, side, side, 3)), jnp.zeros(1), *_no_text(drawn)
+  weights = initial(stage.unet, key, *inputs, mesh=mesh, **shapes)
   if config.start:
     weights = warm(weights, pretrained.load(config.start)[1])
   order = epochs(len(examples), config.batch, config.seed)
   null = tuple(jnp.asarray(x) for x in tokenizer([""]))
-  frozen = {TEXT: text_params, stage.name: jax.device_get(weights), "null": null}
+  frozen = {TEXT: text_params, stage.name: hosts.fetch(weights), "null": null}
 
   def prepared(theta: Any, frozen: Any, batch: Any, key: jax.Array) -> Any:
     image = shrink(signed(batch["images"]), side)

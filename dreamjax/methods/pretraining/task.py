@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
+from dreamjax.data import hosts
 from dreamjax.train.logs import Sheet
+from dreamjax.train.sharding import shardings
 from dreamjax.train.step import Loss
 
 
@@ -38,19 +40,36 @@ class Task:
   show: Callable[[Any], Sheet] | None = None
 
 
-def initial(module: nn.Module, key: jax.Array, *inputs: Any, **named: Any) -> Any:
-  """The parameters with which a module starts, compiled quickly rather than well, for that runs once."""
-  return jax.jit(module.init, compiler_options={"xla_backend_optimization_level": 0})(key, *inputs, **named)["params"]
+def initial(
+  module: nn.Module, key: jax.Array, *inputs: Any, mesh: jax.sharding.Mesh | None = None, **named: Any
+) -> Any:
+  """The parameters with which a module starts, compiled quickly rather than well, for that runs once.
+
+  Args:
+    module: which.
+    key: of the randomness.
+    inputs: to the module.
+    mesh: of devices, on which parameters are born where they belong, for no device might hold all of them; None for the
+      first device alone.
+    named: more inputs.
+  """
+  places = None if mesh is None else shardings(jax.eval_shape(module.init, key, *inputs, **named), mesh)
+  options = {"xla_backend_optimization_level": 0}
+  return jax.jit(module.init, out_shardings=places, compiler_options=options)(key, *inputs, **named)["params"]
 
 
 def warm(params: Any, others: Any) -> Any:
   """The parameters, those that the others have at the same path and of the same shape taken from them.
 
+  They lie where those lie of which they take the place.
+
   Raises:
     ValueError: if there are none.
   """
   own, found = flatten_dict(params), flatten_dict(others)
-  same = {path: jnp.asarray(x) for path, x in found.items() if path in own and own[path].shape == x.shape}
+  same = {
+    path: hosts.put(x, own[path].sharding) for path, x in found.items() if path in own and own[path].shape == x.shape
+  }
   if not same:
     raise ValueError("the model to start from has no parameter in common with this one")
   return unflatten_dict(own | same)
@@ -69,5 +88,5 @@ def in_pieces(function: Callable[[Any], Any], inputs: Any, size: int = 128) -> A
     piece = jax.tree.map(lambda x, start=start: x[start : start + size], inputs)
     short = size - jax.tree.leaves(piece)[0].shape[0]
     padded = jax.tree.map(lambda x, short=short: jnp.pad(x, [(0, short)] + [(0, 0)] * (x.ndim - 1)), piece)
-    pieces.append(jax.tree.map(lambda y, short=short: y[: size - short], jax.device_get(function(padded))))
+    pieces.append(jax.tree.map(lambda y, short=short: y[: size - short], hosts.fetch(function(padded))))
   return jax.tree.map(lambda *y: jnp.concatenate(y), *pieces)

@@ -68,13 +68,19 @@ def rare_pieces(tokenizer: Tokenizer, captions: list[str]) -> np.ndarray:
   return np.array(sorted(set(plain) - used))
 
 
-def task(config: ml_collections.ConfigDict, examples: Examples, held_out: Examples, tokenizer: Tokenizer) -> Task:
+def task(
+  config: ml_collections.ConfigDict,
+  examples: Examples,
+  held_out: Examples,
+  tokenizer: Tokenizer,
+  mesh: jax.sharding.Mesh | None = None,
+) -> Task:
   """Only the examples' captions and labels are used."""
   encoder = T5Encoder(vocab=len(tokenizer.inner), **config.model)
   model = _WithHeads(encoder, {name: len(words) for name, words in examples.words.items()})
   order = epochs(len(examples), config.batch, config.seed)
   empty = jnp.zeros((1, config.length), jnp.int32)
-  theta = {"params": initial(model, jax.random.key(config.seed), empty, empty == 0, empty)}
+  theta = {"params": initial(model, jax.random.key(config.seed), empty, empty == 0, empty, mesh=mesh)}
   rare = rare_pieces(tokenizer, examples.captions(np.arange(min(len(examples), 4096))))
   unknown = tokenizer.inner.unk_token_id
 

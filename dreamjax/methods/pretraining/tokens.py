@@ -17,6 +17,7 @@ import ml_collections
 import numpy as np
 
 from dreamjax.convert import pretrained
+from dreamjax.data import hosts
 from dreamjax.data.examples import Examples, epochs, on_device
 from dreamjax.data.tokenizer import Tokenizer
 from dreamjax.diffusion.resolution import shrink
@@ -46,7 +47,13 @@ def tokens_of(vqgan: VQGAN, params: Any, examples: Examples, side: int, count: i
   return np.concatenate([in_pieces(encode, part, _PIECE) for part in parts])
 
 
-def task(config: ml_collections.ConfigDict, examples: Examples, held_out: Examples, judge: Judge | None = None) -> Task:
+def task(
+  config: ml_collections.ConfigDict,
+  examples: Examples,
+  held_out: Examples,
+  judge: Judge | None = None,
+  mesh: jax.sharding.Mesh | None = None,
+) -> Task:
   """A stage that draws what captions say.
 
   Args:
@@ -54,6 +61,7 @@ def task(config: ml_collections.ConfigDict, examples: Examples, held_out: Exampl
     examples: pictures at least as large as the stage's.
     held_out: others, whose captions are drawn to measure the stage; by super-resolution, from their own tokens.
     judge: measures what was drawn.
+    mesh: of devices, on which parameters are born; see `train.sharding`.
 
   Raises:
     ValueError: if a folder holds another network than is wanted there, or the sides of pictures and tokens differ.
@@ -72,7 +80,7 @@ def task(config: ml_collections.ConfigDict, examples: Examples, held_out: Exampl
   )
   stage = masked.TokenStage(config.stage, transformer, vqgan, masked.Decoding(**config.decoding))
   drawn = masked.Masked(config.name, encoder, tokenizer, (stage,))
-  weights = initial(transformer, jax.random.key(config.seed), *_inputs(transformer, tokenizer.length))
+  weights = initial(transformer, jax.random.key(config.seed), *_inputs(transformer, tokenizer.length), mesh=mesh)
   if config.start:
     weights = warm(weights, pretrained.load(config.start)[1])
 
@@ -80,7 +88,7 @@ def task(config: ml_collections.ConfigDict, examples: Examples, held_out: Exampl
   low = tokens_of(low_vqgan, low_params, examples, config.low_image, len(examples)) if low_vqgan else None
   order = epochs(len(examples), config.batch, config.seed)
   null = tuple(jnp.asarray(x) for x in tokenizer([""]))
-  frozen = {TEXT: text_params, stage.name: {"transformer": jax.device_get(weights)}, "null": null}
+  frozen = {TEXT: text_params, stage.name: {"transformer": hosts.fetch(weights)}, "null": null}
 
   def rows(indices: np.ndarray) -> TokenRows:
     smaller = None if low is None else low[indices]

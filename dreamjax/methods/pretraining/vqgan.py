@@ -82,13 +82,16 @@ def psnr(x: Float[Array, "b h w 3"], y: Float[Array, "b h w 3"]) -> Float[Array,
   return 10 * jnp.log10(4 / jnp.mean(jnp.square(x - y), axis=(1, 2, 3)))
 
 
-def task(config: ml_collections.ConfigDict, examples: Examples, held_out: Examples) -> Task:
+def task(
+  config: ml_collections.ConfigDict, examples: Examples, held_out: Examples, mesh: jax.sharding.Mesh | None = None
+) -> Task:
   """A VQGAN and its discriminator.
 
   Args:
     config: see `configs/pretrain_muse.py`.
     examples: pictures.
     held_out: others, to measure with.
+    mesh: of devices, on which parameters are born; see `train.sharding`.
   """
   model = VQGAN(**config.model)
   discriminator = Discriminator(**config.discriminator)
@@ -99,15 +102,15 @@ def task(config: ml_collections.ConfigDict, examples: Examples, held_out: Exampl
   image = jnp.zeros((1, side, side, 3))
   draw, other = jax.random.split(jax.random.key(config.seed))
   theta = {
-    "vqgan": initial(model, draw, image),
-    "discriminator": initial(discriminator, other, image),
+    "vqgan": initial(model, draw, image, mesh=mesh),
+    "discriminator": initial(discriminator, other, image, mesh=mesh),
   }
   if config.start:
     theta["vqgan"] = warm(theta["vqgan"], pretrained.load(config.start)[1])
   if config.clustered:
-    encode = jax.jit(lambda images: model.apply({"params": theta["vqgan"]}, signed(images), method="encode"))
+    apply = jax.jit(lambda params, images: model.apply({"params": params}, signed(images), method="encode"))
     pictures = examples.pictures(np.arange(min(len(examples), config.clustered)))
-    z = np.asarray(in_pieces(encode, pictures, 16))
+    z = np.asarray(in_pieces(lambda images: apply(theta["vqgan"], images), pictures, 16))
     theta["vqgan"]["codebook"] = jnp.asarray(clusters(z.reshape(-1, model.embedding), model.codebook, config.seed))
   order = epochs(len(examples), config.batch, config.seed)
 
