@@ -18,7 +18,7 @@ gpus=$({ nvidia-smi --list-gpus 2>/dev/null || true; } | wc -l)
 [[ $gpus -gt 0 || -n $dry ]] || { echo "nvidia-smi lists no GPU" >&2; exit 1; }
 mesh=()
 case $1 in
-  dreambooth | styledrop | sample | pretrain)
+  dreambooth | styledrop | sample | pretrain | evaluate)
     if [[ $gpus -gt 1 && " $* " != *" --mesh"[\ =]* ]]; then
       mesh=(--mesh data=-1)
     fi
