@@ -21,7 +21,7 @@ from dreamjax.data import hosts
 from dreamjax.data.identifiers import PLACEHOLDER, fill
 from dreamjax.diffusion.process import fold
 from dreamjax.diffusion.resolution import shrink
-from dreamjax.generators.generator import Generator, Text, in_batches, keys_of, over, spread
+from dreamjax.generators.generator import Generator, Text, absorb, in_batches, keys_of, over, spread
 from dreamjax.masked import guidance
 from dreamjax.masked.decoding import decode
 from dreamjax.models.muse import Muse
@@ -299,7 +299,7 @@ def settled(params: Any, wishes: Sequence[Wish]) -> tuple[Any, Sequence[Wish]]:
     raise ValueError("full weights are drawn with alone, not beside another theta, nor beside one of another kind")
   merged = dict(params)
   for name, theta in thetas[0].items():
-    merged[name] = {**params[name], "transformer": theta.merge(params[name]["transformer"])}
+    merged[name] = {**params[name], "transformer": absorb(params[name]["transformer"], theta)[0]}
   return merged, [plain(wish.prompts[-1]) for wish in wishes]
 
 
