@@ -297,8 +297,8 @@ def test_what_cannot_be_is_refused_and_leaves_the_workdir(tiny_masked, tiny_casc
     run(generator, params, images, workdir=tmp_path / "x", feedback="clip", config=recipe())
   with pytest.raises(ValueError, match="tiny is none"):
     run(*tiny_cascade, images, workdir=tmp_path / "x", config=recipe())
-  with pytest.raises(ValueError, match="kind is one of adapters, lora, prompt, not 'full'"):
-    run(generator, params, images, workdir=tmp_path / "x", config=recipe(first__base__kind="full"))
+  with pytest.raises(ValueError, match="kind is one of adapters, lora, prompt, full, not 'whole'"):
+    run(generator, params, images, workdir=tmp_path / "x", config=recipe(first__base__kind="whole"))
   for wrong in ({"views": 0}, {"smallest": 0.0}, {"smallest": 1.5}):
     with pytest.raises(ValueError, match="one view of a picture or more, and the smallest is a share"):
       run(generator, params, images, workdir=tmp_path / "x", config=recipe(**wrong))
