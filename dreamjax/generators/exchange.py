@@ -195,8 +195,11 @@ def load(path: pathlib.Path, generator: Cascade | Masked, params: Any) -> Person
   if TEXT in thetas and TEXT in weights:
     raise ValueError(f"{path} holds both embeddings and low-rank updates of the text encoder, and only one can be read")
   thetas |= {part: LoRA(unflatten_dict(found), 1.0) for part, found in weights.items()}
-  card = Card(generator.base(params), identifier, class_noun, {"method": "imported", "file": path.name})
-  return Personalisation(thetas, card)
+  recipe: dict[str, Any] = {"method": "imported", "file": path.name}
+  if pipelines.is_if(generator):  # a learned variance does not belong to what was tuned, see `methods.dreambooth`
+    learned = [name for name in thetas if generator.stage(name).sampling.variance == "learned"]
+    recipe["sampling"] = {name: {"variance": 0.0} for name in learned}
+  return Personalisation(thetas, Card(generator.base(params), identifier, class_noun, recipe))
 
 
 def _files(path: pathlib.Path) -> list[pathlib.Path]:

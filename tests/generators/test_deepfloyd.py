@@ -17,6 +17,7 @@ from dreamjax.diffusion import process
 from dreamjax.diffusion.samplers import _STEPS
 from dreamjax.generators import cascade as cascades
 from dreamjax.generators import exchange
+from dreamjax.generators.cascade import own_samplings
 from dreamjax.methods import dreambooth
 from dreamjax.theta import Card, Full, LoRA, Personalisation
 
@@ -107,7 +108,9 @@ def test_diffusers_draws_the_same_of_what_was_learned(deepfloyd, monkeypatch, tm
       scheduler = diffusers.DDPMScheduler.from_config(pipeline.scheduler.config, variance_type="fixed_small")
       pipeline.register_modules(scheduler=scheduler)
     back = generators.load_theta(written[1], generator, params)
-    assert list(back.thetas) == ["sr"]
+    assert list(back.thetas) == ["sr"] and back.card.recipe["sampling"] == {"sr": {"variance": 0.0}}
+    both = generators.load_theta(tmp_path, generator, params)
+    assert [x.variance for x in own_samplings(generator, both)] == [0.0, 0.0]
     layers = lambda theta: theta.expand(params["sr"])["theta"]  # noqa: E731
     same = functools.partial(np.testing.assert_allclose, atol=1e-6)
     jax.tree.map(same, layers(back.thetas["sr"]), layers(made.thetas["sr"]))
