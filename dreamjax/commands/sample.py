@@ -17,6 +17,7 @@ from dreamjax.data.contact_sheet import contact_sheet
 from dreamjax.generators import cascade as cascades
 from dreamjax.generators import masked
 from dreamjax.generators.cascade import SAMPLERS, Cascade, Sampling
+from dreamjax.generators.generator import DTYPES, computing
 from dreamjax.generators.masked import GAMMA, Decoding, Masked
 from dreamjax.masked import guidance
 from dreamjax.theta import Personalisation
@@ -56,6 +57,7 @@ def add(commands: Any) -> None:
   parser.add_argument(
     "--batch", type=int, default=8, help="pictures drawn at once, or as many more as --mesh divides (%(default)s)"
   )
+  parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of products and convolutions (%(default)s)")
   parser.add_argument("--recipe", type=pathlib.Path, metavar="FILE", help=f"draw what a {RECIPE} says once more")
   parser.add_argument("--out", type=pathlib.Path, required=True, help=f"for PNGs, grid.png and {RECIPE}")
   parser.add_argument("--overwrite", action="store_true", help="replace pictures that --out holds already")
@@ -69,6 +71,7 @@ def run(args: argparse.Namespace) -> None:
   mesh = devices.mesh(args)
   generator, params = devices.load(recipe["model"], mesh)
   thetas = [generators.load_theta(path, generator, params) for path in recipe["thetas"]]
+  generator = computing(generator, recipe.get("dtype", "float32"), remat="none")
   family: _Cascade | _Masked = (_Masked if isinstance(generator, Masked) else _Cascade)(generator, params, thetas)
   if "samplings" not in recipe:
     recipe["samplings"] = family.samplings(args)
@@ -126,6 +129,7 @@ def _recipe(args: argparse.Namespace) -> dict[str, Any]:
     "n": args.n,
     "seed": args.seed,
     "negative": args.negative,
+    "dtype": args.dtype,
   }
 
 

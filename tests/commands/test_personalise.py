@@ -48,6 +48,12 @@ def test_photos_become_a_theta_and_a_theta_pictures(tiny_folder, tuned, tmp_path
   again = tmp_path / "again"
   assert run("sample", "--recipe", out / "sample.json", "--batch", 3, "--out", again)[0] == 0
   assert np.abs(drawn(out) - drawn(again)).max() <= 1
+  half = ("--dtype", "bfloat16", "--out", tmp_path / "half")
+  assert run("sample", *arguments, "--prompt", "a [V] dog", "--prompt", "a cat", *half)[0] == 0
+  change = np.abs(drawn(out) - drawn(tmp_path / "half"))
+  assert 0 < change.mean() < 8
+  assert run("sample", "--recipe", tmp_path / "half" / "sample.json", "--out", tmp_path / "half again")[0] == 0
+  assert np.abs(drawn(tmp_path / "half") - drawn(tmp_path / "half again")).max() <= 1
 
 
 def test_a_mesh_of_devices_learns_and_draws_the_same(tiny_folder, tuned, photos, tmp_path, run, drawn, monkeypatch):
