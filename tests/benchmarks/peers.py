@@ -9,6 +9,11 @@ of all weights by AdamW, on the squared error of a prediction, or the cross entr
 one picture takes 10 steps of guidance, so 20 predictions. Of PyTorch there are, besides eager float32: eager bfloat16
 (autocast), and torch.compile, where it works. What is told is how many times as long the other one takes: above 1, ours
 is faster. It needs torch and diffusers.
+
+Where a machine is slow to give memory out again that was freed, as virtual ones are, what is measured is that, most of
+all of ours, which asks for all of a program's memory at once. glibc keeps it, for both, with
+
+MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000
 """
 
 import argparse
