@@ -251,7 +251,9 @@ def is_foreign(path: pathlib.Path) -> bool:
 
 def _are_embeddings(shapes: dict[str, tuple[int, ...]]) -> bool:
   """Whether these are what others call embeddings: vectors, or rows of a few, for one tower or for SDXL's two."""
-  named = set(shapes) == set(_TOWERS) or (len(shapes) == 1 and not re.search("[/_]|[.]weight", next(iter(shapes))))
+  named = set(shapes) == set(_TOWERS) or (
+    len(shapes) == 1 and not re.search(r"/|^lora_|[.]weight$", next(iter(shapes)))
+  )
   return named and all(len(shape) in (1, 2) for shape in shapes.values())
 
 

@@ -179,6 +179,17 @@ def test_diffusers_draws_the_same_with_our_embeddings_and_they_come_back(pipelin
   np.testing.assert_allclose(pipelines.ours(generator, params, again, prompts), wanted, atol=1e-5)
 
 
+def test_one_tensor_is_an_embedding_by_any_name_but_that_of_a_layer(pipelines, tmp_path):
+  generator, params = generators.load(pipelines.folder("sd"))
+  for name in ("<my_dog>", "emb_params"):
+    save_file({name: np.ones((1, 8), np.float32)}, tmp_path / "one.safetensors")
+    made = generators.load_theta(tmp_path / "one.safetensors", generator, params)
+    assert isinstance(made.thetas["text"], Embeddings)
+  for name in ("lora_unet_conv_in.hada_w1_a", "unet.conv_in.weight", "base/conv_in/kernel"):
+    save_file({name: np.ones((1, 8), np.float32)}, tmp_path / "one.safetensors")
+    assert not exchange.is_foreign(tmp_path / "one.safetensors")
+
+
 def test_the_command_writes_what_the_function_does(pipelines, tmp_path, capsys):
   folder = pipelines.folder("sd")
   _, _, made = personalised(folder, text=False)
