@@ -14,7 +14,8 @@ LAUNCH = ROOT / "launch"
 
 
 def run(script, *arguments, **environment):
-  environment = {**os.environ, **environment}
+  inherited = {name: value for name, value in os.environ.items() if name != "DREAMJAX_VENV"}
+  environment = {**inherited, **environment}
   return subprocess.run([LAUNCH / script, *arguments], capture_output=True, text=True, check=False, env=environment)
 
 
