@@ -17,10 +17,12 @@ from dreamjax.data.contact_sheet import contact_sheet
 from dreamjax.generators import cascade as cascades
 from dreamjax.generators import masked
 from dreamjax.generators.cascade import SAMPLERS, Cascade, Sampling
+from dreamjax.generators.control import PictureControl
 from dreamjax.generators.generator import DTYPES, computing
 from dreamjax.generators.masked import GAMMA, Decoding, Masked
 from dreamjax.masked import guidance
 from dreamjax.theta import Personalisation
+from dreamjax.train import sharding
 
 RECIPE = "sample.json"
 
@@ -39,6 +41,10 @@ def add(commands: Any) -> None:
     help="the subject or style, as `dreamjax dreambooth` or `dreamjax styledrop` saved it; masked tokens take two",
   )
   parser.add_argument("--gamma", type=float, help=f"of two thetas, the share of the second, 0 to 1 ({GAMMA})")
+  group = parser.add_argument_group("a picture to follow, of generators that draw latents")
+  group.add_argument("--controlnet", metavar="NAME|DIR", help="the ControlNet, in diffusers' layout")
+  group.add_argument("--control", type=pathlib.Path, metavar="FILE", help="edges, a pose or what else it takes")
+  group.add_argument("--control-scale", type=float, help="of what the ControlNet adds; at 0 it adds nothing (1)")
   parser.add_argument("--n", type=int, default=4, help="pictures of each prompt (%(default)s)")
   parser.add_argument("--seed", type=int, default=0, help="other seeds draw other pictures (%(default)s)")
   parser.add_argument("--negative", default="", help="what guidance leads away from (default: nothing)")
@@ -72,7 +78,12 @@ def run(args: argparse.Namespace) -> None:
   generator, params = devices.load(recipe["model"], mesh)
   thetas = [generators.load_theta(path, generator, params) for path in recipe["thetas"]]
   generator = computing(generator, recipe.get("dtype", "float32"), remat="none")
-  family: _Cascade | _Masked = (_Masked if isinstance(generator, Masked) else _Cascade)(generator, params, thetas)
+  control = _control(recipe, generator, mesh)
+  family: _Cascade | _Masked
+  if isinstance(generator, Masked):
+    family = _Masked(generator, params, thetas)
+  else:
+    family = _Cascade(generator, params, thetas, control)
   if "samplings" not in recipe:
     recipe["samplings"] = family.samplings(args)
   prompts = [prompt for prompt in recipe["prompts"] for _ in range(recipe["n"])]
@@ -121,6 +132,14 @@ def _recipe(args: argparse.Namespace) -> dict[str, Any]:
     raise ValueError("say what to draw: --prompt, or --recipe of pictures that were drawn before")
   if args.n < 1 or args.batch < 1:
     raise ValueError(f"--n and --batch must be at least 1, not {args.n} and {args.batch}")
+  control = {}
+  if (args.controlnet is None) != (args.control is None):
+    raise ValueError("--controlnet and --control are said together: a ControlNet, and the picture that it sees")
+  if args.control is not None:
+    scale = 1.0 if args.control_scale is None else args.control_scale
+    control = {"control": {"network": args.controlnet, "picture": str(args.control), "scale": scale}}
+  elif args.control_scale is not None:
+    raise ValueError("--control-scale is of a ControlNet, and there is no --controlnet")
   return {
     "model": args.model,
     "thetas": [str(path) for path in args.theta],
@@ -130,7 +149,16 @@ def _recipe(args: argparse.Namespace) -> dict[str, Any]:
     "seed": args.seed,
     "negative": args.negative,
     "dtype": args.dtype,
+    **control,
   }
+
+
+def _control(recipe: dict[str, Any], generator: Cascade | Masked, mesh: jax.sharding.Mesh) -> PictureControl | None:
+  """What a recipe says that pictures follow, if it does."""
+  if (said := recipe.get("control")) is None:
+    return None
+  put = sharding.placer(mesh)
+  return generators.load_control(said["network"], said["picture"], generator, scale=said["scale"], put=put)
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
@@ -149,11 +177,13 @@ class _Cascade:
 
   fields = ("steps", "sampler", "guidance", "interval", "level")
 
-  def __init__(self, generator: Cascade, params: Any, thetas: list[Personalisation]) -> None:
+  def __init__(
+    self, generator: Cascade, params: Any, thetas: list[Personalisation], control: PictureControl | None
+  ) -> None:
     if len(thetas) > 1:
       raise ValueError("a cascade draws with one theta; two are for generators of masked tokens")
     self._generator, self._params = generator, params
-    self._theta = thetas[0] if thetas else None
+    self._theta, self._control = thetas[0] if thetas else None, control
 
   def samplings(self, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Each stage's own sampling, changed where the command line says so."""
@@ -170,6 +200,7 @@ class _Cascade:
       self._params,
       cascades.filled(prompts, self._theta),
       thetas=self._theta.thetas if self._theta else {},
+      control=self._control,
       samplings=[Sampling(**entry) for entry in recipe["samplings"]],
       negative=recipe["negative"],
       seed=recipe["seed"],

@@ -178,6 +178,13 @@ def read_picture(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
     raise ValueError(f"{path} cannot be read as a picture: {reason}") from error
 
 
+def read_square(path: pathlib.Path, resolution: int) -> UInt8[np.ndarray, "r r 3"]:
+  """The square in the middle of a picture, scaled as `read` does; see `read_picture` for what is raised."""
+  picture, _ = _scaled(path, resolution)
+  top, left = ((side - resolution) // 2 for side in picture.shape[:2])
+  return picture[top : top + resolution, left : left + resolution]
+
+
 def _is_heif(path: pathlib.Path) -> bool:
   with contextlib.suppress(OSError), path.open("rb") as file:
     head = file.read(12)

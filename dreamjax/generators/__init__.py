@@ -12,13 +12,13 @@ import numpy as np
 
 from dreamjax.generators import cascade, masked
 from dreamjax.generators.cascade import Cascade, Sampling, Stage
-from dreamjax.generators.files import load, load_theta, save, to_device
+from dreamjax.generators.files import load, load_control, load_theta, save, to_device
 from dreamjax.generators.generator import computing
 from dreamjax.generators.masked import Decoding, Masked, TokenStage
 
 __all__ = [
-  "Cascade", "Decoding", "Masked", "Sampling", "Stage", "TokenStage", "computing", "load", "load_theta", "sample",
-  "save", "to_device",
+  "Cascade", "Decoding", "Masked", "Sampling", "Stage", "TokenStage", "computing", "load", "load_control",
+  "load_theta", "sample", "save", "to_device",
 ]  # fmt: skip
 
 

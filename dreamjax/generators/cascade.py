@@ -26,6 +26,7 @@ from dreamjax.data.identifiers import PLACEHOLDER, fill
 from dreamjax.diffusion import guidance, process, samplers
 from dreamjax.diffusion.resolution import enlarge
 from dreamjax.diffusion.schedules import Schedule, Table, spaced_times, uniform_times
+from dreamjax.generators.control import PictureControl
 from dreamjax.generators.generator import TEXT, Generator, Text, absorb, in_batches, keys_of, over, spread
 from dreamjax.models.autoencoder import Autoencoder
 from dreamjax.models.latent_unet import LatentUNet
@@ -155,6 +156,7 @@ class Stage:
     text: Text,
     low_res: Float[Array, "b h w 3"] | None = None,
     level: Float[Array, " b"] | None = None,
+    control: PictureControl | None = None,
   ) -> Float[Array, "b h w k"]:
     """What the network says, personalised by a theta.
 
@@ -166,14 +168,16 @@ class Stage:
       text: what they are to show.
       low_res: enlarged and noised, see `process.augment`.
       level: how far they were noised.
+      control: the picture that latents follow, and how.
     """
     if isinstance(self.unet, LatentUNet):
       sizes = None if self.sizes is None else jnp.broadcast_to(jnp.float32(self.sizes), (len(t), len(self.sizes)))
       pooled = None if sizes is None else text.pooled
-      return apply_theta(self.unet, params, theta, x_t, timestep(t), text.tokens, pooled, sizes)
+      told = x_t, timestep(t), text.tokens, pooled, sizes
+      return apply_theta(self.unet, params, theta, *told, None if control is None else control(*told))
     mask = text.mask if self.masks_text else None
-    told = None if level is None else timestep(level)
-    return apply_theta(self.unet, params, theta, x_t, timestep(t), text.tokens, mask, low_res, told)
+    noised = None if level is None else timestep(level)
+    return apply_theta(self.unet, params, theta, x_t, timestep(t), text.tokens, mask, low_res, noised)
 
 
 def timestep(t: Float[Array, " b"]) -> Float[Array, " b"]:
@@ -213,6 +217,7 @@ def draw_stage(
   null: Text,
   keys: Key[Array, " b"],
   low_res: Float[Array, "b h w 3"] | None = None,
+  control: PictureControl | None = None,
 ) -> Float[Array, "b s s c"]:
   """Samples one stage. Jittable, with the first two arguments static.
 
@@ -225,6 +230,7 @@ def draw_stage(
     null: one row, what guidance leads away from: the empty or the negative prompt.
     keys: one a picture, on which alone its noise depends.
     low_res: the pictures of the stage before, at their own size.
+    control: the picture that latents follow, and how.
 
   Returns:
     Pictures in [-1, 1], or latents.
@@ -242,7 +248,7 @@ def draw_stage(
     seen = twice(enlarged), twice(level)
 
   def predict(x_t: Array, t: Array) -> Array:
-    said = stage.predict(params, theta, twice(x_t), twice(t), text, *seen)
+    said = stage.predict(params, theta, twice(x_t), twice(t), text, *seen, control=control)
     if not guided:
       return said
     branches = said.reshape(2, count, *said.shape[1:])
@@ -281,8 +287,9 @@ def draw_cascade(
   null: Text,
   keys: Key[Array, " b"],
   autoencoder: Autoencoder | None = None,
+  control: PictureControl | None = None,
 ) -> tuple[Float[Array, "b _ _ 3"], ...]:
-  """Samples stage after stage, in one program. Jittable, with the first two arguments and the last one static.
+  """Samples stage after stage, in one program. Jittable, with the first two arguments and the autoencoder static.
 
   Args:
     stages: the base stage first.
@@ -293,6 +300,7 @@ def draw_cascade(
     null: one row.
     keys: one a picture.
     autoencoder: what makes pictures of latents, if the stage draws such.
+    control: the picture that latents follow, and how.
 
   Returns:
     The pictures of each stage, in [-1, 1].
@@ -301,7 +309,8 @@ def draw_cascade(
   for number, (stage, sampling) in enumerate(zip(stages, samplings, strict=True)):
     low_res = drawn[-1] if drawn else None
     own = process.fold(keys, number)
-    drawn.append(draw_stage(stage, sampling, params[stage.name], thetas.get(stage.name), text, null, own, low_res))
+    theta = thetas.get(stage.name)
+    drawn.append(draw_stage(stage, sampling, params[stage.name], theta, text, null, own, low_res, control))
   if autoencoder is not None:
     pictures = apply_theta(autoencoder, params[AUTOENCODER], None, drawn[-1], method="decode")
     drawn[-1] = jnp.clip(pictures, -1, 1)
@@ -324,6 +333,7 @@ def batches(
   first: int = 0,
   size: int = 8,
   mesh: jax.sharding.Mesh | None = None,
+  control: PictureControl | None = None,
 ) -> Iterator[tuple[Float[np.ndarray, "b _ _ 3"], ...]]:
   """Pictures of all stages, `size` at a time, as they are drawn; see `sample`.
 
@@ -338,6 +348,7 @@ def batches(
     first: the number of the first picture: picture i of a seed is the same whatever is drawn beside it.
     size: how many are drawn at once; on a mesh, as many more as make it divide.
     mesh: of devices, over which the pictures of a batch are spread; None for one device.
+    control: of a generator that draws latents, the picture that they follow, and how.
   """
   thetas = thetas or {}
   samplings = tuple(samplings or (stage.sampling for stage in cascade.stages))
@@ -356,7 +367,7 @@ def batches(
     text = jax.tree.map(lambda x, places=places: x[rows[places]], texts)
     text, keys = spread((text, keys_of(seed, first + places)), mesh)
     with over(mesh):
-      drawn = jit_cascade(stages, samplings, used, tuned, text, null, keys, cascade.autoencoder)
+      drawn = jit_cascade(stages, samplings, used, tuned, text, null, keys, cascade.autoencoder, control)
     yield tuple(picture[:count] for picture in hosts.fetch(drawn))
 
 
@@ -372,6 +383,7 @@ def sample(
   seed: int = 0,
   size: int = 8,
   mesh: jax.sharding.Mesh | None = None,
+  control: PictureControl | None = None,
 ) -> Float[np.ndarray, "n s s 3"]:
   """Draws pictures of prompts.
 
@@ -386,6 +398,7 @@ def sample(
     seed: of all noise. Picture i of a seed does not depend on what is drawn beside it, nor on `size`.
     size: how many are drawn at once; on a mesh, as many more as make it divide.
     mesh: of devices, over which the pictures of a batch are spread; None for one device.
+    control: of a generator that draws latents, the picture that they follow, and how: see `generators.load_control`.
 
   Returns:
     The last stage's pictures, in [-1, 1].
@@ -398,7 +411,7 @@ def sample(
     raise ValueError("there is no prompt to draw")
   thetas = {} if theta is None else theta.thetas
   samplings = own_samplings(cascade, theta) if samplings is None else samplings
-  options = {"samplings": samplings, "negative": negative, "seed": seed, "size": size, "mesh": mesh}
+  options = {"samplings": samplings, "negative": negative, "seed": seed, "size": size, "mesh": mesh, "control": control}
   return np.concatenate([stages[-1] for stages in batches(cascade, params, texts, thetas=thetas, **options)])
 
 

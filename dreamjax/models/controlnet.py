@@ -36,7 +36,7 @@ class ControlNet(Trunk):
     picture: Float[Array, "b _ _ 3"],
     pooled: Float[Array, "b p"] | None = None,
     sizes: Float[Array, "b 6"] | None = None,
-    scale: float = 1.0,
+    scale: float | Float[Array, ""] = 1.0,
   ) -> Control:
     """What the U-Net is to add.
 

@@ -92,7 +92,29 @@ def make_pipeline(kind):
   return diffusers.StableDiffusionPipeline(**parts, **absent)
 
 
-def theirs(pipeline, prompts=PROMPTS):
+def make_control(pipeline):
+  """The pipeline that draws with a ControlNet, of the same parts and random weights.
+
+  Those of the convolutions that start at zero, too: otherwise nothing would follow the picture.
+  """
+  import diffusers
+  import torch
+
+  network = diffusers.ControlNetModel.from_unet(pipeline.unet, conditioning_embedding_out_channels=(4, 6))
+  with torch.no_grad():
+    for name, parameter in network.named_parameters():
+      if name.startswith(("controlnet_down", "controlnet_mid", "controlnet_cond_embedding.conv_out")):
+        parameter.normal_(std=0.3)
+  if "text_encoder_2" in pipeline.components:
+    return diffusers.StableDiffusionXLControlNetPipeline(
+      **pipeline.components, controlnet=network, add_watermarker=False
+    )
+  return diffusers.StableDiffusionControlNetPipeline(
+    **pipeline.components, controlnet=network, requires_safety_checker=False
+  )
+
+
+def theirs(pipeline, prompts=PROMPTS, **more):
   """What diffusers draws of the same noise, in [-1, 1]."""
   import torch
 
@@ -103,14 +125,15 @@ def theirs(pipeline, prompts=PROMPTS):
     num_inference_steps=STEPS,
     guidance_scale=GUIDANCE,
     output_type="np",
+    **more,
   )
   return 2 * drawn.images - 1
 
 
-def ours(generator, params, theta=None, prompts=PROMPTS):
+def ours(generator, params, theta=None, prompts=PROMPTS, **more):
   """What we draw, in [-1, 1]."""
-  samplings = [Sampling(steps=STEPS, guidance=GUIDANCE)]
-  return generators.sample(generator, params, prompts, theta=theta, samplings=samplings, seed=SEED, size=2)
+  options = {"samplings": [Sampling(steps=STEPS, guidance=GUIDANCE)], "seed": SEED, "size": 2, **more}
+  return generators.sample(generator, params, prompts, theta=theta, **options)
 
 
 def noise():
@@ -123,8 +146,8 @@ def noise():
 def pipelines(tmp_path_factory):
   """Pipelines of diffusers, by name.
 
-  tokenizer, tower: make parts; make(name): a new pipeline; folder(name): where diffusers wrote it; theirs(pipeline),
-  ours(generator, params): what is drawn.
+  tokenizer, tower: make parts; make(name): a new pipeline; control(pipeline): one with a ControlNet besides;
+  folder(name): where diffusers wrote it; theirs(pipeline), ours(generator, params): what is drawn.
   """
   pytest.importorskip("torch")
   pytest.importorskip("diffusers")
@@ -136,7 +159,7 @@ def pipelines(tmp_path_factory):
       make_pipeline(name).save_pretrained(made[name])
     return made[name]
 
-  parts = {"tokenizer": make_tokenizer, "tower": make_tower}
+  parts = {"tokenizer": make_tokenizer, "tower": make_tower, "control": make_control}
   return types.SimpleNamespace(make=make_pipeline, folder=folder, theirs=theirs, ours=ours, **parts)
 
 

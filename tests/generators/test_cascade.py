@@ -67,7 +67,7 @@ def test_full_weights_lie_on_a_mesh_as_what_they_replace(tiny_cascade, monkeypat
     assert {x.addressable_shards[0].data.shape[0] for x in (ids, mask)} == {1}  # of three texts on eight devices
     return encode(encoder, own, theta, ids, mask)
 
-  def draw(stages, samplings, used, left, text, null, keys, autoencoder):
+  def draw(stages, samplings, used, left, text, null, keys, autoencoder, control):
     seen["base"] = used["base"], left.get("base")
     np.testing.assert_array_equal(text.mask[:3], np.asarray(text.mask)[[0, 1, 0]])
     return (np.zeros((8, 8, 8, 3)),)

@@ -1,0 +1,60 @@
+"""ControlNets beside a generator that draws latents: what it draws follows a picture of edges, depths or a pose.
+
+"Adding Conditional Control to Text-to-Image Diffusion Models" (Zhang et al., 2302.05543). In each step the ControlNet
+sees what the U-Net sees, and the picture; what it says is added inside the U-Net (`dreamjax.models.controlnet`). A
+theta changes the U-Net and the text encoder beside it as without it: so a subject is drawn in a pose that is given.
+"""
+
+from typing import Any
+
+from flax import struct
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+import numpy as np
+
+from dreamjax.models.controlnet import ControlNet
+from dreamjax.models.latent_unet import Control, LatentUNet, Trunk
+from dreamjax.theta import apply as apply_theta
+
+_ALIKE = ("widths", "blocks", "channels", "text_width", "pooled_width")  # in a U-Net and its ControlNet
+
+
+@struct.dataclass
+class PictureControl:
+  """A ControlNet, and the picture that it sees.
+
+  Attributes:
+    network: the ControlNet.
+    params: its parameters.
+    picture: what all that is drawn follows, in [0, 1].
+    scale: of what the ControlNet says; at 0 nothing follows the picture.
+  """
+
+  network: ControlNet = struct.field(pytree_node=False)
+  params: Any
+  picture: Float[Array | np.ndarray, "s s 3"]
+  scale: float | Float[Array, ""] = 1.0
+
+  def __call__(
+    self,
+    x_t: Float[Array, "b h w c"],
+    t: Float[Array, " b"],
+    text: Float[Array, "b n d"],
+    pooled: Float[Array, "b p"] | None,
+    sizes: Float[Array, "b 6"] | None,
+  ) -> Control:
+    """What the U-Net is to add, of the arguments that it is told; see `LatentUNet`."""
+    picture = jnp.broadcast_to(jnp.asarray(self.picture), (len(x_t), *self.picture.shape))
+    return apply_theta(self.network, self.params, None, x_t, t, text, picture, pooled, sizes, self.scale)
+
+
+def check_fits(network: ControlNet, unet: LatentUNet, factor: int) -> None:
+  """Raises ValueError for a ControlNet of another U-Net, or whose pictures are not `factor` times its latents' size."""
+
+  def said(module: Trunk) -> str:
+    return ", ".join(f"{field} {getattr(module, field)}" for field in different)
+
+  if different := [field for field in _ALIKE if getattr(network, field) != getattr(unet, field)]:
+    raise ValueError(f"the ControlNet has {said(network)}, but the generator's U-Net has {said(unet)}")
+  if (halved := 2 ** (len(network.picture_widths) - 1)) != factor:
+    raise ValueError(f"the ControlNet sees pictures of {halved} times the latents' size, the generator's have {factor}")

@@ -1,0 +1,122 @@
+"""Drawing with a ControlNet: what diffusers draws, what is refused, and the command."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+from PIL import Image
+import pytest
+
+from dreamjax import cli, generators
+from dreamjax.train import sharding
+
+
+@pytest.fixture(scope="module")
+def controlled(pipelines, tmp_path_factory):
+  """controlled(name) -> diffusers' pipeline with a ControlNet, the folder of that, and a picture's path."""
+  made = {}
+
+  def controlled(name):
+    if name not in made:
+      folder, pipeline = tmp_path_factory.mktemp(name), pipelines.control(pipelines.make(name))
+      pipeline.controlnet.save_pretrained(folder / "network")
+      pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+      Image.fromarray(pixels).save(folder / "edges.png")
+      made[name] = pipeline, folder / "network", folder / "edges.png"
+    return made[name]
+
+  return controlled
+
+
+@pytest.mark.parametrize(("name", "scale"), [("sd", 1.0), ("sdxl", 0.7)])
+def test_pictures_are_those_that_diffusers_draws(pipelines, controlled, name, scale):
+  pipeline, network, path = controlled(name)
+  generator, params = generators.load(pipelines.folder(name))
+  free = pipelines.ours(generator, params)
+  control = generators.load_control(network, path, generator, scale=scale)
+  drawn = pipelines.ours(generator, params, control=control)
+  with Image.open(path) as picture:
+    wanted = pipelines.theirs(pipeline, image=picture, controlnet_conditioning_scale=scale)
+  np.testing.assert_allclose(drawn, wanted, atol=1e-3)
+  assert np.abs(drawn - free).max() > 0.05
+  np.testing.assert_allclose(pipelines.ours(generator, params, control=control.replace(scale=0.0)), free, atol=1e-5)
+
+
+def test_a_mesh_of_devices_draws_the_same(pipelines, controlled, monkeypatch):
+  monkeypatch.setattr(sharding, "_SMALL", 1)
+  mesh = sharding.make_mesh((2, 2, 1))
+  placed = {"put": sharding.placer(mesh)}
+  generator, params = generators.load(pipelines.folder("sd"), **placed)
+  control = generators.load_control(*controlled("sd")[1:], generator, **placed)
+  assert not jax.tree.leaves(control.params)[0].sharding.is_fully_replicated
+  drawn = pipelines.ours(generator, params, control=control, mesh=mesh)
+  own = generators.load(pipelines.folder("sd"))[1]
+  whole = generators.load_control(*controlled("sd")[1:], generator)
+  np.testing.assert_allclose(drawn, pipelines.ours(generator, own, control=whole), atol=1e-4)
+
+
+def test_the_middle_of_any_picture_is_seen(pipelines, controlled, tmp_path):
+  _, network, _ = controlled("sd")
+  generator, _ = generators.load(pipelines.folder("sd"))
+  wide = np.zeros((32, 64, 4), np.uint8)
+  wide[:, 16:48] = (255, 0, 0, 255)
+  Image.fromarray(wide).save(tmp_path / "wide.png")
+  control = generators.load_control(network, tmp_path / "wide.png", generator)
+  np.testing.assert_allclose(control.picture[:, 2:-2] - np.float32([1, 0, 0]), 0, atol=0.01)
+
+
+def test_what_does_not_fit_is_refused(pipelines, controlled, tmp_path, monkeypatch):
+  pipeline, network, path = controlled("sd")
+  generator, _ = generators.load(pipelines.folder("sd"))
+  with pytest.raises(ValueError, match="text_width 20, pooled_width 10, but the generator's U-Net has text_width 8"):
+    generators.load_control(controlled("sdxl")[1], path, generator)
+  with pytest.raises(ValueError, match="holds a LatentUNet, but a ControlNet is wanted there"):
+    generators.load_control(pipelines.folder("sd") / "unet", path, generator)
+  with pytest.raises(ValueError, match="none.png cannot be read"):
+    generators.load_control(network, tmp_path / "none.png", generator)
+  with pytest.raises(ValueError, match="draws no latents"):
+    generators.load_control(network, path, generators.load("toybox-cascade")[0])
+  type(pipeline.controlnet).from_unet(pipeline.unet).save_pretrained(tmp_path / "larger")
+  with pytest.raises(ValueError, match="pictures of 8 times the latents' size, the generator's have 2"):
+    generators.load_control(tmp_path / "larger", path, generator)
+  shutil.copytree(network, tmp_path / "cut")
+  weights = tmp_path / "cut/diffusion_pytorch_model.safetensors"
+  weights.write_bytes(weights.read_bytes()[:-1000])
+  with pytest.raises(ValueError, match="cut/.* is no complete safetensors"):
+    generators.load_control(tmp_path / "cut", path, generator)
+
+
+def test_the_command_follows_a_picture_and_its_recipe_does_so_again(pipelines, controlled, tmp_path, capsys):
+  _, network, path = controlled("sd")
+  model = ("--model", pipelines.folder("sd"))
+  steps = ("--steps", 10, "--guidance", 3, "--batch", 2, "--seed", 3)
+
+  def run(*arguments):
+    return cli.main(["sample", *map(str, arguments)]), capsys.readouterr().err
+
+  def pictures(name):
+    found = []
+    for file in sorted((tmp_path / name).glob("0*.png")):
+      with Image.open(file) as picture:
+        found.append(np.asarray(picture).astype(int))
+    return np.stack(found)
+
+  asked = (*model, *steps, "--n", 2, "--prompt", "a red dog", "--controlnet", network, "--control", path)
+  assert run(*asked, "--control-scale", 0.5, "--out", tmp_path / "out") == (0, "")
+  said = json.loads((tmp_path / "out/sample.json").read_text())["control"]
+  assert said == {"network": str(network), "picture": str(path), "scale": 0.5}
+  assert run("--recipe", tmp_path / "out/sample.json", "--batch", 2, "--out", tmp_path / "again") == (0, "")
+  np.testing.assert_array_equal(pictures("again"), pictures("out"))
+  generator, params = generators.load(pipelines.folder("sd"))
+  control = generators.load_control(network, path, generator, scale=0.5)
+  wanted = pipelines.ours(generator, params, prompts=["a red dog"] * 2, control=control)
+  assert np.abs(pictures("out") - 127.5 * (wanted + 1)).max() < 1
+  for arguments, problem in (
+    ((*model, "--controlnet", network), "--controlnet and --control are said together"),
+    ((*model, "--control", path), "--controlnet and --control are said together"),
+    ((*model, "--control-scale", 2), "--control-scale is of a ControlNet"),
+    (("--controlnet", network, "--control", path), "draws no latents"),
+  ):
+    status, problems = run(*arguments, "--prompt", "a dog", "--out", tmp_path / "none")
+    assert status == 2 and problem in problems, arguments
