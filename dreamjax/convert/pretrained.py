@@ -34,10 +34,7 @@ WEIGHTS = "model.safetensors"
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 VARIANTS = (".fp16", ".bf16")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_HUB_FILES = (
-  *("*.json", WEIGHTS, "model-*-of-*.safetensors", DIFFUSERS_WEIGHTS, "diffusion_pytorch_model-*-of-*.safetensors"),
-  *("*.model", "*.txt"),  # tokenizers
-)
+_HUB_FILES = ("*.json", "*.model", "*.txt")  # what is downloaded besides weights; tokenizers have the last two
 
 
 class _Kind(NamedTuple):
@@ -192,12 +189,19 @@ def locate(name: str | os.PathLike[str], parts: bool = False) -> pathlib.Path:
   """
   if pathlib.Path(name).is_dir():
     return pathlib.Path(name)
-  files = [f"*/{file}" for file in _HUB_FILES] + ["model_index.json"] if parts else list(_HUB_FILES)
-  try:
-    return pathlib.Path(huggingface_hub.snapshot_download(os.fspath(name), allow_patterns=files))
-  except (OSError, huggingface_hub.errors.HFValidationError) as error:
-    problem = f"there is no folder {name}, nor could a model of that name be had from the Hugging Face hub"
-    raise FileNotFoundError(f"{problem}: {error}") from error
+  where, index = ("*/", ["model_index.json"]) if parts else ("", [])
+  for variant in ("", *VARIANTS):  # where there are weights of full precision, those of half are not downloaded
+    stems = [f"{file.removesuffix('.safetensors')}{variant}" for file in (WEIGHTS, DIFFUSERS_WEIGHTS)]
+    weights = [f"{where}{stem}{shard}.safetensors" for stem in stems for shard in ("", "-*-of-*")]
+    files = [*(where + file for file in _HUB_FILES), *index, *weights]
+    try:
+      folder = pathlib.Path(huggingface_hub.snapshot_download(os.fspath(name), allow_patterns=files))
+    except (OSError, huggingface_hub.errors.HFValidationError) as error:
+      problem = f"there is no folder {name}, nor could a model of that name be had from the Hugging Face hub"
+      raise FileNotFoundError(f"{problem}: {error}") from error
+    if any(any(folder.glob(pattern)) for pattern in weights):
+      break
+  return folder
 
 
 def _existing(path: pathlib.Path) -> pathlib.Path:

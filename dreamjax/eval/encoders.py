@@ -17,7 +17,7 @@ from dreamjax.data.tokenizer import Tokenizer
 from dreamjax.models.clip import CLIP
 from dreamjax.models.lpips import from_torch
 from dreamjax.models.resnet import Classifier, ResNet
-from dreamjax.models.spread import rounded, row_axes
+from dreamjax.models.spread import rounded, row_place
 from dreamjax.models.vit import ViT
 
 _PIECE = 32  # pictures or texts in one run of a network; on a mesh, as many more as make it divide
@@ -148,7 +148,7 @@ def _batched(
     for start in range(0, len(batch), size):
       piece = batch[start : start + size]
       padded = np.concatenate([piece, np.zeros((size - len(piece), *piece.shape[1:]), piece.dtype)])
-      rows = padded if mesh is None else hosts.put(padded, jax.NamedSharding(mesh, jax.P(row_axes(mesh))))
+      rows = padded if mesh is None else hosts.put(padded, row_place(mesh))
       pieces.append(jax.tree.map(lambda x, piece=piece: x[: len(piece)], hosts.fetch(run(params, rows))))
     return jax.tree.map(lambda *x: np.concatenate(x), *pieces)
 

@@ -19,7 +19,7 @@ from dreamjax.data import hosts
 from dreamjax.data.tokenizer import Tokenizer
 from dreamjax.models.clip import PromptEncoder
 from dreamjax.models.layers import REMATS
-from dreamjax.models.spread import rounded, row_axes
+from dreamjax.models.spread import rounded, row_place
 from dreamjax.models.t5 import T5Encoder
 from dreamjax.theta import Base, Full, Theta, content_hash
 from dreamjax.theta import apply as apply_theta
@@ -204,8 +204,7 @@ def spread(rows: Any, mesh: jax.sharding.Mesh | None, axis: int = 0) -> Any:
   """
   if mesh is None:
     return rows
-  place = jax.NamedSharding(mesh, jax.P(*[None] * axis, row_axes(mesh)))
-  return jax.tree.map(lambda x: hosts.put(x, place), rows)
+  return jax.tree.map(lambda x: hosts.put(x, row_place(mesh, axis)), rows)
 
 
 def over(mesh: jax.sharding.Mesh | None) -> contextlib.AbstractContextManager[Any]:

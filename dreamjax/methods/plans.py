@@ -18,7 +18,7 @@ from dreamjax.generators.masked import Masked, TokenStage
 from dreamjax.methods import dreambooth, styledrop
 from dreamjax.methods.masking import TokenRows
 from dreamjax.models.clip import PromptEncoder
-from dreamjax.models.spread import Mesh, rounded, row_axes, row_parts
+from dreamjax.models.spread import Mesh, nearest, rounded, row_axes, row_parts, row_place
 from dreamjax.theta import Branches, Full
 from dreamjax.train import flops
 from dreamjax.train.loop import jit_update
@@ -331,19 +331,17 @@ class _Plan(NamedTuple):
 
   def _count(self, name: str, fields: dict[str, int]) -> int:
     """The rows of an update: what fields of the config add up to; ValueError if they cannot be divided."""
-    parts, count = row_parts(self.mesh), sum(fields.values())
-    if over := count % parts:
-      near = " or ".join(str(size) for size in (count - over, count - over + parts) if size)
+    count = sum(fields.values())
+    if near := nearest(count, self.mesh):
       said = " + ".join(f"--config.{field}={value}" for field, value in fields.items())
-      where = f"the {parts} devices along {' and '.join(row_axes(self.mesh))}"
+      where = f"the {row_parts(self.mesh)} devices along {' and '.join(row_axes(self.mesh))}"
       raise ValueError(
         f"{name}: batches of {count} rows ({said}) cannot be divided over {where}, but of {near} they can"
       )
     return count
 
   def _spread(self, tree: Any, axis: int = 0) -> Any:
-    place = jax.NamedSharding(self.mesh, jax.P(*[None] * axis, row_axes(self.mesh)))
-    return jax.tree.map(lambda x: _at(x, place), tree)
+    return jax.tree.map(lambda x: _at(x, row_place(self.mesh, axis)), tree)
 
   def _whole(self, tree: Any) -> Any:
     return jax.tree.map(lambda x: _at(x, jax.NamedSharding(self.mesh, jax.P())), tree)

@@ -26,6 +26,23 @@ def row_parts(mesh: Mesh) -> int:
   return math.prod(mesh.shape[axis] for axis in row_axes(mesh))
 
 
+def row_place(mesh: Mesh, axis: int = 0) -> jax.NamedSharding:
+  """Where arrays lie whose rows, along this axis, are spread over a mesh."""
+  return jax.NamedSharding(mesh, jax.P(*[None] * axis, row_axes(mesh)))
+
+
+def nearest(count: int, mesh: Mesh, beside: int = 0) -> str:
+  """What numbers of rows next to `count` can be divided over a mesh, such as "8 or 12"; "" if `count` can.
+
+  Args:
+    count: how many rows there are to be.
+    mesh: of devices.
+    beside: rows that there are besides.
+  """
+  over = (count + beside) % (parts := row_parts(mesh))
+  return " or ".join(str(size) for size in (count - over, count - over + parts) if size > 0) if over else ""
+
+
 def rounded(count: int, mesh: Mesh | None) -> int:
   """The least number of rows, `count` or more, that can be divided over a mesh, if there is one."""
   parts = 1 if mesh is None else row_parts(mesh)

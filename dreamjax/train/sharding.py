@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from dreamjax.data import hosts
-from dreamjax.models.spread import Mesh, row_axes, row_parts
+from dreamjax.models.spread import Mesh, nearest, row_parts, row_place
 
 #: Data-parallel; data-parallel with the parameters spread, too; within layers.
 AXES = ("data", "fsdp", "tensor")
@@ -117,10 +117,10 @@ def check_rows(field: str, rows: int, mesh: Mesh, prior: int = 0) -> None:
   Raises:
     ValueError: if they cannot; it names the field and the nearest sizes that would do.
   """
-  if over := (rows + prior) % (parts := row_parts(mesh)):
-    sizes = " or ".join(str(size) for size in (rows - over, rows - over + parts) if size > 0)
+  if near := nearest(rows, mesh, prior):
     beside = f" with {prior} rows of the prior" if prior else ""
-    raise ValueError(f"{field} is {rows}, which{beside} cannot be divided over {parts} devices: {sizes} would do")
+    parts = row_parts(mesh)
+    raise ValueError(f"{field} is {rows}, which{beside} cannot be divided over {parts} devices: {near} would do")
 
 
 def shard_rows(batch: Any, mesh: jax.sharding.Mesh) -> Any:
@@ -135,4 +135,4 @@ def shard_rows(batch: Any, mesh: jax.sharding.Mesh) -> Any:
       raise ValueError(
         f"the rows of a batch cannot be divided evenly over {parts} devices: {path(keys)!r} has the shape {np.shape(x)}"
       )
-  return jax.tree.map(lambda x: hosts.put(x, jax.NamedSharding(mesh, jax.P(row_axes(mesh)))), batch)
+  return jax.tree.map(lambda x: hosts.put(x, row_place(mesh)), batch)

@@ -1,6 +1,7 @@
 """Folders in transformers' layout: read by us what they wrote, by them what we wrote, and refused what is broken."""
 
 import json
+import shutil
 import tracemalloc
 
 from flax import linen as nn
@@ -278,6 +279,25 @@ def test_from_the_hub_comes_only_what_is_read(monkeypatch, folder):
   others = ["model.fp16.safetensors", "diffusion_pytorch_model.fp16.safetensors", "pytorch_model.bin", "tf_model.h5"]
   kept = huggingface_hub.utils.filter_repo_objects([*wanted, *others], allow_patterns=patterns)
   assert name == "someone/model" and list(kept) == wanted
+
+
+def test_a_repository_may_have_weights_of_half_precision_alone(monkeypatch, tmp_path):
+  there, folder, params = tmp_path / "there", tmp_path / "here", draw(MODULE)
+  pretrained.save(there, MODULE, params)
+  (there / "model.safetensors").rename(there / "model.bf16.safetensors")
+  (there / "pytorch_model.bin").touch()
+
+  def download(name, allow_patterns):
+    folder.mkdir(exist_ok=True)
+    names = [path.name for path in there.iterdir()]
+    for file in huggingface_hub.utils.filter_repo_objects(names, allow_patterns=allow_patterns):
+      shutil.copy(there / file, folder / file)
+    return folder
+
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+  _, found = pretrained.load("someone/model")
+  jax.tree.map(lambda x, own: np.testing.assert_allclose(x, own, rtol=1e-3), found, params)
+  assert {path.name for path in folder.iterdir()} == {"config.json", "model.bf16.safetensors"}
 
 
 def test_only_what_has_a_layout_is_saved(tmp_path):
