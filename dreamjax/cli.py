@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+import contextlib
 import os
 import pathlib
 import re
@@ -31,9 +32,11 @@ def prepare_xla() -> None:
   """Sets up what XLA reads when it starts, for a program that has not computed anything yet.
 
   Compiled programs are kept between runs, unless JAX was told where to: small ones, too, of which `dreamjax evaluate`
-  has some 160, a quarter of its time. On a CPU, jaxlib 0.10 hands convolutions to YNNPACK, with which an update of the
-  toybox's cascade takes a fifth longer (base) or half as long again (super-resolution), so that is turned off unless
-  XLA_FLAGS say something of it. A later jaxlib may do better, or stop at a flag that it does not know.
+  has some 160, a quarter of its time. On a CPU, jaxlib 0.10 hands convolutions and products to YNNPACK, with which an
+  update of the toybox's cascade takes a fifth longer (base) or half as long again (super-resolution), so that is turned
+  off, unless XLA_FLAGS say something of it. With AVX-512 it is convolutions and sums that are handed over: 12.4 updates
+  of base a second in place of 9.3 without YNNPACK, and 3.6 of super-resolution in place of 3.0. A later jaxlib may do
+  better, or stop at a flag that it does not know.
   """
   if jax.config.jax_compilation_cache_dir is None:
     home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
@@ -41,7 +44,14 @@ def prepare_xla() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   flags = os.environ.get("XLA_FLAGS", "")
   if jaxlib.version.__version_info__[:2] == (0, 10) and _YNNPACK not in flags:
-    os.environ["XLA_FLAGS"] = f"{flags} {_YNNPACK}=".strip()
+    handed = "individual_convolution,reduce" if _has_avx512() else ""
+    os.environ["XLA_FLAGS"] = f"{flags} {_YNNPACK}={handed}".strip()
+
+
+def _has_avx512() -> bool:
+  with contextlib.suppress(OSError):  # of systems other than Linux
+    return "avx512f" in pathlib.Path("/proc/cpuinfo").read_text()
+  return False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
