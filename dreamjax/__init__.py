@@ -12,13 +12,13 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-__all__ = ["dreambooth", "load", "load_theta", "sample", "styledrop"]
+__all__ = ["dreambooth", "load", "load_control", "load_theta", "sample", "styledrop"]
 
 
 def __getattr__(name: str) -> Any:
   """Imports what is asked for when it is asked for: whoever wants one room need not wait for all."""
   match name:
-    case "load" | "sample" | "load_theta":
+    case "load" | "load_control" | "load_theta" | "sample":
       from dreamjax import generators as room
     case "dreambooth":
       from dreamjax.methods import dreambooth as room

@@ -175,8 +175,9 @@ def in_blocks(
   (_, n, k, width), m = query.shape, key.shape[1]
   block = _BLOCK if width <= 256 else _BLOCK // 2
   # On the way back one pass computes all three gradients, that of queries as a sum over blocks of keys, which lies in
-  # memory block by block: so these are as long as there is room for on the chip.
-  most = 8192 // query.dtype.itemsize if width <= 128 else block
+  # memory block by block: so these are as long as there is surely room for on the chip. Of 4,096 keys in bfloat16 a
+  # block takes all of the 16 MiB that a kernel may, and in some programs 32 KiB more.
+  most = 6144 // query.dtype.itemsize if width <= 128 else block
   keys = max(size for size in range(block, most + 1, block) if m % size == 0)
   sizes = splash_attention_kernel.BlockSizes(
     block_q=block, block_kv=block, block_kv_compute=block,

@@ -39,7 +39,8 @@ class Run(NamedTuple):
 
 
 _IF = {**HALF, **_rows(16, "stages.base", "stages.sr")}
-_LORA = {"dtype": "bfloat16", "stages.base.kind": "lora", "stages.base.rank": 4}
+_ATTENTION = "(self|cross|attention)/(query|key|value|out)$"  # of which diffusers' scripts of low rank learn updates
+_LORA = {**HALF, "stages.base.kind": "lora", "stages.base.rank": 4, "stages.base.pattern": _ATTENTION}
 _FULL = {**HALF, **_rows(2, "stages.base")}
 _MUSE = ("styledrop.py:paper", "muse-3b")
 RUNS = {
