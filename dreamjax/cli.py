@@ -34,9 +34,9 @@ def prepare_xla() -> None:
   Compiled programs are kept between runs, unless JAX was told where to: small ones, too, of which `dreamjax evaluate`
   has some 160, a quarter of its time. On a CPU, jaxlib 0.10 hands convolutions and products to YNNPACK, with which an
   update of the toybox's cascade takes a fifth longer (base) or half as long again (super-resolution), so that is turned
-  off, unless XLA_FLAGS say something of it. With AVX-512 it is convolutions and sums that are handed over: 12.4 updates
-  of base a second in place of 9.3 without YNNPACK, and 3.6 of super-resolution in place of 3.0. A later jaxlib may do
-  better, or stop at a flag that it does not know.
+  off, unless XLA_FLAGS say something of it. With AVX-512 it is convolutions and sums that are handed over: there are
+  then 1.3 (base) and 1.2 to 1.4 times (super-resolution) as many updates a second as without YNNPACK. A later jaxlib
+  may do better, or stop at a flag that it does not know.
   """
   if jax.config.jax_compilation_cache_dir is None:
     home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"

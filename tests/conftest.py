@@ -82,6 +82,34 @@ def typechecker():
   return TYPECHECKER
 
 
+@pytest.fixture
+def run(capsys):
+  """run(*arguments) -> (status, what was written to out and err) of the command line."""
+  from dreamjax import cli
+
+  def run(*arguments):
+    status = cli.main([str(a) for a in arguments])
+    return status, capsys.readouterr()
+
+  return run
+
+
+@pytest.fixture(scope="session")
+def drawn():
+  """drawn(folder) -> the pictures that `dreamjax sample` wrote there."""
+  import numpy as np
+  from PIL import Image
+
+  def drawn(folder):
+    found = []
+    for path in sorted(folder.glob("0*.png")):
+      with Image.open(path) as picture:
+        found.append(np.asarray(picture).astype(int))
+    return np.stack(found)
+
+  return drawn
+
+
 @pytest.fixture(scope="session")
 def tiny_cascade():
   """A cascade of two stages, 8 and 16 pixels, with random weights that draw more than noise: (cascade, params)."""

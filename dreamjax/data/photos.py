@@ -106,9 +106,7 @@ class Photos:
     """A square of each picture, at a share of the way that it can be moved down and to the right."""
     side, squares = self.resolution, []
     for i, offset in zip(indices, offsets, strict=True):
-      picture = self.pictures[i]
-      top, left = (int(share * (have - side + 1)) for share, have in zip(offset, picture.shape, strict=False))
-      squares.append(picture[top : top + side, left : left + side])
+      squares.append(_square(self.pictures[i], side, offset))
     return np.stack(squares).astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
@@ -180,9 +178,13 @@ def read_picture(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
 
 def read_square(path: pathlib.Path, resolution: int) -> UInt8[np.ndarray, "r r 3"]:
   """The square in the middle of a picture, scaled as `read` does; see `read_picture` for what is raised."""
-  picture, _ = _scaled(path, resolution)
-  top, left = ((side - resolution) // 2 for side in picture.shape[:2])
-  return picture[top : top + resolution, left : left + resolution]
+  return _square(_scaled(path, resolution)[0], resolution, (0.5, 0.5))
+
+
+def _square(picture: np.ndarray, side: int, offset: Sequence[float] | np.ndarray) -> UInt8[np.ndarray, "s s 3"]:
+  """The square of this side, at these shares of the way that it can be moved down and to the right."""
+  top, left = (int(share * (have - side + 1)) for share, have in zip(offset, picture.shape, strict=False))
+  return picture[top : top + side, left : left + side]
 
 
 def _is_heif(path: pathlib.Path) -> bool:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 import numpy as np
 
 from dreamjax.models.controlnet import ControlNet
-from dreamjax.models.latent_unet import Control, LatentUNet, Trunk
+from dreamjax.models.latent_unet import Control, LatentUNet
 from dreamjax.theta import apply as apply_theta
 
 _ALIKE = ("widths", "blocks", "channels", "text_width", "pooled_width")  # in a U-Net and its ControlNet
@@ -50,11 +50,8 @@ class PictureControl:
 
 def check_fits(network: ControlNet, unet: LatentUNet, factor: int) -> None:
   """Raises ValueError for a ControlNet of another U-Net, or whose pictures are not `factor` times its latents' size."""
-
-  def said(module: Trunk) -> str:
-    return ", ".join(f"{field} {getattr(module, field)}" for field in different)
-
   if different := [field for field in _ALIKE if getattr(network, field) != getattr(unet, field)]:
-    raise ValueError(f"the ControlNet has {said(network)}, but the generator's U-Net has {said(unet)}")
+    theirs, own = (", ".join(f"{field} {getattr(x, field)}" for field in different) for x in (network, unet))
+    raise ValueError(f"the ControlNet has {theirs}, but the generator's U-Net has {own}")
   if (halved := 2 ** (len(network.picture_widths) - 1)) != factor:
     raise ValueError(f"the ControlNet sees pictures of {halved} times the latents' size, the generator's have {factor}")

@@ -143,8 +143,10 @@ def make_theirs(name: str, folder: pathlib.Path, how: str) -> Side:
 
   torch.set_num_threads(len(os.sched_getaffinity(0)))
   network = getattr(diffusers, CLASSES[name]).from_pretrained(folder, low_cpu_mem_usage=False)
-  torch.compiler.reset()  # another network of the class has left what torch.compile takes for sizes that vary
-  called = torch.compile(network, dynamic=False) if how == "compiled" else network
+  called = network
+  if how == "compiled":
+    torch.compiler.reset()  # another network of the class has left what torch.compile takes for sizes that vary
+    called = torch.compile(network, dynamic=False)
   optimizer = torch.optim.AdamW(network.parameters(), 1e-5)
 
   def tensors(rows: int) -> dict[str, Any]:

@@ -47,6 +47,7 @@ RUNS = {
   "if-base": Run("dreambooth.py:paper", "if-xl", "v5e:4x4", "fsdp=16", "base: update", _IF),
   "if-sr": Run("dreambooth.py:paper", "if-xl", "v5e:4x4", "fsdp=16", "sr: update", _IF),
   "sd15-lora": Run("dreambooth.py:sd15", "sd15", "v5e:1x1", "fsdp=1", "base: update", _LORA),
+  "sd15-lora-kept": Run("dreambooth.py:sd15", "sd15", "v5e:1x1", "fsdp=1", "base: update", {**_LORA, "remat": "none"}),
   "sd15-full": Run("dreambooth.py:sd15", "sd15", "v5e:2x2", "fsdp=4", "base: update", _FULL),
   "sdxl": Run("dreambooth.py:sdxl", "sdxl", "v5e:2x4", "fsdp=8", "base: update", {**SCAN, "stages.base.rows": 8}),
   "muse": Run(*_MUSE, "v5e:4x4", "fsdp=16", "round 1", _styled(16)),

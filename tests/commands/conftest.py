@@ -1,21 +1,8 @@
-"""What the tests of personalisation share: a call of the command line, a folder of photos, and the pictures drawn."""
+"""What the tests of personalisation share: a folder of photos."""
 
 import numpy as np
 from PIL import Image
 import pytest
-
-from dreamjax import cli
-
-
-@pytest.fixture
-def run(capsys):
-  """run(*arguments) -> (status, what was written to out and err)."""
-
-  def run(*arguments):
-    status = cli.main([str(a) for a in arguments])
-    return status, capsys.readouterr()
-
-  return run
 
 
 @pytest.fixture(scope="session")
@@ -26,17 +13,3 @@ def photos(tmp_path_factory):
     Image.fromarray(draw.integers(0, 255, (18, 24, 3), dtype=np.uint8)).save(folder / f"{i}.jpg")
     (folder / f"{i}.txt").write_text("a dog in red clay style")
   return folder
-
-
-@pytest.fixture(scope="session")
-def drawn():
-  """drawn(folder) -> the pictures that `dreamjax sample` wrote there."""
-
-  def drawn(folder):
-    found = []
-    for path in sorted(folder.glob("0*.png")):
-      with Image.open(path) as picture:
-        found.append(np.asarray(picture).astype(int))
-    return np.stack(found)
-
-  return drawn

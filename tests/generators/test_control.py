@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from dreamjax import cli, generators
+from dreamjax import generators
 from dreamjax.train import sharding
 
 
@@ -66,7 +66,7 @@ def test_the_middle_of_any_picture_is_seen(pipelines, controlled, tmp_path):
   np.testing.assert_allclose(control.picture[:, 2:-2] - np.float32([1, 0, 0]), 0, atol=0.01)
 
 
-def test_what_does_not_fit_is_refused(pipelines, controlled, tmp_path, monkeypatch):
+def test_what_does_not_fit_is_refused(pipelines, controlled, tmp_path):
   pipeline, network, path = controlled("sd")
   generator, _ = generators.load(pipelines.folder("sd"))
   with pytest.raises(ValueError, match="text_width 20, pooled_width 10, but the generator's U-Net has text_width 8"):
@@ -87,36 +87,27 @@ def test_what_does_not_fit_is_refused(pipelines, controlled, tmp_path, monkeypat
     generators.load_control(tmp_path / "cut", path, generator)
 
 
-def test_the_command_follows_a_picture_and_its_recipe_does_so_again(pipelines, controlled, tmp_path, capsys):
+def test_the_command_follows_a_picture_and_its_recipe_does_so_again(pipelines, controlled, tmp_path, run, drawn):
   _, network, path = controlled("sd")
   model = ("--model", pipelines.folder("sd"))
   steps = ("--steps", 10, "--guidance", 3, "--batch", 2, "--seed", 3)
-
-  def run(*arguments):
-    return cli.main(["sample", *map(str, arguments)]), capsys.readouterr().err
-
-  def pictures(name):
-    found = []
-    for file in sorted((tmp_path / name).glob("0*.png")):
-      with Image.open(file) as picture:
-        found.append(np.asarray(picture).astype(int))
-    return np.stack(found)
-
   asked = (*model, *steps, "--n", 2, "--prompt", "a red dog", "--controlnet", network, "--control", path)
-  assert run(*asked, "--control-scale", 0.5, "--out", tmp_path / "out") == (0, "")
+  status, said = run("sample", *asked, "--control-scale", 0.5, "--out", tmp_path / "out")
+  assert (status, said.err) == (0, "")
   said = json.loads((tmp_path / "out/sample.json").read_text())["control"]
   assert said == {"network": str(network), "picture": str(path), "scale": 0.5}
-  assert run("--recipe", tmp_path / "out/sample.json", "--batch", 2, "--out", tmp_path / "again") == (0, "")
-  np.testing.assert_array_equal(pictures("again"), pictures("out"))
+  status, said = run("sample", "--recipe", tmp_path / "out/sample.json", "--batch", 2, "--out", tmp_path / "again")
+  assert (status, said.err) == (0, "")
+  np.testing.assert_array_equal(drawn(tmp_path / "again"), drawn(tmp_path / "out"))
   generator, params = generators.load(pipelines.folder("sd"))
   control = generators.load_control(network, path, generator, scale=0.5)
   wanted = pipelines.ours(generator, params, prompts=["a red dog"] * 2, control=control)
-  assert np.abs(pictures("out") - 127.5 * (wanted + 1)).max() < 1
+  assert np.abs(drawn(tmp_path / "out") - 127.5 * (wanted + 1)).max() < 1
   for arguments, problem in (
     ((*model, "--controlnet", network), "--controlnet and --control are said together"),
     ((*model, "--control", path), "--controlnet and --control are said together"),
     ((*model, "--control-scale", 2), "--control-scale is of a ControlNet"),
     (("--controlnet", network, "--control", path), "draws no latents"),
   ):
-    status, problems = run(*arguments, "--prompt", "a dog", "--out", tmp_path / "none")
-    assert status == 2 and problem in problems, arguments
+    status, said = run("sample", *arguments, "--prompt", "a dog", "--out", tmp_path / "none")
+    assert status == 2 and problem in said.err, arguments
