@@ -18,7 +18,7 @@ from dreamjax.commands import configs, devices, truth
 from dreamjax.data import hosts
 from dreamjax.data import tokenizer as tokenizers
 from dreamjax.data.examples import Examples
-from dreamjax.methods.pretraining import classifier, contrastive, generator, text, tokens, vqgan
+from dreamjax.methods.pretraining import autoencoder, classifier, contrastive, generator, text, tokens, vqgan
 from dreamjax.methods.pretraining.task import Task
 from dreamjax.toybox import album, source, vocabulary, world
 from dreamjax.train.loop import fit
@@ -27,6 +27,7 @@ from dreamjax.train.state import TrainState
 from dreamjax.train.step import make_step
 
 _PHOTOS = 4  # of each subject in the albums
+_HELD_OUT_SEED = 1  # of the streams that trained networks are evaluated on; those to train on have seed 0
 
 # The names of all states, those of all classes together.
 _STATES = tuple(dict.fromkeys(state for states in vocabulary.STATES.values() for state in states))
@@ -86,15 +87,18 @@ def draw_albums(
   config: ml_collections.ConfigDict,
   counts: Mapping[str, int],
   see: Callable[[album.Album], Examples] = examples,
+  seed: int = 0,
 ) -> Examples:
-  """The examples of some splits, drawn now or found in the folder of albums."""
+  """The examples of some splits and a seed of their stream, rendered now or read from the folder of albums."""
   parts = []
-  variety = source.Variety(view=world.Dial(**config.view))
+  shares = {"style_share": config.style_share} if "style_share" in config else {}
+  variety = source.Variety(view=world.Dial(**config.view), **shares)
   for split, count in counts.items():
-    stream = source.Stream(split=split, variety=variety, resolution=config.resolution, photos=_PHOTOS)
+    stream = source.Stream(seed=seed, split=split, variety=variety, resolution=config.resolution, photos=_PHOTOS)
+    folder = pathlib.Path(config.albums) / (f"{split}_{seed}" if seed else split)
     with tqdm.tqdm(total=count, unit=" pictures", desc=f"album {split}", disable=hosts.quiet()) as bar:
       progress = lambda drawn, bar=bar: bar.update(drawn - bar.n)  # noqa: E731
-      draw = functools.partial(album.draw, pathlib.Path(config.albums) / split, stream, count, progress)
+      draw = functools.partial(album.draw, folder, stream, count, progress)
       if hosts.several():
         hosts.once(draw)
       parts.append(see(draw()))  # what is there is read
@@ -113,7 +117,8 @@ def train_tokenizer(config: ml_collections.ConfigDict, folder: pathlib.Path) -> 
 def make_task(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh | None = None) -> Task:
   """The training that a config describes, whose parameters are born on a mesh."""
   see = visible if config.task == "probe" else examples
-  train, held_out = (draw_albums(config, counts.to_dict(), see) for counts in (config.train, config.held_out))
+  train = draw_albums(config, config.train.to_dict(), see)
+  held_out = draw_albums(config, config.held_out.to_dict(), see, seed=_HELD_OUT_SEED)
   if config.task == "probe":
     return classifier.task(config, train, held_out, mesh)
   if config.task == "dino":
@@ -125,8 +130,9 @@ def make_task(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh | None 
       judge = lambda pictures, texts: truth.accuracy(pictures, texts, probe)  # noqa: E731
     module = generator if config.task == "stage" else tokens
     return module.task(config, train, held_out, judge, mesh)
-  if config.task == "vqgan":
-    return vqgan.task(config, train, held_out, mesh)
+  if config.task in ("vqgan", "autoencoder"):
+    module = vqgan if config.task == "vqgan" else autoencoder
+    return module.task(config, train, held_out, mesh)
   tokenizer = tokenizers.Tokenizer.load(config.tokenizer, config.length)
   if config.task == "clip":
     return contrastive.captions_task(config, train, held_out, tokenizer, mesh)

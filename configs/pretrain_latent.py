@@ -1,0 +1,36 @@
+"""Trains the parts of toybox-latent, one after the other.
+
+dreamjax pretrain --config configs/pretrain_latent.py:autoencoder --workdir runs/latent_autoencoder
+
+The first run renders the album of images: 16,384 of 128x128 take some seven minutes on two cores.
+"""
+
+import ml_collections
+
+from dreamjax.train.optimizer import default_config as optimizer
+
+
+def get_config(which: str = "autoencoder") -> ml_collections.ConfigDict:
+  """The config of one part."""
+  if which != "autoencoder":
+    raise ValueError(f"which is autoencoder, not {which!r}")
+  config = ml_collections.ConfigDict()
+  config.task = "autoencoder"
+  config.seed = 0
+  config.start = ""  # the folder of a model whose weights training starts from; "" for random ones
+  config.albums, config.resolution, config.view = "runs/albums_latent", 128, {}
+  # The images to train on and to evaluate on, by split. Held-out styles are among them: what the autoencoder cannot
+  # show, no style of StyleDrop could have.
+  config.train = {"train": 12288, "styles": 4096}
+  config.held_out = {"subjects": 160, "styles": 96}
+  config.style_share = 0.6
+  config.resident = False  # whether the images are kept in the device's memory, for accelerators
+  config.model = {"widths": (16, 32, 64, 128), "blocks": 1, "latent": 4, "groups": 16, "dtype": "float32"}
+  config.perceptual = "dreamjax/toybox/weights/dino"  # the network whose features are compared
+  config.likeness = 0.02  # a of equation (1)
+  config.kl = 1e-4  # b of equation (1)
+  config.batch, config.pieces, config.steps = 8, 1, 20000
+  config.log_every, config.save_every, config.judged = 50, 500, 256
+  config.optimizer = optimizer()
+  config.optimizer.kind, config.optimizer.learning_rate, config.optimizer.ema = "muon", 2e-3, 0.999
+  return config
