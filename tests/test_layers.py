@@ -10,16 +10,18 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # Each room, that is each package or module in dreamjax/, with the rooms that it may import besides itself.
-GROUND = ("diffusion", "masked", "models")
+GROUND = ("diffusion", "masked", "models", "parallel", "errors")
 DATA = ("data", "theta", "convert", *GROUND)
 METHODS = ("methods", "generators", "train", "eval", *DATA)
 ROOMS = {
+  "errors": (),
   "toybox": (),
   "diffusion": (),
   "masked": (),
-  "models": (),
-  "theta": ("models",),
-  "convert": ("models",),
+  "parallel": (),
+  "models": ("parallel",),
+  "theta": ("models", "parallel", "errors"),
+  "convert": ("models", "parallel", "errors"),
   "data": DATA,
   "generators": DATA,
   "eval": DATA,
