@@ -1,7 +1,7 @@
 """`dreamjax sample`: draws images of prompts, and keeps the recipe by which they can be drawn again."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import dataclasses
 import json
 import pathlib
@@ -14,17 +14,21 @@ from dreamjax import generators
 from dreamjax.commands import devices
 from dreamjax.data import image_folder
 from dreamjax.data.contact_sheet import contact_sheet
-from dreamjax.generators import cascade as cascades
-from dreamjax.generators import masked
+from dreamjax.errors import UserError
+from dreamjax.generators.branches import GAMMA
 from dreamjax.generators.cascade import SAMPLERS, Cascade, Sampling
 from dreamjax.generators.control import ImageControl
 from dreamjax.generators.generator import DTYPES, with_compute
-from dreamjax.generators.masked import GAMMA, Decoding, Masked
-from dreamjax.masked import guidance
+from dreamjax.generators.masked import Decoding, Masked
 from dreamjax.parallel import processes, sharding
 from dreamjax.theta import Personalisation
 
 RECIPE = "sample.json"
+# The fields that flags set.
+_FIELDS = {
+  Sampling: ("steps", "sampler", "guidance", "lambda_a", "interval", "augmentation_level"),
+  Decoding: ("steps", "temperature", "lambda_a", "lambda_b"),
+}
 
 
 def add(commands: Any) -> None:
@@ -38,7 +42,7 @@ def add(commands: Any) -> None:
     action="append",
     default=[],
     metavar="FILE",
-    help="the subject or style, as `dreamjax dreambooth` or `dreamjax styledrop` saved it; masked tokens take two",
+    help="the subject or style, as `dreamjax dreambooth` or `dreamjax styledrop` saved it; two are mixed by --gamma",
   )
   parser.add_argument("--gamma", type=float, help=f"of two thetas, the share of the second, 0 to 1 ({GAMMA})")
   group = parser.add_argument_group("an image to follow, of generators that draw latents")
@@ -57,9 +61,14 @@ def add(commands: Any) -> None:
       f"--{prefix}interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of a cascade: when to guide, of 0 to 1"
     )
     group.add_argument(f"--{prefix}temperature", type=float, help="of masked tokens: of the choice of those to keep")
-    group.add_argument(f"--{prefix}lambda-a", type=float, help="of masked tokens: guidance to the theta")
+    group.add_argument(f"--{prefix}lambda-a", type=float, help="guidance from the base model to the theta")
     group.add_argument(f"--{prefix}lambda-b", type=float, help="of masked tokens: guidance to the prompt")
-  group.add_argument("--level", type=float, dest="sr_level", help="of a cascade: noise on the small image, 0 to 1")
+  group.add_argument(
+    "--augmentation-level",
+    type=float,
+    dest="sr_augmentation_level",
+    help="of a cascade: noise on the small image, 0 to 1",
+  )
   parser.add_argument(
     "--batch", type=int, default=8, help="images drawn at once, or as many more as --mesh divides (%(default)s)"
   )
@@ -79,20 +88,28 @@ def run(args: argparse.Namespace) -> None:
   thetas = [generators.load_theta(path, generator, params) for path in recipe["thetas"]]
   generator = with_compute(generator, recipe.get("dtype", "float32"), remat="none")
   control = _control(recipe, generator, mesh)
-  family: _Cascade | _Masked
-  if isinstance(generator, Masked):
-    family = _Masked(generator, params, thetas)
-  else:
-    family = _Cascade(generator, params, thetas, control)
   if "samplings" not in recipe:
-    recipe["samplings"] = family.samplings(args)
+    recipe["samplings"] = _samplings(args, generator, thetas)
   prompts = [prompt for prompt in recipe["prompts"] for _ in range(recipe["n"])]
-  size = min(args.batch, len(prompts))
+  batch_size = min(args.batch, len(prompts))
   processes.on_main_process(lambda: _check_free(args, recipe, len(prompts)))
-  first = processes.broadcast_from_main(
-    0 if args.overwrite else len(_lines(args.out))
-  )  # what a call that was cut off has drawn
-  batches = processes.until_preempted(family.batches(prompts[first:], recipe, first, size, mesh))
+  first = processes.broadcast_from_main(0 if args.overwrite else len(_lines(args.out)))  # sampled by an earlier call
+  read = type(generator.stages[0].sampling).read
+  found = generators.batches(
+    generator,
+    params,
+    [generators.fill_prompt(prompt, thetas) for prompt in prompts[first:]],
+    thetas=[personalisation.thetas for personalisation in thetas],
+    gamma=recipe["gamma"],
+    samplings=[read(fields) for fields in recipe["samplings"]],
+    negative=recipe["negative"],
+    seed=recipe["seed"],
+    first=first,
+    batch_size=batch_size,
+    mesh=mesh,
+    control=control,
+  )
+  batches = processes.until_preempted(found)
   if not processes.is_main_process():
     for _ in batches:  # what the first process writes
       pass
@@ -131,17 +148,17 @@ def _check_free(args: argparse.Namespace, recipe: dict[str, Any], count: int) ->
 
 def _recipe(args: argparse.Namespace) -> dict[str, Any]:
   if not args.prompt:
-    raise ValueError("say what to draw: --prompt, or --recipe of images that were drawn before")
+    raise UserError("say what to draw: --prompt, or --recipe of images that were drawn before")
   if args.n < 1 or args.batch < 1:
-    raise ValueError(f"--n and --batch must be at least 1, not {args.n} and {args.batch}")
+    raise UserError(f"--n and --batch must be at least 1, not {args.n} and {args.batch}")
   control = {}
   if (args.controlnet is None) != (args.control is None):
-    raise ValueError("--controlnet and --control are said together: a ControlNet, and the image that it sees")
+    raise UserError("--controlnet and --control are said together: a ControlNet, and the image that it sees")
   if args.control is not None:
     scale = 1.0 if args.control_scale is None else args.control_scale
     control = {"control": {"network": args.controlnet, "image": str(args.control), "scale": scale}}
   elif args.control_scale is not None:
-    raise ValueError("--control-scale is of a ControlNet, and there is no --controlnet")
+    raise UserError("--control-scale is of a ControlNet, and there is no --controlnet")
   return {
     "model": args.model,
     "thetas": [str(path) for path in args.theta],
@@ -168,101 +185,35 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
   try:
     recipe = json.loads(path.read_text())
     if missing := {"model", "thetas", "gamma", "prompts", "n", "seed", "negative", "samplings"} - set(recipe):
-      raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+      raise UserError(f"it lacks {', '.join(sorted(missing))}")
   except (ValueError, TypeError) as error:
-    raise ValueError(f"{path} is no recipe of `dreamjax sample`: {error}") from error
+    raise UserError(f"{path} is no recipe of `dreamjax sample`: {error}") from error
   return recipe
 
 
-class _Cascade:
-  """How a cascade is asked."""
-
-  fields = ("steps", "sampler", "guidance", "interval", "level")
-
-  def __init__(
-    self, generator: Cascade, params: Any, thetas: list[Personalisation], control: ImageControl | None
-  ) -> None:
-    if len(thetas) > 1:
-      raise ValueError("a cascade draws with one theta; two are for generators of masked tokens")
-    self._generator, self._params = generator, params
-    self._theta, self._control = thetas[0] if thetas else None, control
-
-  def samplings(self, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Each stage's own sampling, changed where the command line says so."""
-    own = cascades.default_samplings(self._generator, self._theta)
-    larger = [stage.is_super_resolution for stage in self._generator.stages]
-    return _changed(args, own, larger, self.fields, _Masked.fields)
-
-  def batches(
-    self, prompts: list[str], recipe: dict[str, Any], first: int, size: int, mesh: jax.sharding.Mesh
-  ) -> Iterator[Any]:
-    """Images from `first` on; ValueError at once for what cannot be drawn."""
-    return cascades.batches(
-      self._generator,
-      self._params,
-      cascades.fill_prompts(prompts, self._theta),
-      thetas=self._theta.thetas if self._theta else {},
-      control=self._control,
-      samplings=[Sampling(**entry) for entry in recipe["samplings"]],
-      negative=recipe["negative"],
-      seed=recipe["seed"],
-      first=first,
-      size=size,
-      mesh=mesh,
-    )
-
-
-class _Masked:
-  """How a generator of masked tokens is asked."""
-
-  fields = ("steps", "temperature", "lambda_a", "lambda_b")
-
-  def __init__(self, generator: Masked, params: Any, thetas: list[Personalisation]) -> None:
-    self._generator, self._params, self._thetas = generator, params, thetas
-
-  def samplings(self, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """As of a cascade."""
-    own = [stage.decoding for stage in self._generator.stages]
-    return _changed(args, own, [i > 0 for i in range(len(own))], self.fields, _Cascade.fields)
-
-  def batches(
-    self, prompts: list[str], recipe: dict[str, Any], first: int, size: int, mesh: jax.sharding.Mesh
-  ) -> Iterator[Any]:
-    """As of a cascade."""
-    guidance.two_thetas(recipe["gamma"], 0.0, 0.0)  # refuses a gamma that cannot be
-    return masked.batches(
-      self._generator,
-      self._params,
-      [masked.wish(prompt, self._thetas, recipe["gamma"]) for prompt in prompts],
-      decodings=[Decoding(**entry) for entry in recipe["samplings"]],
-      negative=recipe["negative"],
-      seed=recipe["seed"],
-      first=first,
-      size=size,
-      mesh=mesh,
-    )
-
-
-def _changed(
-  args: argparse.Namespace, own: Sequence[Any], larger: Sequence[bool], fields: Sequence[str], others: Sequence[str]
+def _samplings(
+  args: argparse.Namespace, generator: Cascade | Masked, personalisations: Sequence[Personalisation]
 ) -> list[dict[str, Any]]:
-  """Samplings, changed where the command line says so.
+  """Each stage's default sampling, changed where the command line says so.
 
-  It may not speak of the other family's fields, nor of super-resolution where there is none.
+  The command line may not name fields of the other family, nor of super-resolution stages where there are none.
   """
+  family, other = (Decoding, Sampling) if isinstance(generator, Masked) else (Sampling, Decoding)
+  fields, others = _FIELDS[family], _FIELDS[other]
 
-  def refuse(dest: str, has: str) -> None:
+  def refuse(dest: str, known: str) -> None:
     if getattr(args, dest, None) is not None:
-      flag = "level" if dest == "sr_level" else dest.replace("_", "-")
-      raise ValueError(f"--{flag} has no meaning for this model: it has {has}")
+      raise UserError(f"--{dest.replace('_', '-')} has no meaning for this model: it has {known}")
 
   for name in set(others) - set(fields):
     refuse(name, ", ".join(fields))
     refuse(f"sr_{name}", ", ".join(fields))
-  if not any(larger):
+  if len(generator.stages) == 1:
     for name in fields:
-      refuse(f"sr_{name}", "no stage of super-resolution")
-  prefixes = ["sr_" if is_larger else "" for is_larger in larger]
-  asked = [{name: getattr(args, prefix + name, None) for name in fields} for prefix in prefixes]
-  changes = [{name: value for name, value in some.items() if value is not None} for some in asked]
-  return [dataclasses.asdict(dataclasses.replace(x, **some)) for x, some in zip(own, changes, strict=True)]
+      refuse(f"sr_{name}", "no super-resolution stage")
+  samplings = []
+  for i, sampling in enumerate(generators.default_samplings(generator, personalisations)):
+    given = {name: getattr(args, f"sr_{name}" if i else name, None) for name in fields}
+    changes = {name: value for name, value in given.items() if value is not None}
+    samplings.append(dataclasses.asdict(dataclasses.replace(sampling, **changes)))
+  return samplings

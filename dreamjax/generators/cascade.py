@@ -1,17 +1,17 @@
-"""A cascade of diffusion: a base stage draws small images from a text, further stages make them larger.
+"""Diffusion generators: a base stage samples small images from a prompt, super-resolution stages make them larger.
 
-Imagen (Saharia et al., 2205.11487, sections 2.2 to 2.4) and DeepFloyd IF. Each stage is a U-Net with a schedule of its
-own. A stage of super-resolution sees the image of the stage before, enlarged and then noised at a level that it is
-told: noise conditioning augmentation.
+Imagen (Saharia et al., 2205.11487, sections 2.2 to 2.4) and DeepFloyd IF. Each stage is a U-Net with a noise schedule of
+its own. A super-resolution stage is conditioned on the image of the stage before, resized and then noised, and on the
+level of that noise: noise conditioning augmentation.
 
-Stable Diffusion (Rombach et al., 2112.10752; SDXL: Podell et al., 2307.01952) is a cascade here as well: its only stage
-draws latents, of which an autoencoder makes images.
+Stable Diffusion (Rombach et al., 2112.10752; SDXL: Podell et al., 2307.01952) is a cascade of one stage, which samples
+latents that an autoencoder decodes.
 
 The parameters of a cascade are one tree: "text" for the text encoder, one entry for each stage, by its name, and
 "autoencoder" where there is one.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 import dataclasses
 import functools
 from typing import Any
@@ -21,30 +21,26 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 import numpy as np
 
-from dreamjax.data.identifiers import PLACEHOLDER, fill
 from dreamjax.diffusion import guidance, process, samplers
 from dreamjax.diffusion.resolution import upsample
 from dreamjax.diffusion.schedules import BetaTable, Schedule, spaced_times, uniform_times
+from dreamjax.errors import UserError
+from dreamjax.generators.branches import BranchGroup, Guidance, diffusion_weights, evaluate, mix
+from dreamjax.generators.conditioning import Conditioning, Text
 from dreamjax.generators.control import ImageControl
-from dreamjax.generators.generator import (
-  TEXT,
-  Generator,
-  Text,
-  image_keys,
-  in_batches,
-  merge_full_weights,
-  over,
-  spread,
-)
+from dreamjax.generators.generator import Generator, merge_full_weights
 from dreamjax.models.autoencoder import Autoencoder
 from dreamjax.models.latent_unet import LatentUNet
 from dreamjax.models.unet import UNet
-from dreamjax.parallel import processes
-from dreamjax.theta import Personalisation, Theta
+from dreamjax.theta import Theta
 from dreamjax.theta import apply as apply_theta
 
 SAMPLERS = ("ancestral", "ddim", "dpm")
 AUTOENCODER = "autoencoder"  # its name among the parts of a cascade
+
+
+# Fields of `Sampling` by the names that they had in files of earlier versions.
+_OLD_FIELDS = {"ratio": "threshold_percentile", "maximum": "threshold_max", "level": "augmentation_level"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,38 +49,56 @@ class Sampling:
 
   Attributes:
     sampler: one of `SAMPLERS`.
-    steps: how many.
-    guidance: the weight w of u + w (c - u); 1 leaves the unconditional half out.
-    interval: least and greatest of the times at which there is guidance.
-    ratio: of dynamic thresholding (Imagen, section 2.3); 1 is nearly, and 0 exactly, static thresholding. Latents have
-      no bounds, so for them it has no meaning.
-    maximum: of the threshold, see `guidance.dynamic_threshold`; None for none.
-    variance: of the ancestral sampler's noise: from 0, diffusers' `fixed_small`, to 1, `fixed_large`, or "learned",
-      what the network says.
-    level: how far the low-resolution image is noised, as a time of the stage's augmentation schedule; for a stage
-      that sees none it has no meaning.
+    steps: the number of sampling steps.
+    guidance: the weight w of classifier-free guidance, u + w (c - u); 1 is none.
+    lambda_a: the weight of the guidance from the base model to the personalised one, see `branches`.
+    interval: the times between which there is guidance (Kynkaanniemi et al., 2404.07724): low < t <= high.
+    threshold_percentile: of dynamic thresholding (Imagen, section 2.3), over 100; 1 is nearly, and 0 exactly, static
+      thresholding. Latents have no bounds, so they are not thresholded.
+    threshold_max: the largest threshold, see `guidance.dynamic_threshold`; None for no limit.
+    variance: of the ancestral sampler's noise: from 0, diffusers' `fixed_small`, to 1, `fixed_large`, or "learned", as
+      the network predicts it.
+    augmentation_level: the noise on the low-resolution image, as a time of the stage's augmentation schedule; ignored
+      by base stages.
   """
 
   sampler: str = "ddim"
   steps: int = 30
   guidance: float = 4.0
   interval: tuple[float, float] = (0.0, 1.0)
-  ratio: float = 0.995
-  maximum: float | None = None
+  threshold_percentile: float = 0.995
+  threshold_max: float | None = None
   variance: float | str = 0.0
-  level: float = 0.0
+  augmentation_level: float = 0.0
+  lambda_a: float = 0.0
 
   def __post_init__(self):
-    """Raises ValueError for what cannot be."""
+    """Raises UserError for values out of range."""
     if self.sampler not in SAMPLERS:
-      raise ValueError(f"unknown sampler {self.sampler!r}; there are: {', '.join(SAMPLERS)}")
+      raise UserError(f"unknown sampler {self.sampler!r}; there are: {', '.join(SAMPLERS)}")
     if self.steps < 1:
-      raise ValueError(f"sampling takes one step or more, not {self.steps}")
-    if not 0 <= self.ratio <= 1 or not 0 <= self.level <= 1:
-      raise ValueError(f"ratio and level are from 0 to 1, not {self.ratio} and {self.level}")
+      raise UserError(f"sampling takes one step or more, not {self.steps}")
+    for name in ("threshold_percentile", "augmentation_level"):
+      if not 0 <= getattr(self, name) <= 1:
+        raise UserError(f"{name} is from 0 to 1, not {getattr(self, name)}")
     object.__setattr__(self, "interval", tuple(self.interval))  # files have lists
     if len(self.interval) != 2 or not 0 <= self.interval[0] < self.interval[1] <= 1:
-      raise ValueError(f"guidance has an interval of times within 0 and 1, not {self.interval}")
+      raise UserError(f"guidance has an interval of times within 0 and 1, not {self.interval}")
+
+  @classmethod
+  def read(cls, fields: Mapping[str, Any]) -> "Sampling":
+    """The sampling that a file describes, of this version or of an earlier one."""
+    return cls(**cls.current_names(fields))
+
+  @staticmethod
+  def current_names(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a file by the names that they have today."""
+    return {_OLD_FIELDS.get(name, name): value for name, value in fields.items()}
+
+  def branches(self, count: int, gamma: float) -> Guidance:
+    """The branches of guidance with `count` personalisations, of which the second has the share gamma."""
+    unguided = diffusion_weights(count, 1.0, 0.0, gamma)
+    return Guidance.of(unguided, diffusion_weights(count, self.guidance, self.lambda_a, gamma))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,14 +122,14 @@ class Stage:
 
   Attributes:
     name: of the stage, and of its part of the parameters.
-    unet: the network, which also says how large the images are, and whether it sees smaller ones.
+    unet: the network, which also determines the size of the images, and whether it is conditioned on smaller ones.
     schedule: of the noise.
-    predicts: what the network says: "eps", "x0" or "v".
+    predicts: the network's prediction type: "eps", "x0" or "v".
     augmentation: the schedule by which the low-resolution image is noised; None for a base stage.
-    sampling: how the stage is sampled unless it is told otherwise.
-    masks_text: whether the network is told which tokens are padding. IF is not, nor is any network that draws latents.
+    sampling: how the stage is sampled unless the caller says otherwise.
+    masks_text: whether the network is given the mask of the text's padding. IF's are not, nor are latent networks.
     spacing: of the timesteps, where the schedule is a table.
-    sizes: what networks are told that take sizes, see `LatentUNet`.
+    sizes: the size conditioning of networks that take it, see `LatentUNet`.
   """
 
   name: str
@@ -129,32 +143,41 @@ class Stage:
   sizes: tuple[int, ...] | None = None
 
   def __post_init__(self):
-    """Raises ValueError for an unknown prediction, and for a network and what it sees that do not go together."""
+    """Raises UserError for an unknown prediction type, and for a network that does not go with its conditioning."""
     process.check_prediction_type(self.predicts)
     if (isinstance(self.unet, UNet) and self.unet.low_res) != self.is_super_resolution:
-      raise ValueError(f"stage {self.name}: a network sees a low-resolution image if and only if that is augmented")
+      problem = "a network takes a low-resolution image if and only if there is an augmentation schedule"
+      raise UserError(f"stage {self.name}: {problem}")
     if (isinstance(self.unet, LatentUNet) and self.unet.pooled_width is not None) != (self.sizes is not None):
-      raise ValueError(f"stage {self.name}: sizes are told to a network if and only if it takes them")
+      raise UserError(f"stage {self.name}: there are sizes if and only if the network takes them")
 
   @property
   def image(self) -> int:
-    """Side of the stage's images, or latents."""
+    """Height and width of the stage's images, or latents."""
     return self.unet.image
 
   @property
   def channels(self) -> int:
-    """Those of the stage's images, or latents."""
+    """The channels of the stage's images, or latents."""
     return self.unet.channels if self.is_latent else 3
 
   @property
   def is_latent(self) -> bool:
-    """Whether the stage draws latents."""
+    """Whether the stage samples latents."""
     return isinstance(self.unet, LatentUNet)
 
   @property
   def is_super_resolution(self) -> bool:
-    """Whether the stage is one of super-resolution."""
+    """Whether the stage is conditioned on a low-resolution image."""
     return self.augmentation is not None
+
+  def network_params(self, params: Any) -> Any:
+    """The parameters of the network that thetas are for, of the stage's: all of them."""
+    return params
+
+  def merge(self, params: Any, theta: Theta) -> Any:
+    """The stage's parameters with full weights in their places."""
+    return merge_full_weights(params, theta)[0]
 
   def predict(
     self,
@@ -162,31 +185,27 @@ class Stage:
     theta: Theta | None,
     x_t: Float[Array, "b h w c"],
     t: Float[Array, " b"],
-    text: Text,
-    low_res: Float[Array, "b h w 3"] | None = None,
-    level: Float[Array, " b"] | None = None,
-    control: ImageControl | None = None,
+    conditioning: Conditioning,
   ) -> Float[Array, "b h w k"]:
-    """What the network says, personalised by a theta.
+    """The prediction of the network, personalised by a theta.
 
     Args:
-      params: the network's.
+      params: the stage's.
       theta: None for the base model.
-      x_t: noisy images.
-      t: their times.
-      text: what they are to show.
-      low_res: enlarged and noised, see `process.augment`.
-      level: how far they were noised.
-      control: the image that latents follow, and how.
+      x_t: noisy images or latents.
+      t: the time of each.
+      conditioning: what the network is conditioned on besides.
     """
+    text = conditioning.text
     if isinstance(self.unet, LatentUNet):
       sizes = None if self.sizes is None else jnp.broadcast_to(jnp.float32(self.sizes), (len(t), len(self.sizes)))
-      pooled = None if sizes is None else text.pooled
-      told = x_t, timestep(t), text.tokens, pooled, sizes
-      return apply_theta(self.unet, params, theta, *told, None if control is None else control(*told))
+      inputs = x_t, timestep(t), text.tokens, None if sizes is None else text.pooled, sizes
+      control = None if conditioning.control is None else conditioning.control(*inputs)
+      return apply_theta(self.unet, params, theta, *inputs, control)
     mask = text.mask if self.masks_text else None
-    noised = None if level is None else timestep(level)
-    return apply_theta(self.unet, params, theta, x_t, timestep(t), text.tokens, mask, low_res, noised)
+    level = conditioning.augmentation_level
+    inputs = x_t, timestep(t), text.tokens, mask, conditioning.low_res, None if level is None else timestep(level)
+    return apply_theta(self.unet, params, theta, *inputs)
 
 
 def timestep(t: Float[Array, " b"]) -> Float[Array, " b"]:
@@ -194,36 +213,11 @@ def timestep(t: Float[Array, " b"]) -> Float[Array, " b"]:
   return 1000 * t.astype(jnp.float32) - 1
 
 
-@dataclasses.dataclass(frozen=True)
-class Cascade(Generator[Stage]):
-  """A text encoder and stages of diffusion.
-
-  Attributes:
-    autoencoder: what makes images of latents, if the stage draws such.
-  """
-
-  autoencoder: Autoencoder | None = None
-
-  def __post_init__(self) -> None:
-    """Raises ValueError for stages and an autoencoder that do not go together."""
-    if any(stage.is_latent for stage in self.stages) != (self.autoencoder is not None):
-      raise ValueError(f"{self.name}: there is an autoencoder if and only if a stage draws latents")
-    if self.autoencoder is not None and len(self.stages) > 1:
-      raise ValueError(f"{self.name}: latents are drawn by one stage, not {len(self.stages)}")
-
-  @property
-  def resolution(self) -> int:
-    """Side of the finished images."""
-    return self.stages[-1].image * (1 if self.autoencoder is None else self.autoencoder.factor)
-
-
-def draw_stage(
+def sample_stage(
   stage: Stage,
   sampling: Sampling,
-  params: Any,
-  theta: Theta | None,
-  text: Text,
-  null: Text,
+  groups: tuple[BranchGroup, ...],
+  weights: Float[Array | np.ndarray, "2 k"],
   keys: Key[Array, " b"],
   low_res: Float[Array, "b h w 3"] | None = None,
   control: ImageControl | None = None,
@@ -231,213 +225,121 @@ def draw_stage(
   """Samples one stage. Jittable, with the first two arguments static.
 
   Args:
-    stage: which.
-    sampling: how.
-    params: the network's.
-    theta: the network's, or None.
-    text: one row an image.
-    null: one row, what guidance leads away from: the empty or the negative prompt.
+    stage: the stage.
+    sampling: how; its guidance is in the branches and their weights.
+    groups: the branches of guidance.
+    weights: of the branches, without guidance and with it.
     keys: one an image, on which alone its noise depends.
     low_res: the images of the stage before, at their own size.
-    control: the image that latents follow, and how.
+    control: for latents, a ControlNet and the image that it sees.
 
   Returns:
     Images in [-1, 1], or latents.
   """
-  count, side = keys.shape[0], stage.image
-  guided = sampling.guidance != 1
-  if guided:
-    negative = jax.tree.map(lambda x, y: jnp.broadcast_to(x, (count, *y.shape[1:])), null, text)
-    text = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), negative, text)
-  twice = (lambda x: jnp.concatenate([x, x])) if guided else (lambda x: x)
-  seen = ()
+  count, size = keys.shape[0], stage.image
+  unguided, guided = jnp.asarray(weights)[..., None]
+  level = None
   if stage.augmentation is not None:
-    level = jnp.full(count, sampling.level)
-    enlarged = process.augment(upsample(low_res, side), level, keys, stage.augmentation)
-    seen = twice(enlarged), twice(level)
+    level = jnp.full(count, sampling.augmentation_level)
+    low_res = process.augment(upsample(low_res, size), level, keys, stage.augmentation)
+
+  def network(
+    params: Any, theta: Theta | None, text: Text, x_t: Array, t: Array, low_res: Array | None, level: Array | None
+  ) -> Array:
+    return stage.predict(params, theta, x_t, t, Conditioning(text, low_res, level, control))
 
   def predict(x_t: Array, t: Array) -> Array:
-    said = stage.predict(params, theta, twice(x_t), twice(t), text, *seen, control=control)
-    if not guided:
-      return said
-    branches = said.reshape(2, count, *said.shape[1:])
-    learned = said.shape[-1] > x_t.shape[-1]
-    weights = guidance.within_interval(jnp.array([sampling.guidance]), t, *sampling.interval)
-    return guidance.guide(branches, weights, learned_variance=learned)
+    low, high = sampling.interval
+    outputs = evaluate(network, groups, x_t, t, low_res, level)
+    by_time = jnp.where(((t > low) & (t <= high))[None], guided, unguided)
+    return mix(outputs, by_time, learned_variance=outputs.shape[-1] > x_t.shape[-1])
 
-  table = stage.schedule if isinstance(stage.schedule, BetaTable) else None
   spacing = stage.spacing
-  if table is None:
-    times = uniform_times(sampling.steps)
+  if isinstance(stage.schedule, BetaTable):
+    times = spaced_times(stage.schedule, sampling.steps, spacing.name, spacing.offset, clean=spacing.clean)
   else:
-    times = spaced_times(table, sampling.steps, spacing.name, spacing.offset, clean=spacing.clean)
-  start = process.draw_noise(keys, (side, side, stage.channels))
-  maximum = float("inf") if sampling.maximum is None else sampling.maximum
-  threshold = functools.partial(guidance.dynamic_threshold, ratio=sampling.ratio, maximum=maximum)
-  if not sampling.ratio:
+    times = uniform_times(sampling.steps)
+  start = process.draw_noise(keys, (size, size, stage.channels))
+  maximum = float("inf") if sampling.threshold_max is None else sampling.threshold_max
+  threshold = functools.partial(guidance.dynamic_threshold, ratio=sampling.threshold_percentile, maximum=maximum)
+  if not sampling.threshold_percentile:
     threshold = guidance.static_threshold
   common = {"kind": stage.predicts, "threshold": None if stage.is_latent else threshold}
   match sampling.sampler:
     case "ancestral":
-      drawn = samplers.ancestral(predict, start, times, stage.schedule, keys, gamma=sampling.variance, **common)
+      x = samplers.ancestral(predict, start, times, stage.schedule, keys, gamma=sampling.variance, **common)
     case "ddim":
-      drawn = samplers.ddim(predict, start, times, stage.schedule, **common)
+      x = samplers.ddim(predict, start, times, stage.schedule, **common)
     case "dpm":
-      drawn = samplers.dpm_solver(predict, start, times, stage.schedule, **common)
-  return drawn if stage.is_latent else jnp.clip(drawn, -1, 1)
+      x = samplers.dpm_solver(predict, start, times, stage.schedule, **common)
+  return x if stage.is_latent else jnp.clip(x, -1, 1)
 
 
-def draw_cascade(
+@functools.partial(jax.jit, static_argnames=("stages", "samplings", "autoencoder"))
+def sample_stages(
   stages: tuple[Stage, ...],
   samplings: tuple[Sampling, ...],
-  params: Any,
-  thetas: Mapping[str, Theta],
-  text: Text,
-  null: Text,
+  groups: tuple[tuple[BranchGroup, ...], ...],
+  weights: tuple[Float[Array | np.ndarray, "2 _"], ...],
+  autoencoder_params: Any,
   keys: Key[Array, " b"],
-  autoencoder: Autoencoder | None = None,
   control: ImageControl | None = None,
+  *,
+  autoencoder: Autoencoder | None = None,
 ) -> tuple[Float[Array, "b _ _ 3"], ...]:
-  """Samples stage after stage, in one program. Jittable, with the first two arguments and the autoencoder static.
+  """Samples stage after stage, as one program.
 
   Args:
     stages: the base stage first.
-    samplings: one for each.
-    params: by the names of stages, and of the autoencoder.
-    thetas: by the names of stages; those that are missing are not tuned.
-    text: one row an image.
-    null: one row.
+    samplings: of each stage.
+    groups: of each stage, its branches.
+    weights: of each stage, those of its branches.
+    autoencoder_params: None where there is no autoencoder.
     keys: one an image.
-    autoencoder: what makes images of latents, if the stage draws such.
-    control: the image that latents follow, and how.
+    control: for latents, a ControlNet and the image that it sees.
+    autoencoder: what decodes latents.
 
   Returns:
     The images of each stage, in [-1, 1].
   """
-  drawn: list[Array] = []
-  for number, (stage, sampling) in enumerate(zip(stages, samplings, strict=True)):
-    low_res = drawn[-1] if drawn else None
-    own = process.fold_in(keys, number)
-    theta = thetas.get(stage.name)
-    drawn.append(draw_stage(stage, sampling, params[stage.name], theta, text, null, own, low_res, control))
+  images: list[Array] = []
+  for number, (stage, sampling, own, own_weights) in enumerate(zip(stages, samplings, groups, weights, strict=True)):
+    low_res = images[-1] if images else None
+    folded = process.fold_in(keys, number)
+    images.append(sample_stage(stage, sampling, own, own_weights, folded, low_res, control))
   if autoencoder is not None:
-    images = apply_theta(autoencoder, params[AUTOENCODER], None, drawn[-1], method="decode")
-    drawn[-1] = jnp.clip(images, -1, 1)
-  return tuple(drawn)
+    images[-1] = jnp.clip(apply_theta(autoencoder, autoencoder_params, None, images[-1], method="decode"), -1, 1)
+  return tuple(images)
 
 
-#: `draw_cascade`, as `batches` calls it.
-jit_cascade = jax.jit(draw_cascade, static_argnums=(0, 1, 7))
+@dataclasses.dataclass(frozen=True)
+class Cascade(Generator[Stage]):
+  """A text encoder and stages of diffusion.
 
-
-def batches(
-  cascade: Cascade,
-  params: Any,
-  prompts: Sequence[str],
-  *,
-  thetas: Mapping[str, Theta] | None = None,
-  samplings: Sequence[Sampling] | None = None,
-  negative: str = "",
-  seed: int = 0,
-  first: int = 0,
-  size: int = 8,
-  mesh: jax.sharding.Mesh | None = None,
-  control: ImageControl | None = None,
-) -> Iterator[tuple[Float[np.ndarray, "b _ _ 3"], ...]]:
-  """Images of all stages, `size` at a time, as they are drawn; see `sample`.
-
-  Args:
-    cascade: the generator.
-    params: its parameters.
-    prompts: one an image, [V] already replaced.
-    thetas: personalisations by the names of parts.
-    samplings: one for each stage; by default each stage's own. Fewer draw fewer stages.
-    negative: what guidance leads away from.
-    seed: of all noise.
-    first: the number of the first image: image i of a seed is the same whatever is drawn beside it.
-    size: how many are drawn at once; on a mesh, as many more as make it divide.
-    mesh: of devices, over which the images of a batch are spread; None for one device.
-    control: of a generator that draws latents, the image that they follow, and how.
+  Attributes:
+    autoencoder: what decodes latents, if the stage samples such.
   """
-  thetas = thetas or {}
-  samplings = tuple(samplings or (stage.sampling for stage in cascade.stages))
-  stages = cascade.stages[: len(samplings)]
-  distinct = list(dict.fromkeys(prompts))
-  texts = cascade.encode(params, [negative, *distinct], thetas.get(TEXT), mesh)
-  null = jax.tree.map(lambda x: x[:1], texts)
-  rows = np.array([1 + distinct.index(prompt) for prompt in prompts])
-  used = {name: params[name] for name in (*(stage.name for stage in stages), AUTOENCODER) if name in params}
-  tuned = {}
-  for stage in stages:
-    used[stage.name], theta = merge_full_weights(used[stage.name], thetas.get(stage.name))
-    if theta is not None:
-      tuned[stage.name] = theta
-  for count, places in in_batches(len(prompts), size, mesh):
-    text = jax.tree.map(lambda x, places=places: x[rows[places]], texts)
-    text, keys = spread((text, image_keys(seed, first + places)), mesh)
-    with over(mesh):
-      drawn = jit_cascade(stages, samplings, used, tuned, text, null, keys, cascade.autoencoder, control)
-    yield tuple(image[:count] for image in processes.fetch(drawn))
 
+  autoencoder: Autoencoder | None = None
 
-def sample(
-  cascade: Cascade,
-  params: Any,
-  prompts: Sequence[str],
-  *,
-  theta: Personalisation | None = None,
-  n: int = 1,
-  samplings: Sequence[Sampling] | None = None,
-  negative: str = "",
-  seed: int = 0,
-  size: int = 8,
-  mesh: jax.sharding.Mesh | None = None,
-  control: ImageControl | None = None,
-) -> Float[np.ndarray, "n s s 3"]:
-  """Draws images of prompts.
+  def __post_init__(self) -> None:
+    """Raises UserError for stages and an autoencoder that do not go together."""
+    if any(stage.is_latent for stage in self.stages) != (self.autoencoder is not None):
+      raise UserError(f"{self.name}: there is an autoencoder if and only if a stage samples latents")
+    if self.autoencoder is not None and len(self.stages) > 1:
+      raise UserError(f"{self.name}: latents are sampled by one stage, not {len(self.stages)}")
 
-  Args:
-    cascade: the generator.
-    params: its parameters.
-    prompts: [V] in them stands for the subject.
-    theta: who the subject is; None for the base model.
-    n: how many images of each prompt; they stand together.
-    samplings: one for each stage; by default those of `own_samplings`.
-    negative: what guidance leads away from.
-    seed: of all noise. Image i of a seed does not depend on what is drawn beside it, nor on `size`.
-    size: how many are drawn at once; on a mesh, as many more as make it divide.
-    mesh: of devices, over which the images of a batch are spread; None for one device.
-    control: of a generator that draws latents, the image that they follow, and how: see `generators.load_control`.
+  @property
+  def resolution(self) -> int:
+    """Height and width of the finished images."""
+    return self.stages[-1].image * (1 if self.autoencoder is None else self.autoencoder.factor)
 
-  Returns:
-    The last stage's images, in [-1, 1].
+  def generate(self, stages, samplings, groups, weights, params, keys, control=None):
+    """Samples a batch of images, see `Generator.generate`."""
+    return sample_stages(
+      stages, samplings, groups, weights, params.get(AUTOENCODER), keys, control, autoencoder=self.autoencoder
+    )
 
-  Raises:
-    ValueError: if there are no prompts, or there is [V] in one but no theta that says what it is.
-  """
-  texts = [text for text in fill_prompts(prompts, theta) for _ in range(n)]
-  if not texts:
-    raise ValueError("there is no prompt to draw")
-  thetas = {} if theta is None else theta.thetas
-  samplings = default_samplings(cascade, theta) if samplings is None else samplings
-  options = {"samplings": samplings, "negative": negative, "seed": seed, "size": size, "mesh": mesh, "control": control}
-  return np.concatenate([stages[-1] for stages in batches(cascade, params, texts, thetas=thetas, **options)])
-
-
-def default_samplings(cascade: Cascade, theta: Personalisation | None) -> tuple[Sampling, ...]:
-  """How each stage is sampled unless it is told otherwise: as the generator says, or the recipe of a personalisation.
-
-  A stage of super-resolution that was tuned with little noise on the small images is to be sampled with as little.
-  """
-  changes = {} if theta is None else theta.card.recipe.get("sampling", {})
-  return tuple(dataclasses.replace(stage.sampling, **changes.get(stage.name, {})) for stage in cascade.stages)
-
-
-def fill_prompts(prompts: Sequence[str], theta: Personalisation | None) -> list[str]:
-  """Prompts with the identifier in the places of [V]; ValueError if there is one but no theta."""
-  if theta is not None:
-    return [fill(prompt, theta.card.identifier) for prompt in prompts]
-  for prompt in prompts:
-    if PLACEHOLDER.lower() in prompt.lower():
-      raise ValueError(f"{prompt!r}: {PLACEHOLDER} stands for a subject, and there is no theta that says which")
-  return list(prompts)
+  def decoder_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The autoencoder's parameters, where there is one."""
+    return {name: params[name] for name in (AUTOENCODER,) if name in params}

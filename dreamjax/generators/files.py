@@ -252,7 +252,7 @@ def _read_diffusion(
     schedule=_schedule(schedule),
     spacing=Spacing(**(spacing or {})),
     augmentation=None if augmentation is None else _schedule(augmentation),
-    sampling=Sampling(**(sampling or {})),
+    sampling=Sampling.read(sampling or {}),
     **fields,
   )
 
@@ -269,11 +269,11 @@ def _write_diffusion(stage: Stage) -> dict[str, Any]:
 
 
 def _read_tokens(*, decoding: Any = None, **fields: Any) -> TokenStage:
-  return TokenStage(decoding=Decoding(**(decoding or {})), **fields)
+  return TokenStage(sampling=Decoding.read(decoding or {}), **fields)
 
 
 def _write_tokens(stage: TokenStage) -> dict[str, Any]:
-  return {"decoding": dataclasses.asdict(stage.decoding)}
+  return {"decoding": dataclasses.asdict(stage.sampling)}
 
 
 _FAMILIES = {

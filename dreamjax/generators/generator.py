@@ -1,65 +1,64 @@
-"""What all generators are: a text encoder that reads, and stages that draw, each a description beside parameters.
+"""What all generators share: a text encoder, and stages that generate images, each a description apart from parameters.
 
 The parameters are one tree: "text" for the text encoder, and one entry for each stage, by its name.
 """
 
-from collections.abc import Iterator, Sequence
-import contextlib
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Key
 import numpy as np
 
 from dreamjax.data.tokenizer import Tokenizer
+from dreamjax.errors import UserError
+from dreamjax.generators.conditioning import Text
 from dreamjax.models.clip import PromptEncoder
 from dreamjax.models.layers import REMATS
 from dreamjax.models.t5 import T5Encoder
 from dreamjax.parallel import processes
-from dreamjax.parallel.sharding import batch_sharding, round_up_batch_size
+from dreamjax.parallel.batches import batch_indices
+from dreamjax.parallel.sharding import shard_batch, use_mesh
 from dreamjax.theta import Base, Full, Theta, content_hash
 from dreamjax.theta import apply as apply_theta
 
 TEXT = "text"  # the text encoder's name among the parts of a generator
+_TEXTS = 16  # prompts that are encoded at once, at most
 
 
 @runtime_checkable
-class Named(Protocol):
-  """A stage, whatever it draws with."""
+class AnyStage(Protocol):
+  """A stage of either family."""
 
   @property
   def name(self) -> str:
     """Of the stage, and of its part of the parameters."""
 
+  @property
+  def sampling(self) -> Any:
+    """How it is sampled unless the caller says otherwise."""
 
-S = TypeVar("S", bound=Named)
+  def network_params(self, params: Any) -> Any:
+    """The parameters of the network that thetas are for, of the stage's."""
+
+  def merge(self, params: Any, theta: Theta) -> Any:
+    """The stage's parameters with full weights in their places."""
 
 
-class Text(NamedTuple):
-  """Texts as the stages see them.
-
-  Attributes:
-    tokens: what the text encoder makes of them.
-    mask: true where there is a token.
-    pooled: one vector for each text, of text encoders that make one.
-  """
-
-  tokens: Float[Array, "b n d"]
-  mask: Bool[Array, "b n"]
-  pooled: Float[Array, "b p"] | None = None
+S = TypeVar("S", bound=AnyStage)
 
 
 @dataclasses.dataclass(frozen=True)
 class Generator(Generic[S]):
-  """A text encoder and stages, each of which makes larger images than the one before.
+  """A text encoder and stages, each of which generates larger images than the one before.
 
   Attributes:
     name: for people.
-    text_encoder: the network that reads.
+    text_encoder: the network that encodes prompts.
     tokenizer: the one that it was trained with.
     stages: the base stage first.
   """
@@ -70,33 +69,66 @@ class Generator(Generic[S]):
   stages: tuple[S, ...]
 
   def stage(self, name: str) -> S:
-    """The stage of this name; ValueError if there is none."""
+    """The stage of this name; UserError if there is none."""
     for stage in self.stages:
       if stage.name == name:
         return stage
-    raise ValueError(f"{self.name} has no stage {name!r}; there are: {', '.join(stage.name for stage in self.stages)}")
+    known = ", ".join(stage.name for stage in self.stages)
+    raise UserError(f"{self.name} has no stage {name!r}; there are: {known}")
 
   def base(self, params: Any) -> Base:
-    """What a theta that is trained beside these parameters is bound to."""
+    """The base model that a theta is bound to if it is trained with these parameters."""
     return Base(self.name, content_hash(params, processes.fetch))
 
   def encode(
     self, params: Any, texts: Sequence[str], theta: Theta | None = None, mesh: jax.sharding.Mesh | None = None
   ) -> Text:
-    """Reads texts.
+    """Encodes prompts, at most 16 at once, in batches of powers of two, so that few programs are compiled.
 
     Args:
       params: the generator's.
       texts: the prompts, [V] already replaced.
       theta: the text encoder's, if it was tuned.
-      mesh: of devices, over which the texts are spread; None for one device.
+      mesh: of devices, over which the prompts are sharded; None for one device.
     """
     own, theta = merge_full_weights(params[TEXT], theta)
-    ((count, places),) = in_batches(len(texts), len(texts), mesh)
-    rows = spread(tuple(x[places] for x in self.tokenizer(texts)), mesh)
-    with over(mesh):
-      encode_text = _encode(self.text_encoder, own, theta, *rows)
-    return jax.tree.map(lambda x: x[:count], encode_text)
+    ids, encoded = self.tokenizer(texts), []
+    for count, indices in batch_indices(len(texts), min(_TEXTS, 1 << (len(texts) - 1).bit_length()), mesh):
+      batch = shard_batch(tuple(x[indices] for x in ids), mesh)
+      with use_mesh(mesh):
+        found = _encode(self.text_encoder, own, theta, *batch)
+      encoded.append(jax.tree.map(lambda x, count=count: x[:count], found))
+    return encoded[0] if len(encoded) == 1 else jax.tree.map(lambda *parts: jnp.concatenate(parts), *encoded)
+
+  def generate(
+    self,
+    stages: tuple[S, ...],
+    samplings: tuple[Any, ...],
+    groups: tuple[Any, ...],
+    weights: tuple[Float[np.ndarray, "2 _"], ...],
+    params: Any,
+    keys: Key[Array, " b"],
+    control: Any = None,
+  ) -> tuple[Float[Array, "b _ _ 3"], ...]:
+    """Samples a batch of images, stage after stage, in one compiled program.
+
+    Args:
+      stages: the base stage first.
+      samplings: of each stage.
+      groups: of each stage, its branches with their texts.
+      weights: of each stage, those of its branches.
+      params: what the program reads besides the stages' networks, see `decoder_params`.
+      keys: one an image, on which alone its noise depends.
+      control: for latent diffusion, see `Conditioning`.
+
+    Returns:
+      The images of each stage, in [-1, 1].
+    """
+    raise NotImplementedError
+
+  def decoder_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters, of the generator's, of what makes images of latents or tokens."""
+    raise NotImplementedError
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -105,13 +137,13 @@ def _encode(encoder: T5Encoder | PromptEncoder, params: Any, theta: Theta | None
 
 
 def encode_text(encoder: T5Encoder | PromptEncoder, params: Any, theta: Theta | None, ids: Array, mask: Array) -> Text:
-  """Token ids [b, n], or [b, k, n] for k towers, to what the stages see; differentiable."""
+  """Encodes token ids [b, n], or [b, k, n] for k towers, and their mask [b, n]. Differentiable."""
   tokens, more = apply_theta(encoder, params, theta, ids, mask)
   return Text(tokens, mask, more.get("pooled"))
 
 
 def drop_texts(key: Key[Array, ""], texts: Any, null: Any, share: float) -> Any:
-  """Rows of texts, or of token ids and masks, a share of which is replaced by the one row of `null`."""
+  """Replaces a random share of a batch of prompts, encoded or token ids with masks, by the one prompt of `null`."""
   dropped = jax.random.bernoulli(key, share, (len(jax.tree.leaves(texts)[0]),))
   pick = lambda x, other: jnp.where(dropped.reshape(-1, *[1] * (x.ndim - 1)), other, x)  # noqa: E731
   return jax.tree.map(pick, texts, null)
@@ -122,23 +154,22 @@ DTYPES = ("float32", "bfloat16")
 
 
 def with_compute(generator: G, dtype: str, remat: str, scan: bool = False) -> G:
-  """The generator, whose networks compute in another type, remember less for the way back, or are faster compiled.
+  """The generator with networks that compute in another dtype, rematerialise activations, or compile as loops.
 
   Args:
     generator: any.
-    dtype: in which matrix products and convolutions are computed, of `DTYPES`; parameters, norms and what goes around
-      the blocks stay float32.
-    remat: what the stages' networks compute anew for the gradient, of `models.layers.REMATS`: "none"; "cheap", all
-      that is inside a block but matrix products, convolutions and attention between many places; or "all".
-    scan: whether rows of like layers in the stages' networks are loops, see `models.layers`. The cascade's networks
-      have none.
+    dtype: of matrix products and convolutions, of `DTYPES`; parameters, norms and hidden states stay float32.
+    remat: what the stages' networks recompute in the backward pass, of `models.layers.REMATS`: "none"; "cheap", all
+      that is inside a block except matrix products, convolutions and chunked attention; or "all".
+    scan: whether consecutive layers of one shape in the stages' networks are compiled as a loop, see `models.layers`.
+      The pixel U-Nets have none.
 
   Raises:
-    ValueError: for another type, or another remat.
+    UserError: for another dtype or remat.
   """
   for name, value, known in (("dtype", dtype, DTYPES), ("remat", remat, REMATS)):
     if value not in known:
-      raise ValueError(f"{name} is one of {', '.join(known)}, not {value!r}")
+      raise UserError(f"{name} is one of {', '.join(known)}, not {value!r}")
 
   def change(network: Any) -> Any:
     if isinstance(network, PromptEncoder):
@@ -155,58 +186,22 @@ def with_compute(generator: G, dtype: str, remat: str, scan: bool = False) -> G:
 
 
 def merge_full_weights(params: Any, theta: Theta | None) -> tuple[Any, Theta | None]:
-  """A part's parameters and theta, for the program of the base model.
+  """The parameters and the theta of a part, with full weights in the places of the parameters.
 
-  Full weights take the places of the parameters for which they stand, each on the same devices, if those lie on a mesh:
-  so no device holds more of them than of the base model. Thetas of other kinds stay beside the parameters.
+  If the parameters are sharded over a mesh, the full weights are sharded alike, so that no device holds more of them
+  than of the base model. Thetas of other kinds are returned as they are.
   """
   if not isinstance(theta, Full):
     return params, theta
 
   def put(x: Any, replaced: Any) -> Any:
-    place = replaced.sharding if isinstance(replaced, jax.Array) else None
-    return processes.put(x, place) if isinstance(place, jax.NamedSharding) else x
+    sharding = replaced.sharding if isinstance(replaced, jax.Array) else None
+    return processes.put(x, sharding) if isinstance(sharding, jax.NamedSharding) else x
 
   return jax.tree.map(put, theta.merge(params), params), None
 
 
 def image_keys(seed: int, numbers: Sequence[int] | np.ndarray | Array) -> Key[Array, " b"]:
-  """The keys of the images with these numbers."""
+  """The random keys of the images with these numbers."""
   root = jax.random.key(seed)
   return jax.vmap(lambda number: jax.random.fold_in(root, number))(jnp.asarray(numbers, jnp.uint32))
-
-
-def in_batches(
-  total: int, size: int, mesh: jax.sharding.Mesh | None = None
-) -> Iterator[tuple[int, Int[np.ndarray, " b"]]]:
-  """Yields how many of `total` images are in a batch, and the places of all that are drawn with it.
-
-  The last batch is filled up with its last image, so that one program does all.
-
-  Args:
-    total: how many images there are.
-    size: of a batch; on a mesh, as many more as make it divide.
-    mesh: of devices, over which batches are to be spread; None for one.
-  """
-  size = round_up_batch_size(size, mesh)
-  for start in range(0, total, size):
-    count = min(size, total - start)
-    yield count, start + np.minimum(np.arange(size), count - 1)
-
-
-def spread(rows: Any, mesh: jax.sharding.Mesh | None, axis: int = 0) -> Any:
-  """Rows, spread over the devices of a mesh, if there is one.
-
-  Args:
-    rows: arrays, or trees of them.
-    mesh: see `parallel.sharding`.
-    axis: that of the rows, which are as many as `in_batches` makes them.
-  """
-  if mesh is None:
-    return rows
-  return jax.tree.map(lambda x: processes.put(x, batch_sharding(mesh, axis)), rows)
-
-
-def over(mesh: jax.sharding.Mesh | None) -> contextlib.AbstractContextManager[Any]:
-  """The context in which a program over a mesh is called: its networks see there how rows are spread."""
-  return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)

@@ -30,7 +30,7 @@ from dreamjax.convert import clip, latent_unet, pretrained, unet, uvit
 from dreamjax.convert.table import MappingTable, View
 from dreamjax.data import identifiers
 from dreamjax.generators import pipelines
-from dreamjax.generators.cascade import Cascade, default_samplings
+from dreamjax.generators.cascade import Cascade
 from dreamjax.generators.generator import TEXT
 from dreamjax.generators.masked import Masked
 from dreamjax.theta import Card, Embeddings, Full, LoRA, Personalisation, Theta
@@ -131,7 +131,7 @@ def save(
 
 def _as_tuned(generator: Cascade, made: Personalisation) -> Cascade:
   """The generator, whose stages are sampled as the theta says."""
-  pairs = zip(generator.stages, default_samplings(generator, made), strict=True)
+  pairs = zip(generator.stages, default_samplings(generator, [made]), strict=True)
   return dataclasses.replace(generator, stages=tuple(dataclasses.replace(x, sampling=own) for x, own in pairs))
 
 

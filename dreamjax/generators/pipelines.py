@@ -13,8 +13,7 @@ images "image_noising_scheduler". Together they are a cascade behind the first o
 the ancestral one, with the thresholds and the variance that the scheduler says.
 
 aMUSEd is a "transformer" and a "vqvae" behind one tower of CLIP. Its pipeline lets the temperature fall from 2 in the
-first step to 0 in the last one, which are 2 T / (T - 1) (1 - k / T) in step k of T: what `masked.decoding` calls a
-temperature of 2 T / (T - 1). Guidance of g is a lambda_b of g - 1.
+first step to 0 in the last one (`Decoding.starts_at_temperature`). Guidance of g is a lambda_b of g - 1.
 """
 
 from collections.abc import Callable, Sequence
@@ -70,8 +69,8 @@ KNOWN = (*_LATENT, _BASE, _LARGER, _TOKENS)
 # that enlarges, and the timestep whose noise is on what is enlarged.
 _IF_LENGTH, _IF_STEPS, _IF_GUIDANCE, _IF_NOISE = 77, (100, 50), (7.0, 4.0), 250
 
-# As aMUSEd's pipeline has it: steps, the temperature of the first one, guidance, and how beautiful images are to be.
-_TOKEN_STEPS, _TOKEN_HEAT, _TOKEN_GUIDANCE, _BEAUTY = 12, 2.0, 10.0, 6.0
+# As aMUSEd's pipeline has it: steps, the temperature of the first one, guidance, and the aesthetic score.
+_TOKEN_STEPS, _TOKEN_TEMPERATURE, _TOKEN_GUIDANCE, _AESTHETIC_SCORE = 12, 2.0, 10.0, 6.0
 
 _SETTINGS = (
   Setting("beta_schedule", "linear", "name"),
@@ -98,8 +97,8 @@ _CLEAN = {"DDIMScheduler": True, "PNDMScheduler": False}
 _PREDICTS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 _THRESHOLDS = (
   Setting("thresholding", False, "is_dynamic", known=(False, True)),
-  Setting("dynamic_thresholding_ratio", 0.995, "ratio"),
-  Setting("sample_max_value", 1.0, "maximum"),
+  Setting("dynamic_thresholding_ratio", 0.995, "threshold_percentile"),
+  Setting("sample_max_value", 1.0, "threshold_max"),
   Setting("clip_sample", True, "clips", known=(False, True)),
   Setting("clip_sample_range", 1.0, known=(1.0,)),
   Setting("variance_type", "fixed_small", "variance", known=("fixed_small", "fixed_large", "learned_range")),
@@ -151,7 +150,7 @@ def _load_if(folders: Sequence[pathlib.Path], read: _Read) -> tuple[Cascade, dic
     augmentation = None
     if unet.low_res:
       augmentation, _, _ = _read_scheduler(folder / NOISE)
-      sampling["level"] = (_IF_NOISE + 1) / augmentation.steps
+      sampling["augmentation_level"] = (_IF_NOISE + 1) / augmentation.steps
     own = Sampling(**sampling)
     stages.append(Stage(name, unet, schedule, predicts, augmentation, own, masks_text=False, spacing=spacing))
   return Cascade("+".join(folder.resolve().name for folder in folders), encoder, tokenizer, tuple(stages)), params
@@ -188,9 +187,8 @@ def _load_tokens(folder: pathlib.Path, read: _Read) -> tuple[Masked, dict[str, A
     problem = f"mask_token_id is {fields['mask']}, but the transformer's is {transformer.mask_id}"
     raise ValueError(f"{folder / SCHEDULER}: {problem}")
   side = transformer.side * vqgan.factor
-  heat = _TOKEN_HEAT * _TOKEN_STEPS / (_TOKEN_STEPS - 1)
-  decoding = Decoding(_TOKEN_STEPS, heat, lambda_b=_TOKEN_GUIDANCE - 1)
-  stage = TokenStage(BASE, transformer, vqgan, decoding, (side, side, 0, 0, _BEAUTY), positive=True)
+  decoding = Decoding(_TOKEN_STEPS, _TOKEN_TEMPERATURE, lambda_b=_TOKEN_GUIDANCE - 1, starts_at_temperature=True)
+  stage = TokenStage(BASE, transformer, vqgan, decoding, (side, side, 0, 0, _AESTHETIC_SCORE), positive=True)
   params = {TEXT: text_params, BASE: {"transformer": transformer_params, "vqgan": vqgan_params}}
   return Masked(folder.resolve().name, encoder, tokenizer, (stage,)), params
 
@@ -335,7 +333,7 @@ def _read_thresholds(path: pathlib.Path) -> dict[str, Any]:
   if not is_dynamic and not clips:
     raise ValueError(f"{path}: neither thresholding nor clip_sample is true, but pixels have bounds")
   fields["variance"] = _VARIANCES[fields["variance"]]
-  return fields if is_dynamic else fields | {"ratio": 0.0, "maximum": None}
+  return fields if is_dynamic else fields | {"threshold_percentile": 0.0, "threshold_max": None}
 
 
 def _scheduler_fields(path: pathlib.Path, settings: Sequence[Setting]) -> dict[str, Any]:
@@ -371,7 +369,7 @@ def _write_thresholds(stage: Stage) -> dict[str, Any]:
   """What `_read_thresholds` reads."""
   sampling = stage.sampling
   variance = next(theirs for theirs, ours in _VARIANCES.items() if ours == sampling.variance)
-  if not sampling.ratio:
+  if not sampling.threshold_percentile:
     return {"clip_sample": True, "variance_type": variance}
-  thresholds = {"dynamic_thresholding_ratio": sampling.ratio, "sample_max_value": sampling.maximum}
+  thresholds = {"dynamic_thresholding_ratio": sampling.threshold_percentile, "sample_max_value": sampling.threshold_max}
   return {"thresholding": True, **thresholds, "variance_type": variance}

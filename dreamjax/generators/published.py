@@ -25,12 +25,12 @@ _MUSE_WIDTHS = (128, 128, 256, 256, 512), (128, 256, 256, 512)  # one token for 
 
 
 def _if_xl() -> Cascade:
-  ancestral = {"sampler": "ancestral", "ratio": 0.95, "maximum": 1.5, "variance": "learned"}
+  ancestral = {"sampler": "ancestral", "threshold_percentile": 0.95, "threshold_max": 1.5, "variance": "learned"}
   base = Stage(
     "base", unet.IF_I_XL, _COSINE, "eps", sampling=Sampling(steps=100, guidance=7.0, **ancestral), masks_text=False
   )
   larger = Stage(
-    "sr", unet.IF_II_L, _COSINE, "eps", _COSINE, Sampling(steps=50, guidance=4.0, level=0.25, **ancestral),
+    "sr", unet.IF_II_L, _COSINE, "eps", _COSINE, Sampling(steps=50, guidance=4.0, augmentation_level=0.25, **ancestral),
     masks_text=False,
   )  # fmt: skip
   return Cascade("if-xl", t5.V1_1_XXL, _tokenizer(), (base, larger))
@@ -66,7 +66,12 @@ def _muse_3b() -> Masked:
 def _amused() -> Masked:
   encoder = PromptEncoder((clip.L_14.text,), penultimate=True)
   stage = TokenStage(
-    "base", uvit.AMUSED_512, _AMUSED_VQGAN, Decoding(12, 24 / 11, lambda_b=9.0), (512, 512, 0, 0, 6.0), positive=True
+    "base",
+    uvit.AMUSED_512,
+    _AMUSED_VQGAN,
+    Decoding(12, 2.0, lambda_b=9.0, starts_at_temperature=True),
+    (512, 512, 0, 0, 6.0),
+    positive=True,
   )
   return Masked("amused512", encoder, _tokenizer(), (stage,))
 

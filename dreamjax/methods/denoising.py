@@ -19,7 +19,8 @@ from dreamjax.data.photos import Batch
 from dreamjax.diffusion import losses, process
 from dreamjax.diffusion.resolution import downsample, upsample
 from dreamjax.generators.cascade import Stage
-from dreamjax.generators.generator import TEXT, Text, drop_texts, encode_text
+from dreamjax.generators.conditioning import Conditioning, Text
+from dreamjax.generators.generator import TEXT, drop_texts, encode_text
 from dreamjax.models.clip import PromptEncoder
 from dreamjax.models.t5 import T5Encoder
 from dreamjax.train.step import Loss
@@ -75,7 +76,7 @@ def stage_loss(stage: Stage, recipe: Recipe, encoder: T5Encoder | PromptEncoder 
 
     def predict(theta: Any) -> Float[Array, "b h w c"]:
       text = prompt if encoder is None else encode_text(encoder, frozen[TEXT], theta.get(TEXT), *prompt)
-      said = stage.predict(frozen[stage.name], theta.get(stage.name), x_t, t, Text(*text), *seen)
+      said = stage.predict(frozen[stage.name], theta.get(stage.name), x_t, t, Conditioning(Text(*text), *seen))
       return said[..., : rows.image.shape[-1]]
 
     target = process.target(rows.image, eps, t, stage.schedule, stage.predicts)

@@ -31,13 +31,13 @@ from dreamjax.data.latents import Latents
 from dreamjax.data.photos import Batch, Photos
 from dreamjax.data.photos import read_photos as read_photos
 from dreamjax.diffusion.resolution import downsample
-from dreamjax.generators import cascade as cascades
 from dreamjax.generators.cascade import AUTOENCODER, Cascade, Sampling, Stage
-from dreamjax.generators.generator import TEXT, over, with_compute
+from dreamjax.generators.generator import TEXT, with_compute
+from dreamjax.generators.sampling import batches
 from dreamjax.methods.denoising import Recipe, stage_loss
 from dreamjax.methods.workdirs import bind
 from dreamjax.parallel import processes
-from dreamjax.parallel.sharding import batch_shards, check_batch_size, make_mesh, shard_batch, shard_params
+from dreamjax.parallel.sharding import batch_shards, check_batch_size, make_mesh, shard_batch, shard_params, use_mesh
 from dreamjax.theta import Base, Card, Embeddings, Full, LoRA, Personalisation, Theta
 from dreamjax.train.logs import Sheet
 from dreamjax.train.loop import fit
@@ -218,8 +218,8 @@ def tune_stage(
     found: dict[str, Any] = {} if watch is None else watch(state)
     if shown:
       samplings = [drawn.sampling for drawn in generator.stages[:upto]]
-      options = {"samplings": samplings, "seed": config.seed, "size": min(8, len(shown)), "mesh": mesh}
-      drawn = cascades.batches(generator, params, shown, thetas={**before, **averaged(state)}, **options)
+      options = {"samplings": samplings, "seed": config.seed, "batch_size": min(8, len(shown)), "mesh": mesh}
+      drawn = batches(generator, params, shown, thetas=[{**before, **averaged(state)}], **options)
       found["samples"] = Sheet(np.concatenate([images[-1] for images in drawn]), config.sample_prompts)
     return found
 
@@ -359,7 +359,7 @@ class EarlyStopping:
 
   def __call__(self, state: TrainState) -> dict[str, float]:
     theta = averaged(state)
-    with over(self._mesh):
+    with use_mesh(self._mesh):
       value = float(self._loss(theta, state.frozen, self._rows, jax.random.key(self._config.seed))[0])
     self._since += 1
     if value < self._least:
@@ -397,14 +397,14 @@ def _prior_set(
   samplings = prior_samplings(generator, config)
 
   def draw(first: int, count: int) -> Any:
-    for images in cascades.batches(
+    for images in batches(
       generator,
       params,
       [prompt] * count,
       samplings=samplings,
       seed=config.seed,
       first=first,
-      size=prior.batch_size,
+      batch_size=prior.batch_size,
       mesh=mesh,
     ):
       yield from images[-1]
@@ -430,7 +430,7 @@ def _sampling(stage: Stage, settings: ml_collections.ConfigDict) -> dict[str, An
   The small images are noised as little as they were. And a learned variance, of which the loss says nothing, no
   longer belongs to the rest of what the network says.
   """
-  level = {"level": settings.augmentation_levels[1]} if stage.is_super_resolution else {}
+  level = {"augmentation_level": settings.augmentation_levels[1]} if stage.is_super_resolution else {}
   return level | ({"variance": 0.0} if stage.sampling.variance == "learned" else {})
 
 

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from dreamjax.generators.generator import TEXT, Text, drop_texts, encode_text
+from dreamjax.generators.conditioning import Conditioning, Text
+from dreamjax.generators.generator import TEXT, drop_texts, encode_text
 from dreamjax.generators.masked import TokenStage
 from dreamjax.masked.losses import masked_token_loss
 from dreamjax.masked.schedules import draw_mask, draw_ratios
@@ -77,7 +78,7 @@ def stage_loss(stage: TokenStage, recipe: Recipe, encoder: T5Encoder | None = No
       prompt = drop_texts(drop_key, prompt, frozen["null"], recipe.text_dropout)
     text = Text(*prompt) if encoder is None else encode_text(encoder, frozen[TEXT], None, *prompt)
     hidden = jnp.where(mask, stage.transformer.mask_id, rows.tokens)
-    logits = stage.predict(frozen[stage.name], theta.get(stage.name), hidden, text, rows.low)
+    logits = stage.predict(frozen[stage.name], theta.get(stage.name), hidden, Conditioning(text, rows.low))
     value = masked_token_loss(logits, rows.tokens, mask, rows.weight, recipe.smoothing)
     right = jnp.where(mask & (jnp.argmax(logits, axis=-1) == rows.tokens), 1.0, 0.0)
     return value, {"right": right.sum() / jnp.where(mask, 1.0, 0.0).sum()}

@@ -291,7 +291,7 @@ class _Plan(NamedTuple):
 
   def _decoding(self, name: str, runs: int, fields: dict[str, int], thetas: Any) -> Program:
     stages, size = self.generator.stages, self._drawn(fields)
-    decodings = tuple(stage.decoding for stage in stages)
+    decodings = tuple(stage.sampling for stage in stages)
     if any(isinstance(theta, Full) for theta in thetas.values()):
       thetas = {}  # they take the place of the parameters, and are as large
     wish = masked.styled("", thetas) if thetas else masked.plain("")

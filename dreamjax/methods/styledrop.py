@@ -33,13 +33,15 @@ from dreamjax.data.photos import in_rounds
 from dreamjax.data.photos import read_photos as read_photos
 from dreamjax.eval import metrics, protocols
 from dreamjax.eval.encoders import Encoders
-from dreamjax.generators import masked
-from dreamjax.generators.generator import Generator, Text, in_batches, over, spread, with_compute
+from dreamjax.generators.conditioning import Text
+from dreamjax.generators.generator import Generator, with_compute
 from dreamjax.generators.masked import Masked, TokenStage
+from dreamjax.generators.sampling import batches
 from dreamjax.methods.masking import Recipe, TokenBatch, stage_loss
 from dreamjax.methods.workdirs import bind
 from dreamjax.parallel import processes
-from dreamjax.parallel.sharding import check_batch_size, make_mesh, shard_params
+from dreamjax.parallel.batches import batch_indices
+from dreamjax.parallel.sharding import check_batch_size, make_mesh, shard_batch, shard_params, use_mesh
 from dreamjax.theta import Adapters, Card, Full, LoRA, Personalisation, SoftPrompt, Theta
 from dreamjax.train.loop import fit
 from dreamjax.train.optimizer import averaged, make_optimizer
@@ -296,9 +298,8 @@ def draw_pool(
   prompts = tuple(f"{prompt} {style}" for prompt in config.pool.prompts for _ in range(each))
 
   def draw(first: int, count: int) -> Any:
-    wishes = [masked.styled(prompt, theta.thetas) for prompt in prompts[first : first + count]]
-    options = {"seed": config.seed, "first": first, "size": config.pool.batch_size, "mesh": mesh}
-    for images in masked.batches(generator, params, wishes, **options):
+    options = {"seed": config.seed, "first": first, "batch_size": config.pool.batch_size, "mesh": mesh}
+    for images in batches(generator, params, prompts[first : first + count], thetas=[theta.thetas], **options):
       yield from images[-1]
 
   with tqdm.tqdm(total=len(prompts), unit=" images", desc="pool", disable=processes.disable_progress()) as bar:
@@ -411,9 +412,9 @@ def _tune(
 def _tokens(stage: TokenStage, params: Any, images: np.ndarray, mesh: jax.sharding.Mesh) -> np.ndarray:
   """The tokens of images, [n, t]; each device looks at one after the other, for the VQGAN takes much memory."""
   encode, found = jax.jit(stage.encode), []
-  for count, places in in_batches(len(images), 1, mesh):
-    with over(mesh):
-      found.append(processes.fetch(encode(params, spread(images[places], mesh)))[:count])
+  for count, places in batch_indices(len(images), 1, mesh):
+    with use_mesh(mesh):
+      found.append(processes.fetch(encode(params, shard_batch(images[places], mesh)))[:count])
   return np.concatenate(found)
 
 

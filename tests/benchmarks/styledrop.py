@@ -247,7 +247,7 @@ def blend(
   value: float,
 ) -> tuple[list[np.ndarray], dict[str, Any]]:  # fmt: skip
   """Images of a prompt, which are to show what the texts say, and their scores, retrieval besides."""
-  base, larger = (stage.decoding for stage in bench.generator.stages)
+  base, larger = (stage.sampling for stage in bench.generator.stages)
   decodings = (dataclasses.replace(base, **MIXING), larger)
   images = bench.draw([prompt], theta, len(texts), gamma=value, decodings=decodings, size=len(texts))
   nearest = metrics.retrieval(bench.dino(images), candidates, jnp.zeros(len(images), jnp.int32))
@@ -285,7 +285,7 @@ def speed(bench: Styles, repeats: int = 5) -> None:
   both = [masked.mixed("a dog", style, "a dog", other, 0.6)]
   plain = masked.plain("a dog")
   apart = [plain, plain, masked.styled("a dog", style), plain, masked.styled("a dog", other)]
-  usual = bench.generator.stages[0].decoding
+  usual = bench.generator.stages[0].sampling
   unguided = {"lambda_a": 0.0, "lambda_b": 0.0}  # so that of each wish one network is asked
 
   def seconds(count: int, wishes: Sequence[masked.Wish], **changes: float) -> float:

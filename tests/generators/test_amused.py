@@ -80,7 +80,7 @@ def theirs(pipeline, monkeypatch):
 def ours(generator, params):
   """What we draw."""
   (stage,) = generator.stages
-  own = dataclasses.replace(stage.decoding, steps=STEPS, temperature=HEAT * STEPS / (STEPS - 1), lambda_b=GUIDANCE - 1)
+  own = dataclasses.replace(stage.sampling, steps=STEPS, temperature=HEAT * STEPS / (STEPS - 1), lambda_b=GUIDANCE - 1)
   return generators.sample(generator, params, PROMPTS, decodings=[own], seed=SEED, size=2)
 
 
@@ -89,8 +89,8 @@ def test_images_are_those_that_diffusers_draws(amused, monkeypatch, tmp_path):
   (stage,) = generator.stages
   assert isinstance(generator, Masked) and generator.resolution == SIDE * 2
   assert commands.recipe(generator) == "configs/styledrop.py:amused512"
-  assert stage.decoding.steps == 12 and stage.decoding.lambda_b == 9 and stage.numbers == (8, 8, 0, 0, 6)
-  assert stage.decoding.temperature * (1 - 1 / 12) == pytest.approx(2)
+  assert stage.sampling.steps == 12 and stage.sampling.lambda_b == 9 and stage.numbers == (8, 8, 0, 0, 6)
+  assert stage.sampling.temperature * (1 - 1 / 12) == pytest.approx(2)
   drawn, wanted = ours(generator, params), theirs(amused.pipeline, monkeypatch)
   assert wanted.std() > 0.1 and np.abs(wanted[0] - wanted[1]).max() > 0.1
   np.testing.assert_allclose(drawn, wanted, atol=1e-3)
@@ -119,7 +119,7 @@ def test_diffusers_draws_the_same_with_our_theta_and_it_comes_back(amused, monke
   made = Personalisation({"base": theta}, Card(generator.base(params), "qx", "dog", {}))
   (stage,) = generator.stages
   own = dataclasses.replace(
-    stage.decoding, steps=STEPS, temperature=HEAT * STEPS / (STEPS - 1), lambda_a=0.0, lambda_b=GUIDANCE - 1
+    stage.sampling, steps=STEPS, temperature=HEAT * STEPS / (STEPS - 1), lambda_a=0.0, lambda_b=GUIDANCE - 1
   )
   options = {"decodings": [own], "seed": SEED, "size": 2}
   drawn = generators.sample(generator, params, PROMPTS, theta=made, **options)

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from dreamjax import generators, theta
+from dreamjax.generators import branches
 from dreamjax.generators import cascade as cascades
-from dreamjax.generators import generator
+from dreamjax.generators import generator as generator_lib
 from dreamjax.generators.cascade import Sampling, Stage
+from dreamjax.generators.conditioning import Conditioning
 from dreamjax.parallel import sharding
 from dreamjax.parallel.sharding import make_mesh
 from dreamjax.theta import Base, Card, Full, LoRA, Personalisation
@@ -22,7 +24,9 @@ PROMPTS = ["a dog on the beach", "a red cat", "a dog on the beach"]
 def drawn(tiny_cascade):
   """All stages' images of the prompts, drawn two at a time."""
   generator, params = tiny_cascade
-  return [np.concatenate(stage) for stage in zip(*cascades.batches(generator, params, PROMPTS, size=2), strict=True)]
+  return [
+    np.concatenate(stage) for stage in zip(*generators.batches(generator, params, PROMPTS, batch_size=2), strict=True)
+  ]
 
 
 def test_each_stage_draws_at_its_size(drawn):
@@ -37,17 +41,17 @@ def test_an_image_depends_on_its_prompt_and_its_number(drawn):
 
 def test_batches_of_another_size_draw_the_same_images(tiny_cascade, drawn):
   generator, params = tiny_cascade
-  whole = generators.sample(generator, params, PROMPTS, size=8)
+  whole = generators.sample(generator, params, PROMPTS, batch_size=8)
   np.testing.assert_allclose(whole, drawn[-1], atol=2 / 255)
-  (later,) = cascades.batches(generator, params, PROMPTS[1:], first=1, size=2)
+  (later,) = generators.batches(generator, params, PROMPTS[1:], first=1, batch_size=2)
   np.testing.assert_allclose(later[-1], drawn[-1][1:], atol=2 / 255)
 
 
 def test_images_spread_over_devices_are_the_same(tiny_cascade, drawn):
   generator, params = tiny_cascade
-  spread = generators.sample(generator, params, PROMPTS, size=8, mesh=make_mesh())
+  spread = generators.sample(generator, params, PROMPTS, batch_size=8, mesh=make_mesh())
   np.testing.assert_allclose(spread, drawn[-1], atol=2 / 255)
-  uneven = list(cascades.batches(generator, params, PROMPTS, size=3, mesh=make_mesh()))
+  uneven = list(generators.batches(generator, params, PROMPTS, batch_size=3, mesh=make_mesh()))
   assert [len(stage) for batch in uneven for stage in batch] == [3, 3]
   np.testing.assert_array_equal(uneven[0][-1], spread)
 
@@ -60,21 +64,22 @@ def test_full_weights_lie_on_a_mesh_as_what_they_replace(tiny_cascade, monkeypat
   placed = sharding.shard_params(params, mesh)
   tuned = {name: Full(jax.tree.map(lambda x: x + np.float32(1), params[name])) for name in ("base", "text")}
   tuned = tuned if comes_from == "a file" else sharding.shard_params(tuned, mesh)
-  seen, encode = {}, generator._encode
+  seen, encode = {}, generator_lib._encode
 
   def encoded(encoder, own, theta, ids, mask):
     seen["text"] = own, theta
     assert {x.addressable_shards[0].data.shape[0] for x in (ids, mask)} == {1}  # of three texts on eight devices
     return encode(encoder, own, theta, ids, mask)
 
-  def draw(stages, samplings, used, left, text, null, keys, autoencoder, control):
-    seen["base"] = used["base"], left.get("base")
-    np.testing.assert_array_equal(text.mask[:3], np.asarray(text.mask)[[0, 1, 0]])
+  def sample(stages, samplings, groups, weights, autoencoder_params, keys, control, *, autoencoder):
+    ((group,),) = groups
+    seen["base"] = group.params, group.thetas
+    np.testing.assert_array_equal(group.text.mask[0, :3], np.asarray(group.text.mask[0])[[0, 1, 0]])
     return (np.zeros((8, 8, 8, 3)),)
 
-  monkeypatch.setattr(generator, "_encode", encoded)
-  monkeypatch.setattr(cascades, "jit_cascade", draw)
-  list(cascades.batches(cascade, placed, PROMPTS, thetas=tuned, samplings=[Sampling()], mesh=mesh))
+  monkeypatch.setattr(generator_lib, "_encode", encoded)
+  monkeypatch.setattr(cascades, "sample_stages", sample)
+  list(generators.batches(cascade, placed, PROMPTS, thetas=[tuned], samplings=[Sampling()], mesh=mesh))
   for name, (merged, left) in seen.items():
     assert left is None
     jax.tree.map(lambda x, own: np.testing.assert_array_equal(x, own + np.float32(1)), merged, params[name])
@@ -86,18 +91,23 @@ def test_full_weights_lie_on_a_mesh_as_what_they_replace(tiny_cascade, monkeypat
 def test_a_stage_is_the_sampler_of_its_guided_predictions(tiny_cascade, drawn):
   """One step of DDIM from pure noise, written out."""
   generator, params = tiny_cascade
-  (stage, _), once = generator.stages, Sampling(steps=1, guidance=3.0, ratio=0.0)
+  (stage, _), once = generator.stages, Sampling(steps=1, guidance=3.0, threshold_percentile=0.0)
   text, null = (generator.encode(params, texts) for texts in (PROMPTS[:1], [""]))
-  keys = cascades.image_keys(5, [0])
-  draw = jax.jit(cascades.draw_stage, static_argnums=(0, 1))
-  found = draw(stage, once, params["base"], None, text, null, keys)
+  keys = generator_lib.image_keys(5, [0])
+
+  def sample(sampling):
+    guidance = sampling.branches(0, 0.0)
+    groups = branches.base_model_group(guidance, params["base"], null, text)
+    return jax.jit(cascades.sample_stage, static_argnums=(0, 1))(stage, sampling, groups, guidance.weights, keys)
+
+  found = sample(once)
   noise = jax.random.normal(keys[0], (1, 8, 8, 3))[0][None]
-  say = jax.jit(lambda text: stage.predict(params["base"], None, noise, jnp.ones(1), text))
+  say = jax.jit(lambda text: stage.predict(params["base"], None, noise, jnp.ones(1), Conditioning(text)))
   c, u = say(text), say(null)
   alpha, sigma = float(stage.schedule.alpha(jnp.ones(()))), float(stage.schedule.sigma(jnp.ones(())))
   x0 = alpha * noise - sigma * (u + 3.0 * (c - u))
   np.testing.assert_allclose(found, np.clip(x0, -1, 1), atol=1e-3)
-  later = draw(stage, dataclasses.replace(once, interval=[0, 0.5]), params["base"], None, text, null, keys)
+  later = sample(dataclasses.replace(once, interval=[0, 0.5]))
   np.testing.assert_allclose(later, np.clip(alpha * noise - sigma * c, -1, 1), atol=1e-3)  # at time 1 no guidance
 
 
@@ -105,10 +115,10 @@ def test_the_second_stage_sees_the_first_ones_image(tiny_cascade, drawn):
   generator, params = tiny_cascade
   stage = generator.stages[1]
   text, null = (generator.encode(params, texts) for texts in (PROMPTS[:1], [""]))
-  keys = cascades.image_keys(0, [0])
-  draw = jax.jit(
-    lambda low_res: cascades.draw_stage(stage, stage.sampling, params["sr"], None, text, null, keys, low_res)
-  )
+  keys = generator_lib.image_keys(0, [0])
+  guidance = stage.sampling.branches(0, 0.0)
+  groups = branches.base_model_group(guidance, params["sr"], null, text)
+  draw = jax.jit(lambda x: cascades.sample_stage(stage, stage.sampling, groups, guidance.weights, keys, x))
   low_res = jnp.asarray(drawn[0][:1])
   assert np.abs(draw(low_res) - draw(-low_res)).max() > 0.05
 
@@ -119,10 +129,10 @@ def test_a_theta_changes_what_is_drawn_and_v_stands_for_its_subject(tiny_cascade
   tuned = jax.tree.map(lambda x: x + 0.05, tuned)
   card = Card(generator.base(params), "qx", "dog", {})
   made = Personalisation({"base": tuned}, card)
-  found = generators.sample(generator, params, ["a [V] dog"], theta=made, size=2)
+  found = generators.sample(generator, params, ["a [V] dog"], theta=made, batch_size=2)
   merged = params | {"base": tuned.merge(params["base"])}
-  np.testing.assert_allclose(found, generators.sample(generator, merged, ["a qx dog"], size=2), atol=2 / 255)
-  assert np.abs(found - generators.sample(generator, params, ["a qx dog"], size=2)).max() > 0.05
+  np.testing.assert_allclose(found, generators.sample(generator, merged, ["a qx dog"], batch_size=2), atol=2 / 255)
+  assert np.abs(found - generators.sample(generator, params, ["a qx dog"], batch_size=2)).max() > 0.05
   with pytest.raises(ValueError, match=r"\[V\] stands for a subject, and there is no theta"):
     generators.sample(generator, params, ["a [V] dog"])
 
@@ -131,7 +141,7 @@ def test_a_theta_changes_what_is_drawn_and_v_stands_for_its_subject(tiny_cascade
 def test_other_samplers_draw_too(tiny_cascade, sampler):
   generator, params = tiny_cascade
   samplings = [Sampling(sampler, 2, 1.0)]
-  (images,) = cascades.batches(generator, params, PROMPTS, samplings=samplings, size=3)
+  (images,) = generators.batches(generator, params, PROMPTS, samplings=samplings, batch_size=3)
   assert len(images) == 1 and np.isfinite(images[0]).all()
 
 
@@ -141,8 +151,8 @@ def test_what_cannot_be_sampled_is_refused(tiny_cascade):
     Sampling("ddmi")
   with pytest.raises(ValueError, match="one step or more, not 0"):
     Sampling(steps=0)
-  with pytest.raises(ValueError, match="from 0 to 1"):
-    Sampling(level=1.5)
+  with pytest.raises(ValueError, match="augmentation_level is from 0 to 1, not 1.5"):
+    Sampling(augmentation_level=1.5)
   with pytest.raises(ValueError, match=r"an interval of times within 0 and 1, not \(0.8, 0.2\)"):
     Sampling(interval=(0.8, 0.2))
   with pytest.raises(ValueError, match="no prompt"):

@@ -32,16 +32,17 @@ def adapted(tiny_masked):
   return make(1, 3), make(2, 5)
 
 
-def drawn(tiny_masked, wishes, **options):
+def drawn(tiny_masked, prompts, thetas=(), **options):
   generator, params = tiny_masked
-  stages = zip(*masked.batches(generator, params, wishes, **{"size": 2, **options}), strict=True)
+  options = {"batch_size": 2, "thetas": thetas, **options}
+  stages = zip(*generators.batches(generator, params, prompts, **options), strict=True)
   return [np.concatenate(stage) for stage in stages]
 
 
 def one_by_one(tiny_masked, stage, text, theta, keys, low=None):
-  """Equation (4) of StyleDrop, each network asked by itself."""
+  """Equation (4) of StyleDrop, each network evaluated alone."""
   generator, params = tiny_masked
-  mine, how = params[stage.name], stage.decoding
+  mine, how = params[stage.name], stage.sampling
   prompt, negative = (generator.encode(params, [words] * len(keys)) for words in (text, ""))
 
   def predict(tokens, progress):
@@ -61,7 +62,7 @@ def one_by_one(tiny_masked, stage, text, theta, keys, low=None):
 def test_both_stages_are_the_equation_one_by_one(tiny_masked, adapted):
   generator, params = tiny_masked
   style, _ = adapted
-  found = drawn(tiny_masked, [masked.styled(PROMPTS[0], style)] * 2, seed=3)
+  found = drawn(tiny_masked, PROMPTS[:1] * 2, [style], seed=3)
   keys, low = image_keys(3, np.arange(2)), None
   for number, stage in enumerate(generator.stages):
     folded = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
@@ -72,32 +73,30 @@ def test_both_stages_are_the_equation_one_by_one(tiny_masked, adapted):
 
 
 def test_the_ends_of_a_mixture_are_one_theta_each(tiny_masked, adapted):
-  style, subject = adapted
-  both = PROMPTS[0], style, PROMPTS[1], subject
-  for gamma, wanted in ((0.0, masked.styled(PROMPTS[0], style)), (1.0, masked.styled(PROMPTS[1], subject))):
-    found = drawn(tiny_masked, [masked.mixed(*both, gamma)] * 2, seed=5)
-    for a, b in zip(found, drawn(tiny_masked, [wanted] * 2, seed=5), strict=True):
+  both = [tuple(PROMPTS[:2])] * 2
+  for gamma, i in ((0.0, 0), (1.0, 1)):
+    found = drawn(tiny_masked, both, adapted, gamma=gamma, seed=5)
+    for a, b in zip(found, drawn(tiny_masked, [PROMPTS[i]] * 2, [adapted[i]], seed=5), strict=True):
       np.testing.assert_allclose(a, b, atol=1e-4)
-  middle = drawn(tiny_masked, [masked.mixed(*both, 0.5)] * 2, seed=5)
+  middle = drawn(tiny_masked, both, adapted, gamma=0.5, seed=5)
   assert np.abs(middle[0] - found[0]).max() > 0.01
 
 
-def test_images_depend_on_their_seed_and_prompt_and_not_on_what_is_drawn_beside_them(tiny_masked):
-  wishes = [masked.plain(prompt) for prompt in PROMPTS]
-  whole = drawn(tiny_masked, wishes, seed=1)
-  alone = drawn(tiny_masked, wishes[2:], seed=1, first=2, size=1)
+def test_images_depend_on_their_seed_and_prompt_and_not_on_the_images_around_them(tiny_masked):
+  whole = drawn(tiny_masked, PROMPTS, seed=1)
+  alone = drawn(tiny_masked, PROMPTS[2:], seed=1, first=2, batch_size=1)
   for a, b in zip(whole, alone, strict=True):
     np.testing.assert_allclose(a[2:], b, atol=1 / 255)
-  other = drawn(tiny_masked, wishes, seed=2)
+  other = drawn(tiny_masked, PROMPTS, seed=2)
   assert all(np.abs(a - b).max(axis=(1, 2, 3)).max() > 0.01 for a, b in zip(whole, other, strict=True))
 
 
-def test_images_spread_over_devices_are_the_same(tiny_masked, adapted):
-  wishes = [masked.styled(prompt, adapted[0]) for prompt in PROMPTS]
-  whole, over = drawn(tiny_masked, wishes, size=8), drawn(tiny_masked, wishes, size=8, mesh=make_mesh())
+def test_images_sharded_over_devices_are_the_same(tiny_masked, adapted):
+  options = {"thetas": adapted[:1], "batch_size": 8}
+  whole, over = drawn(tiny_masked, PROMPTS, **options), drawn(tiny_masked, PROMPTS, **options, mesh=make_mesh())
   for a, b in zip(whole, over, strict=True):
     np.testing.assert_allclose(a, b, atol=1 / 255)
-  for a, b in zip(drawn(tiny_masked, wishes, size=3, mesh=make_mesh()), over, strict=True):
+  for a, b in zip(drawn(tiny_masked, PROMPTS, adapted[:1], batch_size=3, mesh=make_mesh()), over, strict=True):
     np.testing.assert_array_equal(a, b)
 
 
@@ -120,8 +119,7 @@ def test_a_theta_that_changes_nothing_draws_what_the_generator_does(tiny_masked)
     stage.name: Adapters.init(jax.random.key(0), params[stage.name]["transformer"], 2, stage.transformer.adapted)
     for stage in generator.stages
   }
-  wishes = [masked.styled(PROMPTS[0], idle)] * 2, [masked.plain(PROMPTS[0])] * 2
-  for a, b in zip(*(drawn(tiny_masked, some) for some in wishes), strict=True):
+  for a, b in zip(*(drawn(tiny_masked, PROMPTS[:1] * 2, thetas) for thetas in ([idle], [])), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-4)
 
 
@@ -129,10 +127,8 @@ def test_guidance_that_rises_begins_with_none(tiny_masked):
   generator, _ = tiny_masked
   once = [masked.Decoding(steps=1, lambda_b=4.0, rises=True)]
   none = [masked.Decoding(steps=1, lambda_b=0.0)]
-  wishes = [masked.plain(prompt) for prompt in PROMPTS[:2]]
-  np.testing.assert_allclose(
-    drawn(tiny_masked, wishes, decodings=once)[0], drawn(tiny_masked, wishes, decodings=none)[0], atol=1e-5
-  )
+  found, wanted = (drawn(tiny_masked, PROMPTS[:2], samplings=samplings)[0] for samplings in (once, none))
+  np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
 def test_what_does_not_go_together_is_refused(tiny_masked, adapted):
@@ -140,10 +136,12 @@ def test_what_does_not_go_together_is_refused(tiny_masked, adapted):
   base, larger = generator.stages
   with pytest.raises(ValueError, match="stage base: the transformer knows 12 tokens, its VQGAN 16"):
     masked.TokenStage("base", base.transformer, base.vqgan.clone(codebook=16))
-  with pytest.raises(ValueError, match=r"stage base sees \(0, 0\) tokens and words, but sr draws \(4, 12\)"):
+  with pytest.raises(ValueError, match=r"stage base takes \(0, 0\) tokens and words, but sr samples \(4, 12\)"):
     masked.Masked("tiny", generator.text_encoder, generator.tokenizer, (larger, base))
-  with pytest.raises(ValueError, match="have the same thetas"):
-    drawn(tiny_masked, [masked.plain(PROMPTS[0]), masked.styled(PROMPTS[0], adapted[0])])
+  with pytest.raises(ValueError, match="one personalisation or two can be sampled with, not 3"):
+    drawn(tiny_masked, PROMPTS[:1], [*adapted, adapted[0]])
+  with pytest.raises(ValueError, match=r"gamma is from 0, .*: not 1.5"):
+    drawn(tiny_masked, PROMPTS[:1], adapted, gamma=1.5)
   with pytest.raises(ValueError, match="one step or more, not 0"):
     masked.Decoding(steps=0)
   with pytest.raises(ValueError, match="has no stage 'x'; there are: base, sr"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dreamjax.generators import published
-from dreamjax.generators.generator import Text
+from dreamjax.generators.conditioning import Text
 from dreamjax.methods import dreambooth, plans, styledrop
 from dreamjax.parallel import sharding
 from dreamjax.parallel.sharding import make_mesh

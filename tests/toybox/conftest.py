@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dreamjax.generators.generator import in_batches
+from dreamjax.parallel.batches import batch_indices
 from dreamjax.toybox import render, source, world
 
 RESOLUTION = 48
@@ -17,7 +17,7 @@ def in_eights(function):
 
   def run(*inputs):
     parts = []
-    for count, places in in_batches(len(jax.tree.leaves(inputs)[0]), EIGHT):
+    for count, places in batch_indices(len(jax.tree.leaves(inputs)[0]), EIGHT):
       part = program(*jax.tree.map(lambda x, places=places: x[places], inputs))
       parts.append(jax.tree.map(lambda x, count=count: x[:count], part))
     return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)

@@ -22,7 +22,9 @@ from dreamjax.data.tokenizer import Tokenizer
 from dreamjax.diffusion.resolution import downsample
 from dreamjax.diffusion.schedules import Cosine
 from dreamjax.generators import cascade, files
-from dreamjax.generators.generator import TEXT
+from dreamjax.generators.branches import base_model_group
+from dreamjax.generators.generator import TEXT, image_keys
+from dreamjax.generators.sampling import sample
 from dreamjax.methods.denoising import Recipe, stage_loss
 from dreamjax.methods.pretraining.task import Task, initial, signed, warm
 from dreamjax.models.t5 import T5Encoder
@@ -106,15 +108,17 @@ def task(
   def draw(theta: Any, count: int) -> np.ndarray:
     params = {TEXT: text_params, stage.name: theta[stage.name].weights}
     if not stage.unet.low_res:
-      return cascade.sample(drawn, params, prompts[:count], seed=config.seed, size=16)
+      return sample(drawn, params, prompts[:count], seed=config.seed, batch_size=16)
     small = downsample(signed(jnp.asarray(held_out.load_images(indices[:count]))), config.small)
     texts, null = (drawn.encode(params, some) for some in (prompts[:count], [""]))
-    keys = cascade.image_keys(config.seed, np.arange(len(small)))
+    keys = image_keys(config.seed, np.arange(len(small)))
     return np.asarray(enlarge_all(params[stage.name], texts, null, keys, small))
 
   @jax.jit
   def enlarge_all(params: Any, texts: Any, null: Any, keys: Any, small: Any) -> Any:
-    return cascade.draw_stage(stage, stage.sampling, params, None, texts, null, keys, small)
+    guidance = stage.sampling.branches(0, 0.0)
+    groups = base_model_group(guidance, params, null, texts)
+    return cascade.sample_stage(stage, stage.sampling, groups, guidance.weights, keys, small)
 
   def measure(theta: Any) -> dict[str, float]:
     return {} if evaluate is None else evaluate(list(draw(theta, count)), prompts)

@@ -21,14 +21,17 @@ from dreamjax.data.examples import Examples, epochs, on_device
 from dreamjax.data.tokenizer import Tokenizer
 from dreamjax.diffusion.resolution import downsample
 from dreamjax.generators import files, masked
-from dreamjax.generators.generator import TEXT, Text, image_keys
+from dreamjax.generators.branches import base_model_group
+from dreamjax.generators.conditioning import Text
+from dreamjax.generators.generator import TEXT, image_keys
+from dreamjax.generators.sampling import batches
 from dreamjax.methods.masking import Recipe, TokenBatch, stage_loss
 from dreamjax.methods.pretraining.generator import Judge
 from dreamjax.methods.pretraining.task import Task, in_pieces, initial, signed, warm
 from dreamjax.models.muse import Muse
 from dreamjax.models.vqgan import VQGAN
 from dreamjax.parallel import processes
-from dreamjax.theta import Full, StackedThetas
+from dreamjax.theta import Full
 from dreamjax.train.logs import Sheet
 
 _SHOWN = 32  # images on a sheet of samples
@@ -108,23 +111,19 @@ def task(
   def draw(theta: Any, count: int) -> np.ndarray:
     params = whole(theta)
     if held_low is None:
-      wishes = [masked.plain(prompt) for prompt in prompts[:count]]
-      parts = masked.batches(drawn, params, wishes, seed=config.seed, size=32)
+      parts = batches(drawn, params, prompts[:count], seed=config.seed, batch_size=32)
       return np.concatenate([images for (images,) in parts])
-    said = [""] * count, prompts[:count]
-    inputs = [drawn.encode(params, said[i]) for i in asked], np.arange(count), held_low[:count]
-    return np.asarray(in_pieces(lambda x: enlarge(params[stage.name], *x), inputs, 8))
-
-  asked, shares = masked.branch_weights(masked.plain(""), stage.decoding)
+    negative = drawn.encode(params, [""])
+    inputs = drawn.encode(params, prompts[:count]), np.arange(count), held_low[:count]
+    return np.asarray(in_pieces(lambda x: upsample_alone(params[stage.name], negative, *x), inputs, 8))
 
   @jax.jit
-  def enlarge(params: Any, texts: Sequence[Text], numbers: Array, low: Array) -> Array:
-    """Super-resolution by itself."""
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *texts)
-    branches = StackedThetas.of(params["transformer"], [None] * len(texts))
-    keys = image_keys(config.seed, numbers)
-    made = masked.draw_tokens(stage, stage.decoding, params, branches, stacked, jnp.asarray(shares), keys, low)
-    return stage.decode(params, made)
+  def upsample_alone(params: Any, negative: Text, text: Text, numbers: Array, low: Array) -> Array:
+    """Samples the super-resolution stage alone."""
+    guidance = stage.sampling.branches(0, 0.0)
+    groups, keys = base_model_group(guidance, params, negative, text), image_keys(config.seed, numbers)
+    tokens = masked.sample_tokens(stage, stage.sampling, groups, guidance.weights, keys, low)
+    return stage.decode(params, tokens)
 
   def measure(theta: Any) -> dict[str, float]:
     return {} if judge is None else judge(list(draw(theta, count)), prompts)
