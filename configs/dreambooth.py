@@ -5,7 +5,7 @@ dreamjax dreambooth --images photos --class-noun dog --model DIR --workdir runs/
 
 captioned is toybox for photos that have captions, which half of the rows are told. sd15 and sdxl are for folders of
 Stable Diffusion in the layout of diffusers: the first is the recipe of all weights that diffusers publishes for Stable
-Diffusion 1 with class images (5e-6, 800 updates of one photo and one picture of the class), the second the one of
+Diffusion 1 with class images (5e-6, 800 updates of one photo and one image of the class), the second the one of
 low-rank updates of SDXL's attention (1e-4, rank 4, 500 updates of four photos, without class images). inversion, for
 either, is textual inversion with the numbers of diffusers (2e-3, 3,000 updates of four photos): only what [V] stands
 for is learned, from one prompt, "a [V] class", where theirs draws among templates. if-xl is for two stages of DeepFloyd
@@ -29,28 +29,34 @@ def get_config(which: str = "toybox") -> ml_collections.ConfigDict:
     config.prior.count = 32
     base, sr = config.stages.base, config.stages.sr
     base.steps, base.optimizer.learning_rate, base.optimizer.decay = 300, 5e-4, "cosine"
-    sr.steps, sr.rows, sr.prior_rows, sr.optimizer.learning_rate = 40, 4, 2, 1e-4
+    sr.steps, sr.batch_size, sr.prior_batch_size, sr.optimizer.learning_rate = 40, 4, 2, 1e-4
     config.prior.sampling.base.steps = 30
     config.prior.sampling.sr.steps = 5
   elif which == "sd15":
     base = config.stages.base
-    base.steps, base.rows, base.prior_rows, base.optimizer.learning_rate = 800, 1, 1, 5e-6
+    base.steps, base.batch_size, base.prior_batch_size, base.optimizer.learning_rate = 800, 1, 1, 5e-6
     config.prior.sampling.base.update({"sampler": "ddim", "steps": 50})
   elif which == "sdxl":
     base = config.stages.base
-    base.steps, base.rows, base.prior_rows, base.optimizer.learning_rate = 500, 4, 0, 1e-4
+    base.steps, base.batch_size, base.prior_batch_size, base.optimizer.learning_rate = 500, 4, 0, 1e-4
     base.kind, base.rank, base.alpha, base.pattern = "lora", 4, 4.0, "(self|cross|attention)/(query|key|value|out)$"
     config.prior.kind = "none"
   elif which == "inversion":
     config.train_text, config.text_rate = "embeddings", 1.0
     base = config.stages.base
-    base.kind, base.steps, base.rows, base.prior_rows, base.optimizer.learning_rate = "none", 3000, 4, 0, 2e-3
+    base.kind, base.steps, base.batch_size, base.prior_batch_size, base.optimizer.learning_rate = (
+      "none",
+      3000,
+      4,
+      0,
+      2e-3,
+    )
     config.prior.kind = "none"
   elif which == "if-xl":
     for stage, steps, rate in ((config.stages.base, 1200, 2e-5), (config.stages.sr, 2000, 1e-6)):
-      stage.steps, stage.rows, stage.prior_rows, stage.optimizer.learning_rate = steps, 4, 0, rate
+      stage.steps, stage.batch_size, stage.prior_batch_size, stage.optimizer.learning_rate = steps, 4, 0, rate
       stage.kind, stage.rank, stage.alpha = "lora", 4, 4.0
-      stage.pattern, stage.levels = "attention/(query|key|value|text_key|text_value|out)$", (1e-3, 1e-3)
+      stage.pattern, stage.augmentation_levels = "attention/(query|key|value|text_key|text_value|out)$", (1e-3, 1e-3)
     config.prior.kind = "none"
   elif which != "paper":
     raise ValueError(f"which is toybox, captioned, paper, sd15, sdxl, inversion or if-xl, not {which!r}")

@@ -29,8 +29,8 @@ def get_config(which: str = "autoencoder") -> ml_collections.ConfigDict:
   config.perceptual = "dreamjax/toybox/weights/dino"  # the network whose features are compared
   config.likeness = 0.02  # a of equation (1)
   config.kl = 1e-4  # b of equation (1)
-  config.batch, config.pieces, config.steps = 8, 1, 20000
-  config.log_every, config.save_every, config.judged = 50, 500, 256
+  config.batch_size, config.accumulation_steps, config.steps = 8, 1, 20000
+  config.log_every, config.save_every, config.eval_examples = 50, 500, 256
   config.optimizer = optimizer()
   config.optimizer.kind, config.optimizer.learning_rate, config.optimizer.ema = "muon", 2e-3, 0.999
   return config

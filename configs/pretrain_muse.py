@@ -9,15 +9,15 @@ dreamjax pretrain --config configs/pretrain_muse.py:muse --workdir runs/muse
 
 The VQGANs come first, both from the autoencoder, which is the small one still without a codebook: what is trained
 behind them sees their tokens. The last command joins both transformers into the folder runs/muse/model, a generator.
-The first run on pictures of a size and a world draws their album.
+The first run on images of a size and a world draws their album.
 
 The weights of toybox-muse were trained so in ten minutes on an NVIDIA H100, two or three trainings at once, on 196,608
-small pictures, 16,384 large ones for the VQGAN and 32,768 for the transformer, drawn there; with
+small images, 16,384 large ones for the VQGAN and 32,768 for the transformer, drawn there; with
 --config.resident=True, --config.optimizer.learning_rate=2e-3 and, for the transformers, --config.model.dtype=bfloat16.
-The autoencoder took 1,000 steps of 64 pictures (40 a second; 25.9 dB), the small VQGAN 3,500 of 64 (45 a second; 21.3
+The autoencoder took 1,000 steps of 64 images (40 a second; 25.9 dB), the small VQGAN 3,500 of 64 (45 a second; 21.3
 dB, 92 % of the words in use), the large one 5,000 of 32 (35 to 70 a second; 24.8 dB, 82 %), the base transformer 6,000
 of 512 (13 to 43 a second) and the one of super-resolution 3,000 of 128 (15 a second); the first update of each took a
-minute or two to compile. Of the large one's 4,096 words those 578 were left out that none of 3,000 pictures used.
+minute or two to compile. Of the large one's 4,096 words those 578 were left out that none of 3,000 images used.
 
 Before, there were squares of 4 pixels instead of 2, half as many words and a likeness of 0.02 in the small VQGAN, and
 super-resolution was trained in the full world: of 500 captions class was found in 0.871, context in 0.914, colour in
@@ -43,8 +43,8 @@ def get_config(which: str = "autoencoder") -> ml_collections.ConfigDict:
   config.start = ""  # the folder of a model to go on from; "" for nothing
   config.albums, config.resolution, config.view = "runs/albums_128", 128, {}
   config.train, config.held_out = {"train": 12288}, {"subjects": 256}
-  config.resident = False  # whether the pictures lie in the device's memory, for accelerators
-  config.log_every, config.save_every, config.judged = 50, 500, 256
+  config.resident = False  # whether the images lie in the device's memory, for accelerators
+  config.log_every, config.save_every, config.eval_examples = 50, 500, 256
   config.optimizer = optimizer()
   config.optimizer.kind, config.optimizer.learning_rate, config.optimizer.ema = "muon", 1e-3, 0.999
   if which in ("autoencoder", "vqgan_small", "vqgan"):
@@ -53,7 +53,7 @@ def get_config(which: str = "autoencoder") -> ml_collections.ConfigDict:
     raise ValueError(f"which is autoencoder, vqgan_small, vqgan, base, sr or muse, not {which!r}")
   config.task, config.stage, config.name = "tokens", which, "toybox-muse"
   config.text_encoder, config.length = "dreamjax/toybox/weights/t5", 36
-  config.least, config.smoothing, config.drop = 0.0, 0.1, 0.1
+  config.min_mask_ratio, config.smoothing, config.text_dropout = 0.0, 0.1, 0.1
   config.view = dict(CALM)
   if which == "base":
     config.albums, config.resolution = "runs/albums_calm", 64
@@ -61,20 +61,20 @@ def get_config(which: str = "autoencoder") -> ml_collections.ConfigDict:
     config.vqgan, config.image, config.low_vqgan, config.low_image = "runs/vqgan_small/model", 64, "", 0
     config.model = {"width": 192, "heads": 6, "mlp": 768, "depth": 8, "dtype": "float32"}
     config.decoding = {"steps": 18, "temperature": 4.5, "lambda_a": 1.0, "lambda_b": 3.0, "rises": False}
-    config.batch, config.steps = 64, 20000
+    config.batch_size, config.steps = 64, 20000
   else:
     config.albums = "runs/albums_calm_128"
     config.vqgan, config.image = "runs/vqgan/model", 128
     config.low_vqgan, config.low_image = "runs/vqgan_small/model", 64
     config.model = {"width": 160, "heads": 5, "mlp": 640, "depth": 6, "low_depth": 2, "dtype": "float32"}
     config.decoding = {"steps": 12, "temperature": 4.5, "lambda_a": 0.0, "lambda_b": 0.0, "rises": False}
-    config.batch, config.steps = 16, 10000
-  config.pieces = 1
+    config.batch_size, config.steps = 16, 10000
+  config.accumulation_steps = 1
   return config
 
 
 def _vqgan(config: ml_collections.ConfigDict, which: str) -> ml_collections.ConfigDict:
-  """A VQGAN of pictures of 64x64 before it has a codebook, then with one, then of pictures of 128x128."""
+  """A VQGAN of images of 64x64 before it has a codebook, then with one, then of images of 128x128."""
   config.task = "vqgan"
   config.model = {
     "widths": (48, 96, 96), "blocks": 1, "latent": 96, "embedding": 32, "codebook": 2048, "patch": 2, "groups": 8,
@@ -83,7 +83,7 @@ def _vqgan(config: ml_collections.ConfigDict, which: str) -> ml_collections.Conf
   config.perceptual = "dreamjax/toybox/weights/dino"
   config.likeness, config.adversarial, config.adversarial_from = 0.02, 0.0, 0
   config.commitment, config.entropy, config.temperature = 0.25, 0.02, 0.1
-  config.batch, config.pieces = 16, 1
+  config.batch_size, config.accumulation_steps = 16, 1
   if which != "autoencoder":
     config.start = "runs/autoencoder/model"
   if which == "vqgan":

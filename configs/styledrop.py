@@ -1,11 +1,11 @@
-"""Teaches a generator of masked tokens a style from one picture, by StyleDrop.
+"""Teaches a generator of masked tokens a style from one image, by StyleDrop.
 
 dreamjax styledrop --images style --model DIR --workdir runs/style
 dreamjax styledrop --images style --model DIR --workdir runs/style --config configs/styledrop.py:paper --feedback human
 
 amused512 is for a folder of aMUSEd in the layout of diffusers, and is the recipe that diffusers publishes for it at 512
 pixels, of low-rank updates instead of adapters (rank 16, alpha 1, 1e-3 constant behind 500 updates of warm-up, one
-picture in each of 2,000). It has one round; a second one, where feedback asks for it, is trained in the same way. For
+image in each of 2,000). It has one round; a second one, where feedback asks for it, is trained in the same way. For
 the paper's adapters, --config.first.base.kind=adapters.
 """
 
@@ -31,16 +31,16 @@ def get_config(which: str = "toybox") -> ml_collections.ConfigDict:
     places = ("on a cobblestone street", "with a mountain in the background", "with a wheat field in the background",
               "on the beach")  # fmt: skip
     far = [f"{x} {y}" for x in ("a boat", "a chair", "a backpack") for y in places]
-    config.pool.prompts, config.pool.each = (*walks, *faces, *things, *far), 8
-    config.views = 32  # a small network learns one picture by heart before it learns its style
-    # Of a style, what is fine is in the larger stage, and drawn pictures have lost some of it: it is learned once.
+    config.pool.prompts, config.pool.images_per_prompt = (*walks, *faces, *things, *far), 8
+    config.views = 32  # a small network learns one image by heart before it learns its style
+    # Of a style, what is fine is in the larger stage, and drawn images have lost some of it: it is learned once.
     for settings, base, larger in ((config.first, 150, 60), (config.second, 400, 0)):
       settings.base.steps, settings.base.optimizer.learning_rate = base, 1e-3
-      settings.sr.steps, settings.sr.rows, settings.sr.optimizer.learning_rate = larger, 4, 1e-3
+      settings.sr.steps, settings.sr.batch_size, settings.sr.optimizer.learning_rate = larger, 4, 1e-3
       settings.sr.channels = 24  # so that less than a hundredth of the parameters is trained
   elif which == "amused512":
     for settings in (config.first.base, config.second.base):
-      settings.steps, settings.rows = 2000, 1
+      settings.steps, settings.batch_size = 2000, 1
       settings.kind, settings.rank, settings.alpha, settings.pattern = "lora", 16, 1.0, "(query|key|value)$"
       settings.optimizer.update({"learning_rate": 1e-3, "warmup": 500, "b2": 0.999})
   elif which != "paper":

@@ -4,7 +4,7 @@ import dreamjax
 
 generator, params = dreamjax.load("toybox-cascade")
 theta = dreamjax.dreambooth(generator, params, "photos/of/my/dog", "dog", workdir="runs/dog")
-pictures = dreamjax.sample(generator, params, ["a [V] dog on the beach"], theta=theta, n=4)
+images = dreamjax.sample(generator, params, ["a [V] dog on the beach"], theta=theta, n=4)
 theta.save("dog.safetensors")
 """
 

@@ -13,7 +13,7 @@ import jax
 import jaxlib.version
 
 from dreamjax.commands import demo, dreambooth, evaluate, export, feedback, plan, pretrain, sample, styledrop, toybox
-from dreamjax.data import hosts
+from dreamjax.parallel import processes
 
 # What JAX says where it no longer hears of another process.
 _LOST = re.compile("gloo|nccl|connection|heartbeat|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED", re.I)
@@ -64,19 +64,19 @@ def main(argv: Sequence[str] | None = None) -> int:
   prepare_xla()
   try:
     args.run(args)
-  except hosts.Preempted as error:
+  except processes.Preempted as error:
     print(f"dreamjax {args.command}: {error}; run this again to go on", file=sys.stderr)
-    return hosts.AGAIN
+    return processes.EXIT_RERUN
   except (ValueError, OSError, FloatingPointError) as error:
     print(f"dreamjax {args.command}: {error}", file=sys.stderr)
     return _leave(2)
   except BaseException as error:
-    if not hosts.several():
+    if not processes.is_distributed():
       raise
     if isinstance(error, jax.errors.JaxRuntimeError) and _LOST.search(str(error)):
       problem = "another process of this run is lost, or out of reach: run all of them again to go on"
       print(f"dreamjax {args.command}: {problem} ({str(error).splitlines()[0]})", file=sys.stderr)
-      return _leave(hosts.AGAIN)
+      return _leave(processes.EXIT_RERUN)
     traceback.print_exc()
     return _leave(1)
   return 0
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _leave(status: int) -> int:
   """The exit status; one of several processes ends at once, for to take leave of the others it would wait for them."""
-  if hosts.several():
+  if processes.is_distributed():
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

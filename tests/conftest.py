@@ -96,15 +96,15 @@ def run(capsys):
 
 @pytest.fixture(scope="session")
 def drawn():
-  """drawn(folder) -> the pictures that `dreamjax sample` wrote there."""
+  """drawn(folder) -> the images that `dreamjax sample` wrote there."""
   import numpy as np
   from PIL import Image
 
   def drawn(folder):
     found = []
     for path in sorted(folder.glob("0*.png")):
-      with Image.open(path) as picture:
-        found.append(np.asarray(picture).astype(int))
+      with Image.open(path) as image:
+        found.append(np.asarray(image).astype(int))
     return np.stack(found)
 
   return drawn

@@ -20,17 +20,17 @@ def read(folder):
 
 
 def test_toybox_writes_an_image_folder_and_a_sheet(tmp_path, capsys):
-  out = tmp_path / "pictures"
+  out = tmp_path / "images"
   status, said = run(capsys, "toybox", "--out", out, "--n", 3, "--resolution", 32, "--seed", 5)
-  assert status == 0 and "3 pictures" in said.out
+  assert status == 0 and "3 images" in said.out
   lines = read(out)
   assert [line["file_name"] for line in lines] == ["00000.png", "00001.png", "00002.png"]
   stream = source.Stream(seed=5, resolution=32)
   frame, _ = stream.draw(range(3))
   for line, rgb in zip(lines, np.asarray(frame.rgb), strict=True):
-    with Image.open(out / line["file_name"]) as picture:
-      assert picture.size == (32, 32) and picture.mode == "RGB"
-      assert np.abs(np.asarray(picture) / 255 - rgb).max() <= 1.01 / 255
+    with Image.open(out / line["file_name"]) as image:
+      assert image.size == (32, 32) and image.mode == "RGB"
+      assert np.abs(np.asarray(image) / 255 - rgb).max() <= 1.01 / 255
     said = captions.parse(line["text"])
     assert vocabulary.CLASSES[said.cls] == line["class"] and vocabulary.STYLES[said.style] == line["style"]
   with Image.open(out / "sheet.png") as sheet:

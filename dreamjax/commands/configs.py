@@ -15,7 +15,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
   Args:
     name: a Python file that defines `get_config`, with ":variant" behind it if that takes an argument. A file that is
       not there is looked for among those that are installed with dreamjax.
-    overrides: strings such as "--config.batch=64".
+    overrides: strings such as "--config.batch_size=64".
 
   Raises:
     ValueError: if there is no such file, variant or field, or a value is of the wrong type.

@@ -41,11 +41,11 @@ PROMPTS = {
 
 def add(commands: Any) -> None:
   """Adds the command to an argparse parser's."""
-  parser = commands.add_parser("demo", help="from four photos of a toy to pictures of it: every step, in minutes")
+  parser = commands.add_parser("demo", help="from four photos of a toy to images of it: every step, in minutes")
   parser.add_argument("--out", type=pathlib.Path, required=True, help="folder for all that is made")
   parser.add_argument("--class", dest="cls", default=CLASS, help="the toy's class (%(default)s)")
   parser.add_argument("--subject", type=int, default=NUMBER, help="the toy's number (%(default)s)")
-  parser.add_argument("--n", type=int, default=2, help="pictures of each prompt (%(default)s)")
+  parser.add_argument("--n", type=int, default=2, help="images of each prompt (%(default)s)")
   parser.add_argument(
     "--config", default="configs/dreambooth.py:captioned", metavar="FILE[:VARIANT]", help="the recipe (%(default)s)"
   )
@@ -70,13 +70,13 @@ def run(args: argparse.Namespace) -> None:
   plain = [f"a {args.cls}"] * PHOTOS
   prior_set = sorted((args.out / "run" / "priors").glob("*/0*.png"))  # the base model's answers to the same prompt
   before = [np.asarray(Image.open(path)) / 255 for path in prior_set[:PHOTOS]]
-  if not before:  # the recipe has no pictures of the class
+  if not before:  # the recipe has no images of the class
     before = list(generators.sample(generator, params, plain, seed=config.seed) / 2 + 0.5)
   drawn = generators.sample(generator, params, list(prompts), theta=theta, n=args.n, seed=config.seed)
 
   known = [{"text": prompt, "class": args.cls, **labels} for prompt, labels in prompts.items() for _ in range(args.n)]
-  image_folder.write(args.out / "pictures" / name, zip(drawn / 2 + 0.5, known, strict=True), overwrite=True)
-  result = evaluate(args.out / "pictures", args.out / "photos", truth.toybox_encoders(), identifier="[V]")
+  image_folder.write(args.out / "images" / name, zip(drawn / 2 + 0.5, known, strict=True), overwrite=True)
+  result = evaluate(args.out / "images", args.out / "photos", truth.toybox_encoders(), identifier="[V]")
   report.write(result, args.out)
   originals = [np.asarray(Image.open(photos / photo["file_name"])) / 255 for photo in seen]
   sheet = [*originals, *before, *(drawn / 2 + 0.5)]
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
     *[f"{prompt} (before)" for prompt in plain[: len(before)]],
     *[entry["text"] for entry in known],
   ]
-  contact_sheet([np.asarray(picture) for picture in sheet], captions, columns=2 * PHOTOS).save(args.out / "sheet.png")
+  contact_sheet([np.asarray(image) for image in sheet], captions, columns=2 * PHOTOS).save(args.out / "sheet.png")
   minutes = (time.perf_counter() - began) / 60
   rich.print(report.table(result))
   print(f"sheet.png, sheet.html and scores.json are in {args.out}; it took {minutes:.1f} minutes")

@@ -7,8 +7,7 @@ from typing import Any
 import jax
 
 from dreamjax import generators
-from dreamjax.data import hosts
-from dreamjax.train import sharding
+from dreamjax.parallel import processes, sharding
 
 _SIZE = re.compile(r"-1|[1-9]\d*")
 _HOSTS = re.compile(r"([^,\s]+:\d+),(\d+),(\d+)")
@@ -18,7 +17,7 @@ def add(parser: argparse.ArgumentParser, *, several: bool = True, usual: str = "
   """Adds the arguments to a command's: `--mesh`, and `--hosts` where it can run as several processes."""
   parser.add_argument(
     "--mesh", type=_shape, metavar="AXIS=N[,AXIS=N]",
-    help=f"devices along the axes {', '.join(sharding.AXES)}, such as data=-1 for all or data=2,fsdp=4: pictures of a "
+    help=f"devices along the axes {', '.join(sharding.AXES)}, such as data=-1 for all or data=2,fsdp=4: images of a "
     "batch are spread over data and fsdp, parameters over fsdp and tensor "
     f"(default: {usual})",
   )  # fmt: skip
@@ -59,19 +58,19 @@ def mesh(args: argparse.Namespace) -> jax.sharding.Mesh:
     ValueError: if the devices do not fill it, or it leaves devices of one of several processes out.
   """
   if args.hosts is not None:
-    hosts.join(*args.hosts)
+    processes.join(*args.hosts)
   made = sharding.make_mesh(args.mesh or ((1, 1, 1) if args.hosts is None else (-1, 1, 1)))
-  if hosts.several() and made.size < jax.device_count():
+  if processes.is_distributed() and made.size < jax.device_count():
     raise ValueError(f"a mesh of several processes holds all of their {jax.device_count()} devices, not {made.size}")
   return made
 
 
 def say(*lines: str) -> None:
   """Prints lines, in the first of several processes."""
-  if hosts.leads():
+  if processes.is_main_process():
     print(*lines, sep="\n")
 
 
 def load(name: str, mesh: jax.sharding.Mesh) -> tuple[generators.Cascade | generators.Masked, dict[str, Any]]:
   """A generator whose parameters go to their devices as they are read."""
-  return generators.load(name, put=sharding.placer(mesh))
+  return generators.load(name, put=sharding.param_putter(mesh))

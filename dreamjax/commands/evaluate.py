@@ -1,4 +1,4 @@
-"""`dreamjax evaluate`: scores generated pictures against real ones."""
+"""`dreamjax evaluate`: scores generated images against real ones."""
 
 import argparse
 import pathlib
@@ -13,15 +13,15 @@ from dreamjax.eval.evaluate import evaluate
 
 def add(commands: Any) -> None:
   """Adds the command to an argparse parser's."""
-  parser = commands.add_parser("evaluate", help="score generated pictures against real ones")
+  parser = commands.add_parser("evaluate", help="score generated images against real ones")
   folder = {"type": pathlib.Path, "metavar": "DIR"}
-  parser.add_argument("--generated", **folder, required=True, help="the pictures to be scored; a sub-folder a subject")
-  parser.add_argument("--reference", **folder, required=True, help="the real pictures, of other subjects too")
+  parser.add_argument("--generated", **folder, required=True, help="the images to be scored; a sub-folder a subject")
+  parser.add_argument("--reference", **folder, required=True, help="the real images, of other subjects too")
   parser.add_argument("--out", **folder, required=True, help="folder for scores.json and sheet.html")
   parser.add_argument("--encoders", default="toybox", metavar="toybox|DIR", help="folder with clip/ and dino/")
-  parser.add_argument("--prompts", type=pathlib.Path, metavar="FILE", help="one prompt a line, in the pictures' order")
+  parser.add_argument("--prompts", type=pathlib.Path, metavar="FILE", help="one prompt a line, in the images' order")
   parser.add_argument("--identifier", help="stripped from the prompts before CLIP reads them (default: kept)")
-  parser.add_argument("--prior", **folder, help="pictures of the class by the personalised models, for PRES")
+  parser.add_argument("--prior", **folder, help="images of the class by the personalised models, for PRES")
   devices.add(parser, several=False)
   parser.set_defaults(run=run)
 
@@ -40,4 +40,4 @@ def run(args: argparse.Namespace) -> None:
   )
   report.write(result, args.out)
   rich.print(report.table(result))
-  print(f"scores.json and sheet.html, the worst pictures first, are in {args.out}")
+  print(f"scores.json and sheet.html, the worst images first, are in {args.out}")

@@ -5,7 +5,7 @@ import pathlib
 from typing import Any
 
 from dreamjax import generators
-from dreamjax.generators import exchange
+from dreamjax.generators import interop
 
 
 def add(commands: Any) -> None:
@@ -13,7 +13,7 @@ def add(commands: Any) -> None:
   parser = commands.add_parser("export", help="write a personalisation for another program")
   parser.add_argument("--theta", type=pathlib.Path, required=True, metavar="FILE", help="the personalisation")
   parser.add_argument("--model", required=True, metavar="DIR", help="the generator that it was trained beside")
-  parser.add_argument("--format", choices=exchange.FORMATS, default="diffusers", help="(%(default)s)")
+  parser.add_argument("--format", choices=interop.FORMATS, default="diffusers", help="(%(default)s)")
   parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="for the files")
   parser.set_defaults(run=run)
 
@@ -22,5 +22,5 @@ def run(args: argparse.Namespace) -> None:
   """Runs the command."""
   generator, params = generators.load(args.model)
   made = generators.load_theta(args.theta, generator, params)
-  for path in exchange.save(args.out, args.format, generator, params, made):
+  for path in interop.save(args.out, args.format, generator, params, made):
     print(path)

@@ -1,4 +1,4 @@
-"""`dreamjax feedback`: a page in the browser on which a person chooses pictures from StyleDrop's pool."""
+"""`dreamjax feedback`: a page in the browser on which a person chooses images from StyleDrop's pool."""
 
 import argparse
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ _THUMBNAIL = 256  # pixels of the longer side
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-  """A picture of the pool.
+  """An image of the pool.
 
   Attributes:
     name: of its file.
@@ -41,12 +41,12 @@ class Shown:
 
 def add(commands: Any) -> None:
   """Adds the command to an argparse parser's."""
-  parser = commands.add_parser("feedback", help="choose pictures for StyleDrop's second round, in a browser")
+  parser = commands.add_parser("feedback", help="choose images for StyleDrop's second round, in a browser")
   parser.add_argument("--pool", type=pathlib.Path, required=True, metavar="DIR", help="as `dreamjax styledrop` left it")
   parser.add_argument(
-    "--reference", type=pathlib.Path, metavar="DIR", help="pictures of the style (default: the folder beside the pool)"
+    "--reference", type=pathlib.Path, metavar="DIR", help="images of the style (default: the folder beside the pool)"
   )
-  parser.add_argument("--most", type=int, default=10, help="pictures that may be chosen (%(default)s)")
+  parser.add_argument("--most", type=int, default=10, help="images that may be chosen (%(default)s)")
   parser.add_argument("--port", type=int, default=PORT, help="(%(default)s)")
   parser.set_defaults(run=run)
 
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
   logging.getLogger("werkzeug").setLevel(logging.WARNING)  # not a line for each request
   app = make_app(args.pool, args.reference or args.pool.parent / "reference", args.most)
   server = werkzeug.serving.make_server(HOST, args.port, app, threaded=True)
-  print(f"choose up to {args.most} pictures at http://{HOST}:{server.server_port}/ and save; Ctrl-C ends", flush=True)
+  print(f"choose up to {args.most} images at http://{HOST}:{server.server_port}/ and save; Ctrl-C ends", flush=True)
   try:
     server.serve_forever()
   except KeyboardInterrupt:
@@ -68,11 +68,11 @@ def run(args: argparse.Namespace) -> None:
 def make_app(pool: pathlib.Path, reference: pathlib.Path, most: int) -> "flask.Flask":
   """The page, what it shows and what it writes.
 
-  It answers requests for its own host from its own pages only, and knows no file but the pictures of the two folders.
+  It answers requests for its own host from its own pages only, and knows no file but the images of the two folders.
 
   Args:
-    pool: a folder of pictures with `metadata.jsonl`.
-    reference: a folder of pictures of the style; it need not be there.
+    pool: a folder of images with `metadata.jsonl`.
+    reference: a folder of images of the style; it need not be there.
     most: how many may be chosen.
 
   Raises:
@@ -84,9 +84,9 @@ def make_app(pool: pathlib.Path, reference: pathlib.Path, most: int) -> "flask.F
   except ImportError as error:
     raise ValueError("the page takes Flask: pip install '.[feedback]'") from error
   if most < 1:
-    raise ValueError(f"at least one picture is to be chosen, not {most}")
+    raise ValueError(f"at least one image is to be chosen, not {most}")
   shown = read_pool(pool)
-  known = {picture.name: pool / picture.name for picture in shown}
+  known = {image.name: pool / image.name for image in shown}
   style = sorted(path for path in reference.glob("*.png")) if reference.is_dir() else []
   app = flask.Flask(__name__, static_folder=None)
 
@@ -111,19 +111,19 @@ def make_app(pool: pathlib.Path, reference: pathlib.Path, most: int) -> "flask.F
   @app.get("/")
   def page() -> str:
     state = {
-      "pictures": [dataclasses.asdict(picture) for picture in shown],
+      "images": [dataclasses.asdict(image) for image in shown],
       "most": most,
       "draft": _read(pool / DRAFT) or {"chosen": [], "history": []},
       "saved": (_read(pool / SELECTION) or {}).get("chosen"),
     }
     return flask.render_template_string(_TEMPLATE.read_text(), state=state, style=[path.name for path in style])
 
-  @app.get("/pictures/<name>")
-  def picture(name: str) -> Any:
+  @app.get("/images/<name>")
+  def image(name: str) -> Any:
     return _thumbnail(known[name]) if name in known else flask.abort(404)
 
   @app.get("/reference/<name>")
-  def reference_picture(name: str) -> Any:
+  def reference_image(name: str) -> Any:
     return _thumbnail(reference / name) if reference / name in style else flask.abort(404)
 
   def _thumbnail(path: pathlib.Path) -> Any:
@@ -136,9 +136,9 @@ def make_app(pool: pathlib.Path, reference: pathlib.Path, most: int) -> "flask.F
 
   def chosen(names: Any) -> list[str]:
     if not isinstance(names, list) or not all(isinstance(name, str) and name in known for name in names):
-      flask.abort(400, "a selection names pictures of the pool")
+      flask.abort(400, "a selection names images of the pool")
     if len(set(names)) < len(names) or len(names) > most:
-      flask.abort(400, f"a selection names up to {most} pictures, each once")
+      flask.abort(400, f"a selection names up to {most} images, each once")
     return names
 
   @app.put("/draft")
@@ -154,7 +154,7 @@ def make_app(pool: pathlib.Path, reference: pathlib.Path, most: int) -> "flask.F
     sent = flask.request.get_json()
     names = chosen(sent.get("chosen") if isinstance(sent, dict) else None)
     if not names:
-      flask.abort(400, "choose a picture first")
+      flask.abort(400, "choose an image first")
     _write(pool / SELECTION, {"chosen": names})
     return {"ok": True, "path": str(pool / SELECTION)}
 
@@ -162,10 +162,10 @@ def make_app(pool: pathlib.Path, reference: pathlib.Path, most: int) -> "flask.F
 
 
 def read_pool(pool: pathlib.Path) -> list[Shown]:
-  """The pictures of a pool, as its metadata has them.
+  """The images of a pool, as its metadata has them.
 
   Raises:
-    FileNotFoundError: if there is no such folder, or no metadata in it, or a picture is missing.
+    FileNotFoundError: if there is no such folder, or no metadata in it, or an image is missing.
     ValueError: if the metadata cannot be read, or names a file outside the folder.
   """
   path = pool / METADATA
@@ -175,14 +175,14 @@ def read_pool(pool: pathlib.Path) -> list[Shown]:
   for number, line in enumerate(path.read_text().splitlines(), start=1):
     try:
       entry = json.loads(line)
-      picture = Shown(str(entry["file_name"]), str(entry["text"]), entry.get("score"))
+      image = Shown(str(entry["file_name"]), str(entry["text"]), entry.get("score"))
     except (ValueError, KeyError, TypeError) as error:
       raise ValueError(f"{path}:{number} is not what `dreamjax styledrop` writes: {error}") from error
-    if pathlib.PurePath(picture.name).name != picture.name:
-      raise ValueError(f"{path}:{number} names {picture.name!r}, which is no file of this folder")
-    if not (pool / picture.name).is_file():
-      raise FileNotFoundError(f"{path}:{number} names {picture.name}, which is missing")
-    shown.append(picture)
+    if pathlib.PurePath(image.name).name != image.name:
+      raise ValueError(f"{path}:{number} names {image.name!r}, which is no file of this folder")
+    if not (pool / image.name).is_file():
+      raise FileNotFoundError(f"{path}:{number} names {image.name}, which is missing")
+    shown.append(image)
   return shown
 
 

@@ -18,7 +18,8 @@ from dreamjax import generators
 from dreamjax.commands import configs, devices
 from dreamjax.generators import published
 from dreamjax.methods import plans
-from dreamjax.train import sharding, topologies
+from dreamjax.parallel import sharding
+from dreamjax.train import topologies
 
 _WIDTH = 120  # columns of tables that are written to no terminal
 
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
 def weigh(program: plans.Program, chip: topologies.Chip, devices: int) -> dict[str, Any]:
   """Compiles a program and says what it asks of each of so many devices of a kind."""
   held = sum(program.held.values())
-  known = {"name": program.name, "runs": program.runs, "rows": program.rows, "held": program.held}
+  known = {"name": program.name, "runs": program.runs, "batch_size": program.batch_size, "held": program.held}
   begun, load, needed = time.monotonic(), None, 0.0
   try:
     load = topologies.load(program.lower())
@@ -169,11 +170,13 @@ def _published(topology: str, chip: topologies.Chip) -> str:
 def _tables(planned: list[dict[str, Any]], chip: topologies.Chip) -> Iterator[rich.table.Table]:
   """What lies on a device, what it computes, and what it sends."""
   names = dict.fromkeys(name for one in planned for name in one["held"])
-  lies = _table(f"GiB on a device, of {_gib(chip.memory)}", "runs", "rows", *names, "activations", "peak", "")
+  lies = _table(f"GiB on a device, of {_gib(chip.memory)}", "runs", "batch_size", *names, "activations", "peak", "")
   for one in planned:
     sizes = [_gib(one["held"][name]) if name in one["held"] else "" for name in names]
     told = [_gib(one["activations"]), _gib(one["peak"]), "fits" if one["fits"] else "does not fit"]
-    lies.add_row(one["name"], str(one["runs"]), str(one["rows"]), *sizes, *told, style=None if one["fits"] else "red")
+    lies.add_row(
+      one["name"], str(one["runs"]), str(one["batch_size"]), *sizes, *told, style=None if one["fits"] else "red"
+    )
   yield lies
   planned = [one for one in planned if one["flops"] is not None]
   if planned:
@@ -233,5 +236,5 @@ def _untried(program: plans.Program, config: ml_collections.ConfigDict) -> Itera
     yield "--config.remat=all"
   stage = next(iter(program.fields), "").rpartition(".")[0]
   if stage.startswith("stages."):
-    yield f"--config.{stage}.pieces={2 * program.pieces}"
+    yield f"--config.{stage}.accumulation_steps={2 * program.accumulation_steps}"
   yield "more chips"

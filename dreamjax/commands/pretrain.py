@@ -15,11 +15,11 @@ import numpy as np
 import tqdm
 
 from dreamjax.commands import configs, devices, truth
-from dreamjax.data import hosts
 from dreamjax.data import tokenizer as tokenizers
 from dreamjax.data.examples import Examples
 from dreamjax.methods.pretraining import autoencoder, classifier, contrastive, generator, text, tokens, vqgan
 from dreamjax.methods.pretraining.task import Task
+from dreamjax.parallel import processes
 from dreamjax.toybox import album, source, vocabulary, world
 from dreamjax.train.loop import fit
 from dreamjax.train.optimizer import averaged, make_optimizer
@@ -75,7 +75,7 @@ def examples(drawn: album.Album) -> Examples:
 
 
 def visible(drawn: album.Album) -> Examples:
-  """`examples` whose labels are unknown (-1) where the picture does not show what they say."""
+  """`examples` whose labels are unknown (-1) where the image does not show what they say."""
   made, known = examples(drawn), drawn.labels
   hidden = dict.fromkeys(_OF_SUBJECT, known.other_cls >= 0)
   hidden["colour"] = hidden["colour"] | truth.COLOURLESS[known.style]
@@ -96,11 +96,11 @@ def draw_albums(
   for split, count in counts.items():
     stream = source.Stream(seed=seed, split=split, variety=variety, resolution=config.resolution, photos=_PHOTOS)
     folder = pathlib.Path(config.albums) / (f"{split}_{seed}" if seed else split)
-    with tqdm.tqdm(total=count, unit=" pictures", desc=f"album {split}", disable=hosts.quiet()) as bar:
+    with tqdm.tqdm(total=count, unit=" images", desc=f"album {split}", disable=processes.disable_progress()) as bar:
       progress = lambda drawn, bar=bar: bar.update(drawn - bar.n)  # noqa: E731
       draw = functools.partial(album.draw, folder, stream, count, progress)
-      if hosts.several():
-        hosts.once(draw)
+      if processes.is_distributed():
+        processes.on_main_process(draw)
       parts.append(see(draw()))  # what is there is read
   return Examples.join(parts)
 
@@ -125,9 +125,9 @@ def make_task(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh | None 
     return contrastive.photos_task(config, train, held_out, mesh)
   if config.task in ("stage", "tokens"):
     judge = None
-    if config.judged:
+    if config.eval_examples:
       probe = truth.toybox_encoders().probe
-      judge = lambda pictures, texts: truth.accuracy(pictures, texts, probe)  # noqa: E731
+      judge = lambda images, texts: truth.accuracy(images, texts, probe)  # noqa: E731
     module = generator if config.task == "stage" else tokens
     return module.task(config, train, held_out, judge, mesh)
   if config.task in ("vqgan", "autoencoder"):
@@ -147,12 +147,12 @@ def pretrain(
   Args:
     config: a task's, with its data, its optimizer and how long it goes on.
     workdir: for logs, checkpoints and the model.
-    mesh: of devices, see `train.sharding`; by default the first device alone.
+    mesh: of devices, see `parallel.sharding`; by default the first device alone.
 
   Returns:
     What was measured of the moving average of the parameters, which is what is saved.
   """
-  hosts.once(lambda: _begin(config, workdir))
+  processes.on_main_process(lambda: _begin(config, workdir))
   if config.task in ("tokenizer", "join"):
     return {}
   task = make_task(config, mesh)
@@ -163,7 +163,7 @@ def pretrain(
   def inspect(state: TrainState) -> dict[str, Any]:
     """What the first process saves, measures and shows."""
     theta, found = averaged(state), {}
-    theta = hosts.fetch(theta) if hosts.several() else theta
+    theta = processes.fetch(theta) if processes.is_distributed() else theta
     latest[:] = [found]
 
     def write() -> None:
@@ -173,11 +173,11 @@ def pretrain(
       if task.show is not None:
         found["samples"] = task.show(theta)
 
-    hosts.once(write)
+    processes.on_main_process(write)
     return found
 
   state = fit(
-    make_step(task.loss, tx, config.seed, config.pieces),
+    make_step(task.loss, tx, config.seed, config.accumulation_steps),
     TrainState.create(task.theta, tx, task.frozen, mesh),
     task.batches,
     steps=config.steps,

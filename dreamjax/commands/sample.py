@@ -1,4 +1,4 @@
-"""`dreamjax sample`: draws pictures of prompts, and keeps the recipe by which they can be drawn again."""
+"""`dreamjax sample`: draws images of prompts, and keeps the recipe by which they can be drawn again."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -12,24 +12,24 @@ import tqdm
 
 from dreamjax import generators
 from dreamjax.commands import devices
-from dreamjax.data import hosts, image_folder
+from dreamjax.data import image_folder
 from dreamjax.data.contact_sheet import contact_sheet
 from dreamjax.generators import cascade as cascades
 from dreamjax.generators import masked
 from dreamjax.generators.cascade import SAMPLERS, Cascade, Sampling
-from dreamjax.generators.control import PictureControl
-from dreamjax.generators.generator import DTYPES, computing
+from dreamjax.generators.control import ImageControl
+from dreamjax.generators.generator import DTYPES, with_compute
 from dreamjax.generators.masked import GAMMA, Decoding, Masked
 from dreamjax.masked import guidance
+from dreamjax.parallel import processes, sharding
 from dreamjax.theta import Personalisation
-from dreamjax.train import sharding
 
 RECIPE = "sample.json"
 
 
 def add(commands: Any) -> None:
   """Adds the command to an argparse parser's."""
-  parser = commands.add_parser("sample", help="draw pictures of prompts")
+  parser = commands.add_parser("sample", help="draw images of prompts")
   parser.add_argument("--model", default="toybox-cascade", metavar="NAME|DIR", help="the generator (%(default)s)")
   parser.add_argument("--prompt", action="append", default=[], help="may be given several times; [V]: the subject")
   parser.add_argument(
@@ -41,12 +41,12 @@ def add(commands: Any) -> None:
     help="the subject or style, as `dreamjax dreambooth` or `dreamjax styledrop` saved it; masked tokens take two",
   )
   parser.add_argument("--gamma", type=float, help=f"of two thetas, the share of the second, 0 to 1 ({GAMMA})")
-  group = parser.add_argument_group("a picture to follow, of generators that draw latents")
+  group = parser.add_argument_group("an image to follow, of generators that draw latents")
   group.add_argument("--controlnet", metavar="NAME|DIR", help="the ControlNet, in diffusers' layout")
   group.add_argument("--control", type=pathlib.Path, metavar="FILE", help="edges, a pose or what else it takes")
   group.add_argument("--control-scale", type=float, help="of what the ControlNet adds; at 0 it adds nothing (1)")
-  parser.add_argument("--n", type=int, default=4, help="pictures of each prompt (%(default)s)")
-  parser.add_argument("--seed", type=int, default=0, help="other seeds draw other pictures (%(default)s)")
+  parser.add_argument("--n", type=int, default=4, help="images of each prompt (%(default)s)")
+  parser.add_argument("--seed", type=int, default=0, help="other seeds draw other images (%(default)s)")
   parser.add_argument("--negative", default="", help="what guidance leads away from (default: nothing)")
   for prefix, title in (("", "the base stage"), ("sr-", "stages of super-resolution")):
     group = parser.add_argument_group(f"{title} (default: as the model says)")
@@ -59,14 +59,14 @@ def add(commands: Any) -> None:
     group.add_argument(f"--{prefix}temperature", type=float, help="of masked tokens: of the choice of those to keep")
     group.add_argument(f"--{prefix}lambda-a", type=float, help="of masked tokens: guidance to the theta")
     group.add_argument(f"--{prefix}lambda-b", type=float, help="of masked tokens: guidance to the prompt")
-  group.add_argument("--level", type=float, dest="sr_level", help="of a cascade: noise on the small picture, 0 to 1")
+  group.add_argument("--level", type=float, dest="sr_level", help="of a cascade: noise on the small image, 0 to 1")
   parser.add_argument(
-    "--batch", type=int, default=8, help="pictures drawn at once, or as many more as --mesh divides (%(default)s)"
+    "--batch", type=int, default=8, help="images drawn at once, or as many more as --mesh divides (%(default)s)"
   )
   parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of products and convolutions (%(default)s)")
   parser.add_argument("--recipe", type=pathlib.Path, metavar="FILE", help=f"draw what a {RECIPE} says once more")
   parser.add_argument("--out", type=pathlib.Path, required=True, help=f"for PNGs, grid.png and {RECIPE}")
-  parser.add_argument("--overwrite", action="store_true", help="replace pictures that --out holds already")
+  parser.add_argument("--overwrite", action="store_true", help="replace images that --out holds already")
   devices.add(parser)
   parser.set_defaults(run=run)
 
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
   mesh = devices.mesh(args)
   generator, params = devices.load(recipe["model"], mesh)
   thetas = [generators.load_theta(path, generator, params) for path in recipe["thetas"]]
-  generator = computing(generator, recipe.get("dtype", "float32"), remat="none")
+  generator = with_compute(generator, recipe.get("dtype", "float32"), remat="none")
   control = _control(recipe, generator, mesh)
   family: _Cascade | _Masked
   if isinstance(generator, Masked):
@@ -88,56 +88,58 @@ def run(args: argparse.Namespace) -> None:
     recipe["samplings"] = family.samplings(args)
   prompts = [prompt for prompt in recipe["prompts"] for _ in range(recipe["n"])]
   size = min(args.batch, len(prompts))
-  hosts.once(lambda: _check_free(args, recipe, len(prompts)))
-  first = hosts.agree(0 if args.overwrite else len(_lines(args.out)))  # what a call that was cut off has drawn
-  batches = hosts.until_told(family.batches(prompts[first:], recipe, first, size, mesh))
-  if not hosts.leads():
+  processes.on_main_process(lambda: _check_free(args, recipe, len(prompts)))
+  first = processes.broadcast_from_main(
+    0 if args.overwrite else len(_lines(args.out))
+  )  # what a call that was cut off has drawn
+  batches = processes.until_preempted(family.batches(prompts[first:], recipe, first, size, mesh))
+  if not processes.is_main_process():
     for _ in batches:  # what the first process writes
       pass
     return
   drawn = [image_folder.read(args.out / line["file_name"]) for line in _lines(args.out)[:first]]
 
-  def pictures():
+  def images():
     (args.out / RECIPE).write_text(json.dumps(recipe, indent=2) + "\n")
-    with tqdm.tqdm(total=len(prompts), initial=first, unit=" pictures", desc="drawing", disable=None) as bar:
+    with tqdm.tqdm(total=len(prompts), initial=first, unit=" images", desc="drawing", disable=None) as bar:
       for batch in batches:
-        for picture in batch[-1]:
-          drawn.append(picture / 2 + 0.5)
+        for image in batch[-1]:
+          drawn.append(image / 2 + 0.5)
           bar.update()
           yield drawn[-1], {"text": prompts[len(drawn) - 1]}
 
-  image_folder.write(args.out, pictures(), overwrite=args.overwrite, first=first)
+  image_folder.write(args.out, images(), overwrite=args.overwrite, first=first)
   contact_sheet(drawn, prompts, columns=min(recipe["n"], 8)).save(args.out / "grid.png")
-  print(f"{len(prompts)} pictures, grid.png and {RECIPE} are in {args.out}")
+  print(f"{len(prompts)} images, grid.png and {RECIPE} are in {args.out}")
 
 
 def _lines(folder: pathlib.Path) -> list[dict[str, Any]]:
-  """What a folder's metadata says of each picture."""
+  """What a folder's metadata says of each image."""
   path = folder / image_folder.METADATA
   return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def _check_free(args: argparse.Namespace, recipe: dict[str, Any], count: int) -> None:
-  """Raises FileExistsError where there are pictures already, unless they are the first of this very recipe."""
+  """Raises FileExistsError where there are images already, unless they are the first of this very recipe."""
   if args.overwrite or not (args.out / image_folder.METADATA).exists():
     return
   told = args.out / RECIPE
   if told.exists() and _read(told) == json.loads(json.dumps(recipe)) and len(_lines(args.out)) < count:
     return
-  raise FileExistsError(f"{args.out} holds pictures already: choose another folder, or say --overwrite")
+  raise FileExistsError(f"{args.out} holds images already: choose another folder, or say --overwrite")
 
 
 def _recipe(args: argparse.Namespace) -> dict[str, Any]:
   if not args.prompt:
-    raise ValueError("say what to draw: --prompt, or --recipe of pictures that were drawn before")
+    raise ValueError("say what to draw: --prompt, or --recipe of images that were drawn before")
   if args.n < 1 or args.batch < 1:
     raise ValueError(f"--n and --batch must be at least 1, not {args.n} and {args.batch}")
   control = {}
   if (args.controlnet is None) != (args.control is None):
-    raise ValueError("--controlnet and --control are said together: a ControlNet, and the picture that it sees")
+    raise ValueError("--controlnet and --control are said together: a ControlNet, and the image that it sees")
   if args.control is not None:
     scale = 1.0 if args.control_scale is None else args.control_scale
-    control = {"control": {"network": args.controlnet, "picture": str(args.control), "scale": scale}}
+    control = {"control": {"network": args.controlnet, "image": str(args.control), "scale": scale}}
   elif args.control_scale is not None:
     raise ValueError("--control-scale is of a ControlNet, and there is no --controlnet")
   return {
@@ -153,12 +155,12 @@ def _recipe(args: argparse.Namespace) -> dict[str, Any]:
   }
 
 
-def _control(recipe: dict[str, Any], generator: Cascade | Masked, mesh: jax.sharding.Mesh) -> PictureControl | None:
-  """What a recipe says that pictures follow, if it does."""
+def _control(recipe: dict[str, Any], generator: Cascade | Masked, mesh: jax.sharding.Mesh) -> ImageControl | None:
+  """What a recipe says that images follow, if it does."""
   if (said := recipe.get("control")) is None:
     return None
-  put = sharding.placer(mesh)
-  return generators.load_control(said["network"], said["picture"], generator, scale=said["scale"], put=put)
+  put = sharding.param_putter(mesh)
+  return generators.load_control(said["network"], said["image"], generator, scale=said["scale"], put=put)
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
@@ -178,7 +180,7 @@ class _Cascade:
   fields = ("steps", "sampler", "guidance", "interval", "level")
 
   def __init__(
-    self, generator: Cascade, params: Any, thetas: list[Personalisation], control: PictureControl | None
+    self, generator: Cascade, params: Any, thetas: list[Personalisation], control: ImageControl | None
   ) -> None:
     if len(thetas) > 1:
       raise ValueError("a cascade draws with one theta; two are for generators of masked tokens")
@@ -187,18 +189,18 @@ class _Cascade:
 
   def samplings(self, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Each stage's own sampling, changed where the command line says so."""
-    own = cascades.own_samplings(self._generator, self._theta)
-    larger = [stage.enlarges for stage in self._generator.stages]
+    own = cascades.default_samplings(self._generator, self._theta)
+    larger = [stage.is_super_resolution for stage in self._generator.stages]
     return _changed(args, own, larger, self.fields, _Masked.fields)
 
   def batches(
     self, prompts: list[str], recipe: dict[str, Any], first: int, size: int, mesh: jax.sharding.Mesh
   ) -> Iterator[Any]:
-    """Pictures from `first` on; ValueError at once for what cannot be drawn."""
+    """Images from `first` on; ValueError at once for what cannot be drawn."""
     return cascades.batches(
       self._generator,
       self._params,
-      cascades.filled(prompts, self._theta),
+      cascades.fill_prompts(prompts, self._theta),
       thetas=self._theta.thetas if self._theta else {},
       control=self._control,
       samplings=[Sampling(**entry) for entry in recipe["samplings"]],

@@ -1,4 +1,4 @@
-"""`dreamjax styledrop`: teaches a masked-token generator a style from one picture."""
+"""`dreamjax styledrop`: teaches a masked-token generator a style from one image."""
 
 import argparse
 import pathlib
@@ -11,10 +11,10 @@ from dreamjax.methods import styledrop
 
 def add(commands: Any) -> None:
   """Adds the command to an argparse parser's."""
-  parser = commands.add_parser("styledrop", help="teach a generator of masked tokens a style from one picture")
+  parser = commands.add_parser("styledrop", help="teach a generator of masked tokens a style from one image")
   parser.add_argument(
     "--images", type=pathlib.Path, required=True, metavar="DIR",
-    help="the picture, with its caption in metadata.jsonl or a .txt file beside it",
+    help="the image, with its caption in metadata.jsonl or a .txt file beside it",
   )  # fmt: skip
   parser.add_argument(
     "--style", default="", help='the half of the caption that says the style (default: its end, "in ... style")'

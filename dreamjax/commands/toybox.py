@@ -1,4 +1,4 @@
-"""`dreamjax toybox`: draws pictures of the toybox."""
+"""`dreamjax toybox`: draws images of the toybox."""
 
 import argparse
 from collections.abc import Iterator
@@ -15,28 +15,28 @@ from dreamjax.data.contact_sheet import contact_sheet
 from dreamjax.toybox import captions, source, vocabulary
 from dreamjax.toybox.labels import Labels, names
 
-_BATCH = 16  # pictures drawn at once
-_ON_SHEET = 256  # at most so many pictures on a contact sheet
+_BATCH = 16  # images drawn at once
+_ON_SHEET = 256  # at most so many images on a contact sheet
 
 
 def add(commands: Any) -> None:
   """Adds the command to an argparse parser's."""
-  parser = commands.add_parser("toybox", help="draw pictures of the toybox, with captions and labels")
+  parser = commands.add_parser("toybox", help="draw images of the toybox, with captions and labels")
   parser.add_argument("--out", type=pathlib.Path, required=True, help="folder for PNGs, metadata.jsonl and sheet.png")
-  parser.add_argument("--n", type=int, help="how many pictures (default 64; with --subject 5)")
-  parser.add_argument("--seed", type=int, default=0, help="other seeds draw other pictures (default 0)")
+  parser.add_argument("--n", type=int, help="how many images (default 64; with --subject 5)")
+  parser.add_argument("--seed", type=int, default=0, help="other seeds draw other images (default 0)")
   parser.add_argument("--class", dest="cls", help=f"only this class: {', '.join(vocabulary.CLASSES)}")
   parser.add_argument("--subject", type=int, help="photos of the toy with this number, of the class --class")
   parser.add_argument("--context", help=f"only here: {', '.join(vocabulary.CONTEXTS)}")
   parser.add_argument("--style", help=f"all in this style: {', '.join(vocabulary.STYLES)}")
   parser.add_argument("--split", default="train", help=f"one of {', '.join(source.SPLITS)} (default train)")
   parser.add_argument("--resolution", type=int, default=128, help="height and width in pixels (default 128)")
-  parser.add_argument("--overwrite", action="store_true", help="replace pictures that --out holds already")
+  parser.add_argument("--overwrite", action="store_true", help="replace images that --out holds already")
   parser.set_defaults(run=run)
 
 
-def _pictures(args: argparse.Namespace) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-  """What `dreamjax toybox` was asked for, drawn as it is read: pairs of a picture and its metadata."""
+def _images(args: argparse.Namespace) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+  """What `dreamjax toybox` was asked for, drawn as it is read: pairs of an image and its metadata."""
   n = args.n if args.n is not None else (5 if args.subject is not None else 64)
   if n < 1 or args.resolution < 1:
     raise ValueError(f"--n and --resolution must be at least 1, not {n} and {args.resolution}")
@@ -55,17 +55,17 @@ def _pictures(args: argparse.Namespace) -> Iterator[tuple[np.ndarray, dict[str, 
     size = min(n, _BATCH)  # the last batch may draw more than are asked for: a program of its own would cost more
     batches = (stream.draw(range(i, i + size)) for i in range(0, n, size))
 
-  def pictures() -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+  def frames() -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
     for frame, labels in batches:
       images, known = jax.device_get((frame.rgb, labels))
       for i, image in enumerate(images):
         yield image, _metadata(jax.tree.map(lambda x, i=i: x[i], known))
 
-  return itertools.islice(pictures(), n)
+  return itertools.islice(frames(), n)
 
 
 def _metadata(labels: Labels) -> dict[str, Any]:
-  """Caption and labels of a picture, by name."""
+  """Caption and labels of an image, by name."""
   content, style = captions.split(labels)
   return {"text": captions.caption(labels), "content": content, "style_descriptor": style, **names(labels)}
 
@@ -73,14 +73,14 @@ def _metadata(labels: Labels) -> dict[str, Any]:
 def run(args: argparse.Namespace) -> None:
   """Runs the command."""
   images: list[np.ndarray] = []
-  pictures = _pictures(args)
+  frames = _images(args)
 
   def watched() -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-    for image, known in tqdm.tqdm(pictures, unit=" pictures", desc="drawing", disable=None):
+    for image, known in tqdm.tqdm(frames, unit=" images", desc="drawing", disable=None):
       if len(images) < _ON_SHEET:
         images.append(image)
       yield image, known
 
   lines = image_folder.write(args.out, watched(), overwrite=args.overwrite)
   contact_sheet(images, [line["text"] for line in lines[: len(images)]]).save(args.out / "sheet.png")
-  print(f"{len(lines)} pictures, {image_folder.METADATA} and sheet.png are in {args.out}")
+  print(f"{len(lines)} images, {image_folder.METADATA} and sheet.png are in {args.out}")

@@ -1,4 +1,4 @@
-"""What pictures of the toybox's captions should show, and how often they do, as the toybox's probe sees it."""
+"""What images of the toybox's captions should show, and how often they do, as the toybox's probe sees it."""
 
 from collections.abc import Callable, Mapping, Sequence
 import importlib.resources
@@ -55,18 +55,18 @@ def promised(texts: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def accuracy(
-  pictures: Sequence[np.ndarray],
+  images: Sequence[np.ndarray],
   texts: Sequence[str],
   probe: Callable[[Sequence[np.ndarray]], Mapping[str, np.ndarray]],
 ) -> dict[str, float]:
-  """The share of pictures in which the probe sees what the caption says, by head.
+  """The share of images in which the probe sees what the caption says, by head.
 
   Args:
-    pictures: [h, w, 3] in [-1, 1].
+    originals: [h, w, 3] in [-1, 1].
     texts: their captions.
     probe: see `eval.encoders`.
   """
-  scores = probe([to_uint8(picture / 2 + 0.5) for picture in pictures])
+  scores = probe([to_uint8(image / 2 + 0.5) for image in images])
   right = {}
   for head, truth in promised(texts).items():
     known = truth >= 0

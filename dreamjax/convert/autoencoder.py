@@ -7,11 +7,11 @@ import jax.numpy as jnp
 
 from dreamjax.convert.residual import ROWS, check_levels, write_levels
 from dreamjax.convert.residual import SETTINGS as SHARED
-from dreamjax.convert.table import Setting, Table, read_settings, write_settings
+from dreamjax.convert.table import MappingTable, Setting, read_settings, write_settings
 from dreamjax.models.autoencoder import Autoencoder
 
 # The attention's keys are named otherwise in files that were written before diffusers 0.17.
-TABLE = Table(
+TABLE = MappingTable(
   rows=ROWS,
   aliases=(
     (r"(mid_block\.attentions\.0)\.query\.", r"\1.to_q."),

@@ -5,7 +5,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dreamjax.convert.table import CONV, TRANSPOSED, Row, Setting, Table, dense, norm, read_settings, write_settings
+from dreamjax.convert.table import (
+  CONV,
+  TRANSPOSED,
+  MappingTable,
+  Row,
+  Setting,
+  dense,
+  norm,
+  read_settings,
+  write_settings,
+)
 from dreamjax.models.clip import CLIP, TextTower, VisionTower
 from dreamjax.models.transformer import ACTIVATIONS
 
@@ -28,7 +38,7 @@ def _blocks(tower: str) -> tuple[Row, ...]:
 _POSITION_IDS = r"(.*\.)?embeddings\.position_ids"  # 0, 1, 2, ...: older versions stored them
 
 # Newer versions of transformers leave the tower's name out where they save a tower that has no projection.
-VISION_TABLE = Table(
+VISION_TABLE = MappingTable(
   rows=(
     Row("vision_model.embeddings.class_embedding", "embed/class_token"),
     Row("vision_model.embeddings.position_embedding.weight", "embed/positions"),
@@ -41,7 +51,7 @@ VISION_TABLE = Table(
   aliases=((r"^(?=(embeddings|pre_layrnorm|encoder|post_layernorm)\.)", "vision_model."),),
   ignored=(_POSITION_IDS,),
 )
-TEXT_TABLE = Table(
+TEXT_TABLE = MappingTable(
   rows=(
     Row("text_model.embeddings.token_embedding.weight", "tokens/embedding"),
     Row("text_model.embeddings.position_embedding.weight", "positions"),
@@ -52,7 +62,7 @@ TEXT_TABLE = Table(
   aliases=((r"^(?=(embeddings|encoder|final_layer_norm)\.)", "text_model."),),
   ignored=(_POSITION_IDS,),
 )
-TABLE = Table(
+TABLE = MappingTable(
   rows=(
     *(row._replace(path=f"vision/{row.path}") for row in VISION_TABLE.rows),
     *(row._replace(path=f"text/{row.path}") for row in TEXT_TABLE.rows),

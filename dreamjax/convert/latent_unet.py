@@ -9,7 +9,17 @@ import jax
 import jax.numpy as jnp
 
 from dreamjax.convert.residual import block
-from dreamjax.convert.table import TRANSPOSED, Row, Setting, Table, conv, dense, norm, read_settings, write_settings
+from dreamjax.convert.table import (
+  TRANSPOSED,
+  MappingTable,
+  Row,
+  Setting,
+  conv,
+  dense,
+  norm,
+  read_settings,
+  write_settings,
+)
 from dreamjax.models.latent_unet import LatentUNet, Trunk
 
 
@@ -55,7 +65,7 @@ TRUNK_ROWS = (
   *block("mid_block.resnets.1", "middle_1"),
 )
 
-TABLE = Table(
+TABLE = MappingTable(
   rows=(
     *TRUNK_ROWS,
     *block("up_blocks.{}.resnets.{}", "up_{}/block_{}"),

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dreamjax.convert.table import Row, Table
+from dreamjax.convert.table import MappingTable, Row
 from dreamjax.models.muse import Muse
 
 _LAYERS = ("layer_{}", "low_layer_{}")
@@ -20,7 +20,7 @@ _PATHS = (
   "text/kernel", "logits/kernel", "logits/bias",
 )  # fmt: skip
 
-TABLE = Table(rows=tuple(Row(path.replace("/", "."), path) for path in _PATHS))
+TABLE = MappingTable(rows=tuple(Row(path.replace("/", "."), path) for path in _PATHS))
 
 _COMPUTING = ("parent", "name", "dtype", "remat", "scan")  # what says nothing of the weights
 _FIELDS = tuple(field.name for field in dataclasses.fields(Muse) if field.name not in _COMPUTING)

@@ -16,7 +16,7 @@ import safetensors
 import safetensors.numpy
 
 from dreamjax.convert import autoencoder, clip, controlnet, latent_unet, muse, resnet, t5, unet, uvit, vit, vqgan
-from dreamjax.convert.table import Header, Put, Table, leave
+from dreamjax.convert.table import Header, MappingTable, Put, leave
 from dreamjax.models.autoencoder import Autoencoder
 from dreamjax.models.clip import CLIP, TextTower, VisionTower
 from dreamjax.models.controlnet import ControlNet
@@ -39,7 +39,7 @@ _HUB_FILES = ("*.json", "*.model", "*.txt")  # what is downloaded besides weight
 
 class _Kind(NamedTuple):
   module: type[nn.Module]
-  table: Table
+  table: MappingTable
   read: Callable[[dict[str, Any]], nn.Module]
   write: Callable[[Any], dict[str, Any]]
   inputs: Callable[[Any], tuple[jax.ShapeDtypeStruct, ...]]

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dreamjax.convert.table import Row, Setting, Table, read_settings, write_settings
+from dreamjax.convert.table import MappingTable, Row, Setting, read_settings, write_settings
 from dreamjax.models.resnet import Classifier, ResNet
 
 _PATHS = (
@@ -14,7 +14,7 @@ _PATHS = (
   "embedding/kernel", "embedding/bias",
 )  # fmt: skip
 
-TABLE = Table(rows=tuple(Row(path.replace("/", "."), path) for path in _PATHS))
+TABLE = MappingTable(rows=tuple(Row(path.replace("/", "."), path) for path in _PATHS))
 
 SETTINGS = (Setting("image_size", 64, "image"), Setting("widths", None, "widths"), Setting("blocks", None, "blocks"))
 

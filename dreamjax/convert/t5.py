@@ -5,10 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dreamjax.convert.table import TRANSPOSED, Row, Setting, Table, read_settings, write_settings
+from dreamjax.convert.table import TRANSPOSED, MappingTable, Row, Setting, read_settings, write_settings
 from dreamjax.models.t5 import T5Encoder
 
-TABLE = Table(
+TABLE = MappingTable(
   rows=(
     Row("shared.weight", "tokens/embedding"),
     Row("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", "position_bias"),

@@ -74,7 +74,7 @@ def norm(key: str, path: str) -> tuple[Row, Row]:
   return Row(f"{key}.weight", f"{path}/scale"), Row(f"{key}.bias", f"{path}/bias")
 
 
-class Table(NamedTuple):
+class MappingTable(NamedTuple):
   """All parameters of a model.
 
   Attributes:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dreamjax.convert.table import Row, Setting, Table, batched, conv, dense, norm, read_settings, write_settings
+from dreamjax.convert.table import MappingTable, Row, Setting, batched, conv, dense, norm, read_settings, write_settings
 from dreamjax.models.unet import ACTIVATIONS, UNet
 
 
@@ -37,7 +37,7 @@ def _attention(key: str, path: str) -> tuple[Row, ...]:
   )
 
 
-TABLE = Table(
+TABLE = MappingTable(
   rows=(
     *conv("conv_in", "conv_in"),
     *dense("time_embedding.linear_1", "time/hidden"),

@@ -8,7 +8,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dreamjax.convert.table import CONV, TRANSPOSED, Row, Setting, Table, View, batched, read_settings, write_settings
+from dreamjax.convert.table import (
+  CONV,
+  TRANSPOSED,
+  MappingTable,
+  Row,
+  Setting,
+  View,
+  batched,
+  read_settings,
+  write_settings,
+)
 from dreamjax.models.uvit import UViT
 
 # A 1x1 convolution as a linear layer; a transposed 2x2 one of stride 2, IOHW, as one to 2x2 places, row by row.
@@ -57,7 +67,7 @@ def _modulated(number: int, path: str) -> tuple[Row, Row]:
   return _norm(f"{key}.norm", f"layer_{{}}/{path}/norm"), _linear(f"{key}.linear", f"layer_{{}}/{path}/film")
 
 
-TABLE = Table(
+TABLE = MappingTable(
   rows=(
     _linear("encoder_proj", "text"),
     _norm("encoder_proj_layer_norm", "text_norm"),

@@ -5,10 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dreamjax.convert.table import CONV, Row, Setting, Table, batched, dense, norm, read_settings, write_settings
+from dreamjax.convert.table import CONV, MappingTable, Row, Setting, batched, dense, norm, read_settings, write_settings
 from dreamjax.models.vit import ViT
 
-TABLE = Table(
+TABLE = MappingTable(
   rows=(
     Row("embeddings.cls_token", "embed/class_token", batched(2)),
     Row("embeddings.position_embeddings", "embed/positions", batched(1)),

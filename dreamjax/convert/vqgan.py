@@ -11,10 +11,10 @@ import jax.numpy as jnp
 
 from dreamjax.convert.residual import ROWS, check_levels, write_levels
 from dreamjax.convert.residual import SETTINGS as SHARED
-from dreamjax.convert.table import Row, Setting, Table, read_settings, write_settings
+from dreamjax.convert.table import MappingTable, Row, Setting, read_settings, write_settings
 from dreamjax.models.vqgan import VQGAN
 
-TABLE = Table(rows=(*ROWS, Row("quantize.embedding.weight", "codebook")))
+TABLE = MappingTable(rows=(*ROWS, Row("quantize.embedding.weight", "codebook")))
 
 SETTINGS = (
   *SHARED,

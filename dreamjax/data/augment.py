@@ -1,4 +1,4 @@
-"""Random changes of training pictures that leave what they show as it is: crop, flip, blur, light, noise. Jittable."""
+"""Random changes of training images that leave what they show as it is: crop, flip, blur, light, noise. Jittable."""
 
 import dataclasses
 
@@ -9,14 +9,14 @@ from jaxtyping import Array, Float
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-  """How far pictures are changed.
+  """How far images are changed.
 
   Attributes:
-    scale: smallest and largest side of the crop, as a share of the picture's.
-    flip: whether every second picture is mirrored.
+    scale: smallest and largest side of the crop, as a share of the image's.
+    flip: whether every second image is mirrored.
     blur: largest width of the resampling filter, in pixels; 1 is sharp.
     light: largest change of brightness and contrast, as a share.
-    noise: largest standard deviation of Gaussian noise, for pictures in [-1, 1].
+    noise: largest standard deviation of Gaussian noise, for images in [-1, 1].
   """
 
   scale: tuple[float, float] = (0.75, 1.0)
@@ -26,7 +26,7 @@ class Augment:
   noise: float = 0.08
 
   def __call__(self, key: jax.Array, images: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
-    """Changes pictures in [-1, 1], each in its own way."""
+    """Changes images in [-1, 1], each in its own way."""
     b, side = images.shape[0], images.shape[1]
     keys = jax.random.split(key, 7)
     extent = jax.random.uniform(keys[0], (b,), minval=self.scale[0], maxval=self.scale[1])

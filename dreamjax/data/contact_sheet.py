@@ -1,4 +1,4 @@
-"""Many pictures on one page, each above its caption."""
+"""Many images on one page, each above its caption."""
 
 from collections.abc import Sequence
 import math
@@ -10,28 +10,28 @@ from PIL import Image, ImageDraw, ImageFont
 from dreamjax.data.image_folder import to_uint8
 
 _GAP = 6
-_ROOM = 96  # pixels below which a picture has no room for a caption
+_ROOM = 96  # pixels below which an image has no room for a caption
 _PAPER, _INK = (255, 255, 255), (40, 40, 40)
 
 
 def contact_sheet(images: Sequence[np.ndarray], captions: Sequence[str], columns: int | None = None) -> Image.Image:
-  """Pictures side by side, in rows, each above its caption.
+  """Images side by side, in rows, each above its caption.
 
-  Pictures narrower than 96 pixels are magnified by a whole number, so that there is room for captions.
+  Images narrower than 96 pixels are magnified by a whole number, so that there is room for captions.
 
   Args:
-    images: pictures of one size, [h, w, 3] in [0, 1].
-    captions: one for each; wrapped to the picture's width.
-    columns: pictures in a row; by default as many as make the page roughly square, at most 8.
+    images: images of one size, [h, w, 3] in [0, 1].
+    captions: one for each; wrapped to the image's width.
+    columns: images in a row; by default as many as make the page roughly square, at most 8.
 
   Returns:
     The page.
 
   Raises:
-    ValueError: if there are no pictures, or not as many captions as pictures.
+    ValueError: if there are no images, or not as many captions as images.
   """
   if not images or len(images) != len(captions):
-    raise ValueError(f"a contact sheet needs pictures and as many captions, not {len(images)} and {len(captions)}")
+    raise ValueError(f"a contact sheet needs images and as many captions, not {len(images)} and {len(captions)}")
   columns = columns or min(8, math.ceil(math.sqrt(len(images))))
   zoom = -(-_ROOM // images[0].shape[1])
   height, width = (zoom * size for size in images[0].shape[:2])

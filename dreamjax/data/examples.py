@@ -1,4 +1,4 @@
-"""Captioned and labelled pictures that fit on a disk but not in memory, with random access."""
+"""Captioned and labelled images that fit on a disk but not in memory, with random access."""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
@@ -15,9 +15,9 @@ class Examples:
   Attributes:
     images: [n, h, w, 3] bytes, in as many pieces as there are files.
     captions: the captions of the examples with these indices.
-    labels: what the pictures show, n indices into `words` by name; -1 is unknown.
+    labels: what the images show, n indices into `words` by name; -1 is unknown.
     words: the names that labels are indices of.
-    subjects: [n], equal where two pictures show the same subject.
+    subjects: [n], equal where two images show the same subject.
   """
 
   images: tuple[np.ndarray, ...]
@@ -29,8 +29,8 @@ class Examples:
   def __len__(self) -> int:
     return len(self.subjects)
 
-  def pictures(self, indices: np.ndarray) -> np.ndarray:
-    """The pictures with these indices, [b, h, w, 3] bytes."""
+  def load_images(self, indices: np.ndarray) -> np.ndarray:
+    """The images with these indices, [b, h, w, 3] bytes."""
     starts = np.cumsum([0, *(len(part) for part in self.images)])
     part = np.searchsorted(starts, indices, side="right") - 1
     return np.stack([self.images[p][i - starts[p]] for p, i in zip(part, indices, strict=True)])
@@ -72,7 +72,7 @@ def epochs(n: int, size: int, seed: int) -> Callable[[int], np.ndarray]:
 def on_device(rows: Callable[[np.ndarray], Any], n: int) -> Callable[[np.ndarray], Any]:
   """What `rows` makes of indices below n, made once of all of them and then taken from the first device's memory.
 
-  An accelerator trains a small network faster than pictures are read and captions tokenized.
+  An accelerator trains a small network faster than images are read and captions tokenized.
   """
   made = [rows(np.arange(start, min(start + 4096, n))) for start in range(0, n, 4096)]
   whole = jax.device_put(jax.tree.map(lambda *x: np.concatenate(x), *made))

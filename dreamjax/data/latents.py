@@ -1,4 +1,4 @@
-"""Latents of pictures, as stages that draw latents are trained on: each is encoded once, and drawn each time."""
+"""Latents of images, as stages that draw latents are trained on: each is encoded once, and drawn each time."""
 
 import hashlib
 from typing import Any
@@ -7,22 +7,22 @@ import jax
 from jaxtyping import Float
 import numpy as np
 
-from dreamjax.data import hosts
 from dreamjax.models.autoencoder import Autoencoder
+from dreamjax.parallel import processes
 from dreamjax.theta import apply
 
 
 class Latents:
-  """Pictures to latents, by an autoencoder that stays as it is.
+  """Images to latents, by an autoencoder that stays as it is.
 
-  What it says of a picture, a mean and a variance (`Autoencoder`, eq. 1), is kept, so that a picture that comes again
+  What it says of an image, a mean and a variance (`Autoencoder`, eq. 1), is kept, so that an image that comes again
   costs no more than a look.
   """
 
   def __init__(self, autoencoder: Autoencoder, params: Any) -> None:
     """Takes the autoencoder's parameters as well. Each of several processes encodes by itself."""
     self._scale, self._shift = autoencoder.scale, autoencoder.shift
-    self._params = jax.device_put(hosts.fetch(params)) if hosts.several() else params
+    self._params = jax.device_put(processes.fetch(params)) if processes.is_distributed() else params
     self._encode = jax.jit(lambda params, image: apply(autoencoder, params, None, image, method="gaussian"))
     self._known: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
 

@@ -24,7 +24,7 @@ except ImportError:
 else:
   pillow_heif.register_heif_opener()
 
-#: What names of pictures end in.
+#: What names of images end in.
 SUFFIXES = frozenset((
   ".avif", ".bmp", ".heic", ".heif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp",
 ))  # fmt: skip
@@ -33,14 +33,14 @@ _ALIKE = 4  # levels of 256 by which thumbnails of one photo may differ when it 
 
 
 @struct.dataclass
-class Rows:
+class Batch:
   """A batch of what a generator is trained on.
 
   Attributes:
-    image: what it is to draw: pictures in [-1, 1], or latents.
+    image: what it is to draw: images in [-1, 1], or latents.
     prompt: what it is told: arrays, or trees of arrays, whose first axis is that of the rows.
-    weight: of each row in the loss; pictures of the class prior stand beside those of the subject with another weight.
-    conditioning: by name what else it is told, such as the small picture that is to be enlarged.
+    weight: of each row in the loss; images of the class prior stand beside those of the subject with another weight.
+    conditioning: by name what else it is told, such as the small image that is to be enlarged.
   """
 
   image: Float[Array, "b h w c"]
@@ -49,7 +49,7 @@ class Rows:
   conditioning: dict[str, Any]
 
   @staticmethod
-  def join(parts: Sequence["Rows"]) -> "Rows":
+  def join(parts: Sequence["Batch"]) -> "Batch":
     """The rows of all parts, one after the other."""
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
@@ -61,20 +61,20 @@ class Photos:
   Attributes:
     names: of their files.
     prompts: what each shows; [V] stands for the identifier.
-    pictures: [h, w, 3], all with the same shorter side, which is the resolution.
+    originals: [h, w, 3], all with the same shorter side, which is the resolution.
   """
 
   names: tuple[str, ...]
   prompts: tuple[str, ...]
-  pictures: tuple[UInt8[np.ndarray, "_ _ 3"], ...]
+  originals: tuple[UInt8[np.ndarray, "_ _ 3"], ...]
 
   def __len__(self) -> int:
     return len(self.names)
 
   @property
   def resolution(self) -> int:
-    """Height and width of the squares that are cut from the pictures."""
-    return min(self.pictures[0].shape[:2])
+    """Height and width of the squares that are cut from the images."""
+    return min(self.originals[0].shape[:2])
 
   def images(self) -> Float[np.ndarray, "n r r 3"]:
     """The middles of all photos, in [-1, 1]."""
@@ -91,10 +91,10 @@ class Photos:
       step: number of the update.
       size: number of rows; it may be larger than that of the photos.
       seed: of the order and of the crops.
-      crop: which square is cut from a picture: that in the middle, or one anywhere along its longer side.
+      crop: which square is cut from an image: that in the middle, or one anywhere along its longer side.
 
     Returns:
-      The indices of the photos, and the pictures, in [-1, 1].
+      The indices of the photos, and the images, in [-1, 1].
     """
     indices = in_rounds(step, size, len(self), seed)
     offsets = np.full((size, 2), 0.5)
@@ -103,10 +103,10 @@ class Photos:
     return indices, self._squares(indices, offsets)
 
   def _squares(self, indices: Sequence[int] | np.ndarray, offsets: np.ndarray) -> Float[np.ndarray, "b r r 3"]:
-    """A square of each picture, at a share of the way that it can be moved down and to the right."""
+    """A square of each image, at a share of the way that it can be moved down and to the right."""
     side, squares = self.resolution, []
     for i, offset in zip(indices, offsets, strict=True):
-      squares.append(_square(self.pictures[i], side, offset))
+      squares.append(_square(self.originals[i], side, offset))
     return np.stack(squares).astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
@@ -117,74 +117,74 @@ def in_rounds(step: int, size: int, total: int, seed: int) -> Int[np.ndarray, " 
   return np.array([order[i][place] for i, place in zip(rounds.tolist(), places, strict=True)])
 
 
-def read(
+def read_photos(
   folder: pathlib.Path, resolution: int, class_noun: str, *, with_captions: bool = False, one_size: bool = False
 ) -> Photos:
   """Reads a folder of photos of one subject.
 
-  It warns of what it skips, of pictures smaller than the resolution and of photos that are there twice.
+  It warns of what it skips, of images smaller than the resolution and of photos that are there twice.
 
   Args:
-    folder: its pictures are read by name, those of folders in it are not.
-    resolution: of the pictures, which are scaled (Lanczos) so that their shorter sides have it.
+    folder: its images are read by name, those of folders in it are not.
+    resolution: of the images, which are scaled (Lanczos) so that their shorter sides have it.
     class_noun: what the subject is, such as "dog": the prompt of every photo is "a [V] dog".
     with_captions: whether the prompts are captions instead: the `text` of `metadata.jsonl` if there is one, or else
       the content of a .txt file beside each photo.
-    one_size: whether pictures of different sizes are refused.
+    one_size: whether images of different sizes are refused.
 
   Raises:
     OSError: if there is no such folder, or a file in it cannot be opened.
-    ValueError: if it has no pictures, or one that cannot be read, or captions are wanted and not all there, or one size
+    ValueError: if it has no images, or one that cannot be read, or captions are wanted and not all there, or one size
       is and there are more.
   """
   if not folder.is_dir():
     raise FileNotFoundError(f"there is no folder {folder}")
-  names = _pictures_in(folder)
+  names = _images_in(folder)
   prompts = _captions(folder, names) if with_captions else [f"a {PLACEHOLDER} {class_noun}".strip()] * len(names)
-  pictures, sizes = zip(*[_scaled(folder / name, resolution) for name in names], strict=True)
+  images, sizes = zip(*[_scaled(folder / name, resolution) for name in names], strict=True)
   if one_size and len(set(sizes)) > 1:
     found = ", ".join(f"{name} {width} x {height}" for name, (width, height) in zip(names, sizes, strict=True))
-    raise ValueError(f"the pictures in {folder} differ in size, and are to have one: {found}")
-  for first, second in _twins(pictures):
+    raise ValueError(f"the images in {folder} differ in size, and are to have one: {found}")
+  for first, second in _twins(images):
     warnings.warn(f"{names[first]} and {names[second]} in {folder} are the same photo", stacklevel=2)
-  return Photos(tuple(names), tuple(prompts), pictures)
+  return Photos(tuple(names), tuple(prompts), images)
 
 
-def read_picture(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
-  """A picture as it is to be seen: upright, RGB, on white where it is transparent.
+def read_image(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
+  """An image as it is to be seen: upright, RGB, on white where it is transparent.
 
   Colour profiles are not applied.
 
   Raises:
-    ValueError: if it cannot be read. It names the picture.
+    ValueError: if it cannot be read. It names the image.
   """
   try:
     with Image.open(path) as stored:
-      picture = ImageOps.exif_transpose(stored)
-      if picture.mode.startswith("I;16"):
-        return np.stack([((np.asarray(picture, np.uint32) + 128) // 257).astype(np.uint8)] * 3, axis=-1)
-      if picture.mode in ("I", "F"):
-        raise ValueError(f"its pixels are numbers without a range (mode {picture.mode})")
-      if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-      return np.array(picture.convert("RGB"))
+      image = ImageOps.exif_transpose(stored)
+      if image.mode.startswith("I;16"):
+        return np.stack([((np.asarray(image, np.uint32) + 128) // 257).astype(np.uint8)] * 3, axis=-1)
+      if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are numbers without a range (mode {image.mode})")
+      if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+      return np.array(image.convert("RGB"))
   except Exception as error:  # of whatever type: decoders of damaged files are not choosy
     reason = str(error)
     if pillow_heif is None and _is_heif(path):
-      reason = "it is a HEIC picture, which needs the package pillow-heif: pip install pillow-heif"
-    raise ValueError(f"{path} cannot be read as a picture: {reason}") from error
+      reason = "it is a HEIC image, which needs the package pillow-heif: pip install pillow-heif"
+    raise ValueError(f"{path} cannot be read as an image: {reason}") from error
 
 
 def read_square(path: pathlib.Path, resolution: int) -> UInt8[np.ndarray, "r r 3"]:
-  """The square in the middle of a picture, scaled as `read` does; see `read_picture` for what is raised."""
+  """The square in the middle of an image, scaled as `read` does; see `read_image` for what is raised."""
   return _square(_scaled(path, resolution)[0], resolution, (0.5, 0.5))
 
 
-def _square(picture: np.ndarray, side: int, offset: Sequence[float] | np.ndarray) -> UInt8[np.ndarray, "s s 3"]:
+def _square(image: np.ndarray, side: int, offset: Sequence[float] | np.ndarray) -> UInt8[np.ndarray, "s s 3"]:
   """The square of this side, at these shares of the way that it can be moved down and to the right."""
-  top, left = (int(share * (have - side + 1)) for share, have in zip(offset, picture.shape, strict=False))
-  return picture[top : top + side, left : left + side]
+  top, left = (int(share * (have - side + 1)) for share, have in zip(offset, image.shape, strict=False))
+  return image[top : top + side, left : left + side]
 
 
 def _is_heif(path: pathlib.Path) -> bool:
@@ -194,42 +194,42 @@ def _is_heif(path: pathlib.Path) -> bool:
   return False
 
 
-def _pictures_in(folder: pathlib.Path) -> list[str]:
-  """The names of the pictures; warns of all else but captions."""
+def _images_in(folder: pathlib.Path) -> list[str]:
+  """The names of the images; warns of all else but captions."""
   files = sorted(folder.iterdir())
   names = [f.name for f in files if f.is_file() and f.suffix.lower() in SUFFIXES and not f.name.startswith(".")]
   captions = {METADATA, *(f"{pathlib.Path(name).stem}.txt" for name in names)}
   if skipped := [file.name for file in files if file.name not in (*names, *captions)]:
-    warnings.warn(f"skipped in {folder}, since they are hidden or no pictures: {', '.join(skipped)}", stacklevel=3)
+    warnings.warn(f"skipped in {folder}, since they are hidden or no images: {', '.join(skipped)}", stacklevel=3)
   if not names:
-    raise ValueError(f"there are no pictures in {folder}: their names end in {', '.join(sorted(SUFFIXES))}")
+    raise ValueError(f"there are no images in {folder}: their names end in {', '.join(sorted(SUFFIXES))}")
   return names
 
 
 def _scaled(path: pathlib.Path, resolution: int) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[int, int]]:
-  """A picture whose shorter side has the resolution, and its width and height before."""
-  picture = read_picture(path)
-  height, width = picture.shape[:2]
+  """An image whose shorter side has the resolution, and its width and height before."""
+  image = read_image(path)
+  height, width = image.shape[:2]
   short = min(height, width)
   if short < resolution:
     warnings.warn(f"{path} has only {width} x {height} pixels, and is enlarged to {resolution}", stacklevel=3)
   size = tuple(round(side * resolution / short) for side in (width, height))
-  scaled = Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+  scaled = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
   return np.asarray(scaled), (width, height)
 
 
-def _twins(pictures: Sequence[np.ndarray]) -> Iterator[tuple[int, int]]:
+def _twins(images: Sequence[np.ndarray]) -> Iterator[tuple[int, int]]:
   """The indices of photos that are there twice, each with that of its first twin."""
-  thumbnails = np.empty((len(pictures), 8, 8, 3), np.int16)
-  for i, picture in enumerate(pictures):
-    thumbnails[i] = Image.fromarray(picture).resize((8, 8), Image.Resampling.BOX)
+  thumbnails = np.empty((len(images), 8, 8, 3), np.int16)
+  for i, image in enumerate(images):
+    thumbnails[i] = Image.fromarray(image).resize((8, 8), Image.Resampling.BOX)
     alike = np.abs(thumbnails[:i] - thumbnails[i]).max((1, 2, 3)) <= _ALIKE
     if alike.any():
       yield int(alike.argmax()), i
 
 
 def _captions(folder: pathlib.Path, names: Sequence[str]) -> list[str]:
-  """The caption of each picture; ValueError if one has none."""
+  """The caption of each image; ValueError if one has none."""
   if (folder / METADATA).exists():
     captions = _metadata(folder / METADATA, names)
   else:
@@ -254,7 +254,7 @@ def _metadata(path: pathlib.Path, names: Sequence[str]) -> dict[str, str]:
     if not isinstance(text, str):
       raise ValueError(f"{path}:{number}: the text must be a string, not {text!r}")
     if name not in names:
-      raise ValueError(f"{path}:{number} names {name!r}, which is no picture in the folder")
+      raise ValueError(f"{path}:{number} names {name!r}, which is no image in the folder")
     if name in captions:
       raise ValueError(f"{path}:{number} names {name!r} a second time")
     captions[name] = text.strip()

@@ -1,4 +1,4 @@
-"""Pictures as a pretrained encoder wants them: resized, cropped and normalised as its folder says."""
+"""Images as a pretrained encoder wants them: resized, cropped and normalised as its folder says."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -14,12 +14,12 @@ _FILE = "preprocessor_config.json"
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessor:
-  """What is done to a picture.
+  """What is done to an image.
 
   Attributes:
     size: (height, width) after resizing; or a number, the shorter side, whose ratio to the longer one is kept.
     crop: (height, width) cut from the middle; None for no cut.
-    mean: subtracted from each channel of a picture in [0, 1].
+    mean: subtracted from each channel of an image in [0, 1].
     std: then each channel is divided by it.
     resample: PIL's number of the filter.
   """
@@ -40,21 +40,21 @@ class Preprocessor:
     """
     path = folder / _FILE
     if not path.is_file():
-      raise FileNotFoundError(f"{folder} holds no {_FILE}, which says how its model wants pictures")
+      raise FileNotFoundError(f"{folder} holds no {_FILE}, which says how its model wants images")
     entry = json.loads(path.read_text())
     try:
       size = entry["size"]
       if isinstance(size, dict):
         size = size["shortest_edge"] if "shortest_edge" in size else (size["height"], size["width"])
       elif not entry.get("do_center_crop", False):
-        size = (size, size)  # the older form for a model that sees whole pictures
+        size = (size, size)  # the older form for a model that sees whole images
       crop = entry["crop_size"] if entry.get("do_center_crop", False) else None
       if isinstance(crop, dict):
         crop = crop["height"], crop["width"]
       elif crop is not None:
         crop = crop, crop
       if crop is None and isinstance(size, int):
-        raise ValueError("pictures come out in different sizes, for they are not cropped")
+        raise ValueError("images come out in different sizes, for they are not cropped")
       return cls(size, crop, tuple(entry["image_mean"]), tuple(entry["image_std"]), entry.get("resample", 3))
     except (KeyError, ValueError) as error:
       raise ValueError(f"{path}: {'it lacks ' if isinstance(error, KeyError) else ''}{error}") from error
@@ -76,26 +76,26 @@ class Preprocessor:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _FILE).write_text(json.dumps(entry, indent=2) + "\n")
 
-  def __call__(self, pictures: Sequence[np.ndarray]) -> Float[np.ndarray, "n h w 3"]:
-    """Prepares pictures of any sizes, [h, w, 3] bytes each, as one batch in float32."""
-    batch = np.stack([self._fit(picture) for picture in pictures]).astype(np.float32) / np.float32(255)
+  def __call__(self, images: Sequence[np.ndarray]) -> Float[np.ndarray, "n h w 3"]:
+    """Prepares images of any sizes, [h, w, 3] bytes each, as one batch in float32."""
+    batch = np.stack([self._fit(image) for image in images]).astype(np.float32) / np.float32(255)
     return (batch - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
 
-  def _fit(self, picture: np.ndarray) -> np.ndarray:
-    height, width = picture.shape[:2]
+  def _fit(self, image: np.ndarray) -> np.ndarray:
+    height, width = image.shape[:2]
     if isinstance(self.size, int):
       short = min(height, width)
       size = int(self.size * height / short), int(self.size * width / short)
     else:
       size = self.size
     if size != (height, width):
-      picture = np.asarray(Image.fromarray(picture).resize(size[::-1], self.resample))
+      image = np.asarray(Image.fromarray(image).resize(size[::-1], self.resample))
     if self.crop is not None:
       top, left = ((have - want) // 2 for have, want in zip(size, self.crop, strict=True))
-      picture = picture[top : top + self.crop[0], left : left + self.crop[1]]
-    return picture
+      image = image[top : top + self.crop[0], left : left + self.crop[1]]
+    return image
 
 
 def whole(side: int) -> Preprocessor:
-  """The whole picture, squeezed into a square of this side, in [-1, 1]."""
+  """The whole image, squeezed into a square of this side, in [-1, 1]."""
   return Preprocessor((side, side), None, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

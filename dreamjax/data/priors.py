@@ -1,7 +1,7 @@
-"""The prior set: pictures of the class, drawn by the frozen model, that keep it from forgetting what a class is.
+"""The prior set: images of the class, drawn by the frozen model, that keep it from forgetting what a class is.
 
 "DreamBooth" (Ruiz et al., 2208.12242, section 3.3): some hundreds, up to about 1,000, by the ancestral sampler. A set
-is drawn once and kept in a cache, under a hash of all that its pictures depend on.
+is drawn once and kept in a cache, under a hash of all that its images depend on.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -15,9 +15,9 @@ from jaxtyping import Float, UInt8
 import numpy as np
 from PIL import Image
 
-from dreamjax.data import hosts
+from dreamjax.parallel import processes
 
-#: draw(first, count) yields pictures first, ..., first + count - 1 in order, [h, w, 3] in [-1, 1].
+#: draw(first, count) yields images first, ..., first + count - 1 in order, [h, w, 3] in [-1, 1].
 Draw = Callable[[int, int], Iterator[Float[np.ndarray, "h w 3"]]]
 
 _RECIPE = "recipe.json"
@@ -30,20 +30,20 @@ def read_or_draw(
   draw: Draw,
   progress: Callable[[int], None] | None = None,
 ) -> UInt8[np.ndarray, "n h w 3"]:
-  """The first pictures of a prior set; those that the cache lacks are drawn.
+  """The first images of a prior set; those that the cache lacks are drawn.
 
-  Each picture is kept as soon as it is drawn, so that a call that was cut off is gone on with.
+  Each image is kept as soon as it is drawn, so that a call that was cut off is gone on with.
 
   Args:
     cache: folder of sets, made where missing.
-    recipe: all that a picture depends on besides its number: the model's hash, the prompt, the seed, the sampler; in
+    recipe: all that an image depends on besides its number: the model's hash, the prompt, the seed, the sampler; in
       terms of JSON.
-    count: how many pictures.
+    count: how many images.
     draw: draws them.
-    progress: called with the number of pictures that are there.
+    progress: called with the number of images that are there.
 
   Raises:
-    ValueError: if count is below 1, or a picture in the cache cannot be read; the message names it.
+    ValueError: if count is below 1, or an image in the cache cannot be read; the message names it.
   """
   folder = cache / name(recipe)
 
@@ -51,30 +51,30 @@ def read_or_draw(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _RECIPE).write_text(json.dumps(recipe, indent=2, sort_keys=True) + "\n")
 
-  hosts.once(write)
+  processes.on_main_process(write)
   return complete(folder, count, draw, progress)
 
 
 def complete(
   folder: pathlib.Path, count: int, draw: Draw, progress: Callable[[int], None] | None = None
 ) -> UInt8[np.ndarray, "n h w 3"]:
-  """The first pictures of a folder, 00000.png and so on; those that it lacks are drawn. See `read_or_draw`."""
+  """The first images of a folder, 00000.png and so on; those that it lacks are drawn. See `read_or_draw`."""
   if count < 1:
-    raise ValueError(f"a set of drawn pictures has one picture or more, not {count}")
-  hosts.once(lambda: folder.mkdir(parents=True, exist_ok=True))
+    raise ValueError(f"a set of drawn images has one image or more, not {count}")
+  processes.on_main_process(lambda: folder.mkdir(parents=True, exist_ok=True))
   there = 0
   while there < count and file(folder, there).is_file():
     there += 1
-  there = hosts.agree(there)
+  there = processes.broadcast_from_main(there)
   if progress is not None:
     progress(there)
   if there < count:
-    for number, picture in enumerate(hosts.until_told(draw(there, count - there)), start=there):
-      if hosts.leads():
-        _write(file(folder, number), picture)
+    for number, image in enumerate(processes.until_preempted(draw(there, count - there)), start=there):
+      if processes.is_main_process():
+        _write(file(folder, number), image)
       if progress is not None:
         progress(number + 1)
-  hosts.once(lambda: None)  # all of it is written
+  processes.on_main_process(lambda: None)  # all of it is written
   return np.stack([_read(file(folder, number)) for number in range(count)])
 
 
@@ -84,21 +84,21 @@ def name(recipe: Mapping[str, Any]) -> str:
 
 
 def file(folder: pathlib.Path, number: int) -> pathlib.Path:
-  """Where a picture of a set lies."""
+  """Where an image of a set lies."""
   return folder / f"{number:05d}.png"
 
 
-def _write(path: pathlib.Path, picture: Float[np.ndarray, "h w 3"]) -> None:
-  """Writes a picture, complete or not at all."""
+def _write(path: pathlib.Path, image: Float[np.ndarray, "h w 3"]) -> None:
+  """Writes an image, complete or not at all."""
   unfinished = path.with_suffix(".unfinished")
-  pixels = np.round((np.clip(picture, -1, 1) + 1) * 127.5).astype(np.uint8)
+  pixels = np.round((np.clip(image, -1, 1) + 1) * 127.5).astype(np.uint8)
   Image.fromarray(pixels).save(unfinished, format="PNG")
   os.replace(unfinished, path)
 
 
 def _read(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
   try:
-    with Image.open(path) as picture:
-      return np.array(picture.convert("RGB"))
+    with Image.open(path) as image:
+      return np.array(image.convert("RGB"))
   except OSError as error:
     raise ValueError(f"{path} cannot be read: delete it, and it is drawn anew ({error})") from error

@@ -2,13 +2,13 @@
 
 The conventions of the whole project, stated here once:
 
-- time t runs from 0, the clean picture, to 1, pure noise: x_t = alpha(t) x + sigma(t) eps;
-- pictures are in [-1, 1];
-- arrays of pictures are NHWC: batch, height, width, channels;
+- time t runs from 0, the clean image, to 1, pure noise: x_t = alpha(t) x + sigma(t) eps;
+- images are in [-1, 1];
+- arrays of images are NHWC: batch, height, width, channels;
 - guidance of weight w is u + w (c - u), for c the prediction with the prompt and u the one without: w = 1 is the plain
   conditional prediction, w = 0 the unconditional one;
 - whatever comes in, all is computed and returned in float32;
-- noise is drawn from one key per picture, so that a picture does not depend on what else is in its batch.
+- noise is drawn from one key per image, so that an image does not depend on what else is in its batch.
 
 The room knows no network: what predicts is passed in as a function. It imports no other room.
 """

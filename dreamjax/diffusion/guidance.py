@@ -19,7 +19,7 @@ def guide(
 
   Args:
     predictions: one branch beside the other, u first. Of which kind (eps, x0, v) makes no difference.
-    weights: one for each branch but the first; or for each of these and each picture.
+    weights: one for each branch but the first; or for each of these and each image.
     learned_variance: the second half of the channels is a learned variance. It is not mixed but taken from the last
       branch, as in DeepFloyd IF.
 
@@ -29,7 +29,7 @@ def guide(
   branches, rows, *_, channels = predictions.shape
   if weights.shape not in ((branches - 1,), (branches - 1, rows)):
     shapes = f"({branches - 1},) or ({branches - 1}, {rows})"
-    raise ValueError(f"{branches} branches of {rows} pictures take weights of shape {shapes}, not {weights.shape}")
+    raise ValueError(f"{branches} branches of {rows} images take weights of shape {shapes}, not {weights.shape}")
   predictions = predictions.astype(jnp.float32)
   weights = weights.astype(jnp.float32).reshape(weights.shape + (1,) * (5 - weights.ndim))
   mixed = predictions[0] + jnp.sum(weights * (predictions[1:] - predictions[:1]), axis=0)
@@ -61,10 +61,10 @@ def static_threshold(x0: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
 def dynamic_threshold(
   x0: Float[Array, "b h w c"], ratio: float = 0.995, maximum: float = float("inf")
 ) -> Float[Array, "b h w c"]:
-  """Imagen's dynamic thresholding (section 2.3): s a percentile of a picture's |x0|, clipped to [-s, s] over s.
+  """Imagen's dynamic thresholding (section 2.3): s a percentile of an image's |x0|, clipped to [-s, s] over s.
 
   Args:
-    x0: predictions of the clean pictures.
+    x0: predictions of the clean images.
     ratio: the percentile over 100; 0.995 is Imagen's, 0.95 DeepFloyd IF's.
     maximum: s lies between 1, where this is static thresholding, and this; infinite for Imagen, for IF 1.5 in stage I
       and 1 in II and III.

@@ -1,6 +1,6 @@
 """The denoising loss, with one weight per row.
 
-    L = 1/b sum_i w_i mean (prediction_i - target_i)^2,  the inner mean over a picture's pixels                    (1)
+    L = 1/b sum_i w_i mean (prediction_i - target_i)^2,  the inner mean over an image's pixels                    (1)
 
 The loss is linear in the weights, and everything that tells rows apart goes into them: DreamBooth's with prior
 preservation (Ruiz et al., 2208.12242, eq. 2), the mean over the subject's n rows + lambda times that of the prior's m,
@@ -18,12 +18,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dreamjax.diffusion.process import check_kind
+from dreamjax.diffusion.process import check_prediction_type
 from dreamjax.diffusion.schedules import Schedule
 
 
 def squared_error(prediction: Float[Array, "b h w c"], target: Float[Array, "b h w c"]) -> Float[Array, " b"]:
-  """The mean squared error of each picture, in float32."""
+  """The mean squared error of each image, in float32."""
   return jnp.mean(jnp.square(prediction.astype(jnp.float32) - target.astype(jnp.float32)), axis=(1, 2, 3))
 
 
@@ -54,7 +54,7 @@ def min_snr(t: Float[Array, " b"], schedule: Schedule, kind: str, gamma: float =
   """
   if gamma <= 0:
     raise ValueError(f"gamma is above 0, not {gamma}")
-  check_kind(kind)
+  check_prediction_type(kind)
   log_snr = schedule.log_snr(t)
   log_weight = jnp.minimum(log_snr, math.log(gamma))
   match kind:

@@ -36,26 +36,26 @@ _LEAST = 1e-5
 _AUGMENTATION = 2**31
 
 
-def per_row(values: Float[Array, " b"]) -> Float[Array, "b 1 1 1"]:
-  """One number a picture, to be multiplied with pictures."""
+def per_example(values: Float[Array, " b"]) -> Float[Array, "b 1 1 1"]:
+  """One number an image, to be multiplied with images."""
   return values.astype(jnp.float32)[:, None, None, None]
 
 
 def draw_noise(keys: Key[Array, " b"], shape: tuple[int, int, int]) -> Float[Array, "b h w c"]:
-  """Standard normal noise for pictures of one shape; each picture's depends on its own key alone."""
+  """Standard normal noise for images of one shape; each image's depends on its own key alone."""
   return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
 
-def fold(keys: Key[Array, " b"], number: int | Int[Array, ""]) -> Key[Array, " b"]:
-  """Keys for another use of the same pictures, such as the next stage of a cascade."""
+def fold_in(keys: Key[Array, " b"], number: int | Int[Array, ""]) -> Key[Array, " b"]:
+  """Keys for another use of the same images, such as the next stage of a cascade."""
   return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
 
 
 def diffuse(
   x0: Float[Array, "b h w c"], eps: Float[Array, "b h w c"], t: Float[Array, " b"], schedule: Schedule
 ) -> Float[Array, "b h w c"]:
-  """Equation (1): the clean pictures x0 with the noise of time t."""
-  alpha, sigma = per_row(schedule.alpha(t)), per_row(schedule.sigma(t))
+  """Equation (1): the clean images x0 with the noise of time t."""
+  alpha, sigma = per_example(schedule.alpha(t)), per_example(schedule.sigma(t))
   return alpha * x0.astype(jnp.float32) + sigma * eps.astype(jnp.float32)
 
 
@@ -65,13 +65,13 @@ def augment(
   """Noise conditioning augmentation of what a super-resolution network sees (Imagen, section 2.4).
 
   Args:
-    low_res: the low-resolution pictures, at the size at which the network gets them.
+    low_res: the low-resolution images, at the size at which the network gets them.
     level: how noisy they become, and what the network is told: a time of the schedule, for IF's `noise_level` that of
       this timestep.
-    keys: one per picture; they may be the sampler's.
+    keys: one per image; they may be the sampler's.
     schedule: of the noise.
   """
-  noise = draw_noise(fold(keys, _AUGMENTATION), low_res.shape[1:])
+  noise = draw_noise(fold_in(keys, _AUGMENTATION), low_res.shape[1:])
   return diffuse(low_res, noise, level, schedule)
 
 
@@ -83,10 +83,10 @@ def target(
   Raises:
     ValueError: if there is no such kind.
   """
-  check_kind(kind)
+  check_prediction_type(kind)
   x0, eps = x0.astype(jnp.float32), eps.astype(jnp.float32)
   if kind == "v":
-    return per_row(schedule.alpha(t)) * eps - per_row(schedule.sigma(t)) * x0
+    return per_example(schedule.alpha(t)) * eps - per_example(schedule.sigma(t)) * x0
   return eps if kind == "eps" else x0
 
 
@@ -111,12 +111,12 @@ def convert(
   Raises:
     ValueError: if there is no such kind.
   """
-  check_kind(source)
-  check_kind(to)
+  check_prediction_type(source)
+  check_prediction_type(to)
   prediction, x_t = prediction.astype(jnp.float32), x_t.astype(jnp.float32)
   if source == to:
     return prediction
-  alpha, sigma = per_row(schedule.alpha(t)), per_row(schedule.sigma(t))
+  alpha, sigma = per_example(schedule.alpha(t)), per_example(schedule.sigma(t))
   match source:
     case "eps":
       x0, eps = (x_t - sigma * prediction) / jnp.maximum(alpha, _LEAST), prediction
@@ -137,8 +137,8 @@ def posterior(
   """The mean (5) and the variance (6) of q(x_s | x_t, x0), for any s < t."""
   ratio = jnp.exp(schedule.log_snr(t) - schedule.log_snr(s))
   share, small, _ = _steps(t, s, schedule)
-  past = per_row(ratio * schedule.alpha(s) / jnp.maximum(schedule.alpha(t), _LEAST))
-  return past * x_t.astype(jnp.float32) + per_row(share * schedule.alpha(s)) * x0.astype(jnp.float32), small
+  past = per_example(ratio * schedule.alpha(s) / jnp.maximum(schedule.alpha(t), _LEAST))
+  return past * x_t.astype(jnp.float32) + per_example(share * schedule.alpha(s)) * x0.astype(jnp.float32), small
 
 
 def ancestral_variance(
@@ -153,7 +153,7 @@ def ancestral_variance(
     schedule: of the noise.
   """
   _, small, large = _steps(t, s, schedule)
-  log_small, log_large = per_row(jnp.log(jnp.maximum(small, 1e-20))), per_row(jnp.log(large))
+  log_small, log_large = per_example(jnp.log(jnp.maximum(small, 1e-20))), per_example(jnp.log(large))
   return jnp.exp(log_small + gamma * (log_large - log_small))
 
 
@@ -170,7 +170,7 @@ def _steps(
   return share, share * schedule.sigma(s) ** 2, share * schedule.sigma(t) ** 2
 
 
-def check_kind(kind: str) -> None:
+def check_prediction_type(kind: str) -> None:
   """Raises a ValueError unless `kind` is one of `KINDS`."""
   if kind not in KINDS:
     raise ValueError(f"unknown kind of prediction {kind!r}; there are: {', '.join(KINDS)}")

@@ -1,6 +1,6 @@
-"""Samplers: from noise at the first time of a grid to pictures at its last, each sampler one `lax.scan`.
+"""Samplers: from noise at the first time of a grid to images at its last, each sampler one `lax.scan`.
 
-With x0 what the network's prediction at x_t says of the clean picture, thresholded, eps = (x_t - alpha_t x0) / sigma_t,
+With x0 what the network's prediction at x_t says of the clean image, thresholded, eps = (x_t - alpha_t x0) / sigma_t,
 h = (lambda_s - lambda_t) / 2 the step in the log of alpha / sigma, and z ~ N(0, I), a step from t to s < t is
 
     ancestral:        x_s ~ p(x_s | x_t), equation (8) of `process`; without noise if s = 0                        (1)
@@ -12,7 +12,7 @@ learned variance. (2): Song et al., "DDIM" (2010.02502, eqs. 12, 16), `small` be
 (2211.01095, algorithm 2), x0' and h' being those of the step before; there is none in the first step, and in a step to
 t = 0 h has no bounds: both take the first order, without the difference, which is DDIM's step.
 
-A picture's key yields all of its noise: that of the start, `draw_noise(keys, shape)`, and each step's. The stages of a
+An image's key yields all of its noise: that of the start, `draw_noise(keys, shape)`, and each step's. The stages of a
 cascade have keys of their own: `fold(keys, stage)`.
 """
 
@@ -23,11 +23,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 import numpy as np
 
-from dreamjax.diffusion.process import ancestral_variance, convert, draw_noise, fold, learned_gamma, per_row, posterior
+from dreamjax.diffusion.process import (
+  ancestral_variance,
+  convert,
+  draw_noise,
+  fold_in,
+  learned_gamma,
+  per_example,
+  posterior,
+)
 from dreamjax.diffusion.schedules import Schedule
 
-#: predict(x_t, t), t one per picture, is what the network says: a prediction with the channels of x_t; or with twice as
-#: many, the second half being the values of a learned variance. Prompts, guidance, low-resolution pictures are inside.
+#: predict(x_t, t), t one per image, is what the network says: a prediction with the channels of x_t; or with twice as
+#: many, the second half being the values of a learned variance. Prompts, guidance, low-resolution images are inside.
 Predict = Callable[[Float[Array, "b h w c"], Float[Array, " b"]], Float[Array, "b h w k"]]
 #: What is done to each prediction of x0, such as `guidance.static_threshold`.
 Threshold = Callable[[Float[Array, "b h w c"]], Float[Array, "b h w c"]]
@@ -54,17 +62,17 @@ def ancestral(
     x: noise, `draw_noise(keys, shape)`, or what is there at the first of the times.
     times: falling, from 1 to 0 or part of the way, as `uniform_times` and `spaced_times` make them.
     schedule: that of the network.
-    keys: one per picture.
+    keys: one per image.
     kind: what the network predicts: "eps", "x0" or "v".
     gamma: 0 for diffusers' `fixed_small`, 1 for `fixed_large`, anything between them, or "learned" for `learned_range`.
       Unless it is "learned", a learned variance is left aside.
     threshold: what is done to predictions of x0.
 
   Returns:
-    Pictures, in float32.
+    Images, in float32.
 
   Raises:
-    ValueError: if the times do not fall from 1 towards 0, there is not one key per picture, gamma or kind are not what
+    ValueError: if the times do not fall from 1 towards 0, there is not one key per image, gamma or kind are not what
       they can be, or the network's channels do not fit.
   """
   learned = gamma == "learned"
@@ -95,7 +103,7 @@ def ancestral_step(
   """One step of (1)."""
   mean, _ = posterior(x_t, x0, t, s, schedule)
   spread = jnp.sqrt(ancestral_variance(gamma, t, s, schedule))
-  return mean + jnp.where(per_row(s) > 0, spread, 0) * noise
+  return mean + jnp.where(per_example(s) > 0, spread, 0) * noise
 
 
 def ddim(
@@ -116,14 +124,14 @@ def ddim(
     x: noise, or what is there at the first of the times.
     times: falling, from 1 to 0 or part of the way.
     schedule: that of the network.
-    keys: one per picture; needed only if eta is above 0.
+    keys: one per image; needed only if eta is above 0.
     kind: what the network predicts: "eps", "x0" or "v".
     eta: 0 draws no noise, 1 as much as the ancestral sampler with gamma 0.
     threshold: what is done to predictions of x0. As in Imagen, eps follows from what comes of it; diffusers has that
       as `use_clipped_model_output=True`.
 
   Returns:
-    Pictures, in float32.
+    Images, in float32.
 
   Raises:
     ValueError: as `ancestral`; eta is from 0 to 1.
@@ -153,14 +161,14 @@ def ddim_step(
 ) -> Float[Array, "b h w c"]:
   """One step of (2)."""
   eps = convert(x0, x_t, t, schedule, "x0", "eps")
-  known = per_row(schedule.alpha(s)) * x0
+  known = per_example(schedule.alpha(s)) * x0
   if noise is None:
-    return known + per_row(schedule.sigma(s)) * eps
+    return known + per_example(schedule.sigma(s)) * eps
   # With small = (1 - rest) sigma_s^2, the difference in the root need not be taken.
   rest = jnp.exp(schedule.log_snr(t) - schedule.log_snr(s))
   kept = schedule.sigma(s) * jnp.sqrt(1 - eta**2 + eta**2 * rest)
   drawn = schedule.sigma(s) * jnp.sqrt(-jnp.expm1(schedule.log_snr(t) - schedule.log_snr(s))) * eta
-  return known + per_row(kept) * eps + per_row(drawn) * noise
+  return known + per_example(kept) * eps + per_example(drawn) * noise
 
 
 def dpm_solver(
@@ -183,7 +191,7 @@ def dpm_solver(
     threshold: what is done to predictions of x0.
 
   Returns:
-    Pictures, in float32.
+    Images, in float32.
 
   Raises:
     ValueError: as `ancestral`.
@@ -195,7 +203,7 @@ def dpm_solver(
     x0, _ = _denoise(predict, x_t, t, schedule, kind, threshold)
     h = (schedule.log_snr(s) - schedule.log_snr(t)) / 2
     # In the first step h' is infinite, so that the difference has no weight.
-    weight = per_row(jnp.where(s > 0, h / (2 * h_before), 0))
+    weight = per_example(jnp.where(s > 0, h / (2 * h_before), 0))
     return (dpm_solver_step(x_t, x0 + weight * (x0 - x0_before), t, s, schedule), x0, h), None
 
   x = x.astype(jnp.float32)
@@ -211,7 +219,7 @@ def dpm_solver_step(
 ) -> Float[Array, "b h w c"]:
   """One step of (3), x0 with the difference already added."""
   h = (schedule.log_snr(s) - schedule.log_snr(t)) / 2
-  return per_row(schedule.sigma(s) / schedule.sigma(t)) * x_t - per_row(schedule.alpha(s) * jnp.expm1(-h)) * x0
+  return per_example(schedule.sigma(s) / schedule.sigma(t)) * x_t - per_example(schedule.alpha(s) * jnp.expm1(-h)) * x0
 
 
 def _denoise(predict, x_t, t, schedule, kind, threshold):
@@ -226,11 +234,11 @@ def _denoise(predict, x_t, t, schedule, kind, threshold):
 
 
 def _noise_of_step(keys, n, shape):
-  return draw_noise(fold(fold(keys, _STEPS), n), shape[1:])
+  return draw_noise(fold_in(fold_in(keys, _STEPS), n), shape[1:])
 
 
 def _scan(step, carry, x, times):
-  """Runs step(carry, (n, t, s)) over the grid, t and s being one per picture."""
+  """Runs step(carry, (n, t, s)) over the grid, t and s being one per image."""
   if len(times) < 2 or not 1 >= times[0] or not times[-1] >= 0 or not np.all(np.diff(times) < 0):
     raise ValueError(f"a grid has two times or more, falling from 1 towards 0: not {times}")
   count = len(times) - 1
@@ -240,4 +248,4 @@ def _scan(step, carry, x, times):
 
 def _check_keys(keys, x):
   if keys is None or keys.shape != (len(x),):
-    raise ValueError(f"{len(x)} pictures take {len(x)} keys, one each: not {None if keys is None else keys.shape}")
+    raise ValueError(f"{len(x)} images take {len(x)} keys, one each: not {None if keys is None else keys.shape}")

@@ -30,7 +30,7 @@ class Schedule(abc.ABC):
     """Times to train at, all of them equally likely."""
 
   def alpha(self, t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """The picture's share, by (1)."""
+    """The image's share, by (1)."""
     return jnp.exp(jax.nn.log_sigmoid(self.log_snr(t)) / 2)
 
   def sigma(self, t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -51,7 +51,7 @@ class Cosine(Schedule):
   Attributes:
     log_snr_min: lambda at t = 1, before the shift.
     log_snr_max: lambda at t = 0, before the shift.
-    shift: 2 log(64 / side) makes pictures of another side as noisy as 64 x 64 ones are, judged at the scale of these.
+    shift: 2 log(64 / side) makes images of another side as noisy as 64 x 64 ones are, judged at the scale of these.
   """
 
   log_snr_min: float = -20.0
@@ -76,7 +76,7 @@ class Cosine(Schedule):
 
 
 @dataclasses.dataclass(frozen=True)
-class Table(Schedule):
+class BetaTable(Schedule):
   """Numbered timesteps k = 0, 1, ..., steps - 1, each with its beta, as DDPM and what descends from it have them.
 
     alpha(t)^2 = prod_(j <= k) (1 - beta_j)  at  t = (k + 1) / steps                                               (3)
@@ -153,7 +153,7 @@ def uniform_times(steps: int) -> Float[np.ndarray, " n"]:
 
 
 def spaced_times(
-  table: Table, steps: int, spacing: str, offset: int = 0, *, clean: bool = True
+  table: BetaTable, steps: int, spacing: str, offset: int = 0, *, clean: bool = True
 ) -> Float[np.ndarray, " n"]:
   """The grid of diffusers' `timestep_spacing` (Lin et al., 2305.08891, table 2), with one time more at its end.
 

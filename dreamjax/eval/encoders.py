@@ -1,4 +1,4 @@
-"""The networks that look at pictures, as plain functions: all that `dreamjax.eval` knows of them."""
+"""The networks that look at images, as plain functions: all that `dreamjax.eval` knows of them."""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
@@ -11,24 +11,24 @@ import numpy as np
 import safetensors.numpy
 
 from dreamjax.convert import pretrained
-from dreamjax.data import hosts
 from dreamjax.data.preprocessing import Preprocessor
 from dreamjax.data.tokenizer import Tokenizer
 from dreamjax.models.clip import CLIP
 from dreamjax.models.lpips import from_torch
 from dreamjax.models.resnet import Classifier, ResNet
-from dreamjax.models.spread import rounded, row_place
 from dreamjax.models.vit import ViT
+from dreamjax.parallel import processes
+from dreamjax.parallel.sharding import batch_sharding, round_up_batch_size
 
-_PIECE = 32  # pictures or texts in one run of a network; on a mesh, as many more as make it divide
+_PIECE = 32  # images or texts in one run of a network; on a mesh, as many more as make it divide
 
-#: Maps n pictures of any sizes, uint8 [h, w, 3], to embeddings, [n, d], which need not be of unit length.
+#: Maps n images of any sizes, uint8 [h, w, 3], to embeddings, [n, d], which need not be of unit length.
 Embed = Callable[[Sequence[np.ndarray]], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoders:
-  """What evaluation looks at pictures with.
+  """What evaluation looks at images with.
 
   Attributes:
     name: which networks these are; recorded with every score.
@@ -36,9 +36,9 @@ class Encoders:
     clip_text: CLIP's text tower: n texts to embeddings, [n, d], in the space of `clip_image`.
     dino: a self-supervised embedding, which tells subjects of one class apart.
     face: an embedding for recognising faces, if there is one.
-    probe: a classifier with several heads, if there is one: n pictures to each head's scores, [n, classes].
+    probe: a classifier with several heads, if there is one: n images to each head's scores, [n, classes].
     words: the names of each head's classes, in the order of its scores.
-    lpips: n pairs of pictures of one size to their perceptual distances, [n], if there is such a network.
+    lpips: n pairs of images of one size to their perceptual distances, [n], if there is such a network.
   """
 
   name: str
@@ -59,7 +59,7 @@ def load(folder: pathlib.Path, name: str | None = None, mesh: jax.sharding.Mesh 
       `dino/`, but trained to recognise faces), `probe/` (a classifier of ours) and `lpips.safetensors` (see
       `models.lpips`).
     name: what the encoders are called in results; by default the folder's name.
-    mesh: of devices, each of which has all parameters and its part of the pictures or texts; None for one device.
+    mesh: of devices, each of which has all parameters and its part of the images or texts; None for one device.
 
   Raises:
     OSError: if the folder, or a file in it that is needed, is missing.
@@ -78,7 +78,7 @@ def load(folder: pathlib.Path, name: str | None = None, mesh: jax.sharding.Mesh 
   probe, words = _probe(folder / "probe", mesh) if (folder / "probe").is_dir() else (None, {})
   return Encoders(
     name=name or folder.name,
-    clip_image=lambda pictures: encode_image(clip_sees(pictures)),
+    clip_image=lambda images: encode_image(clip_sees(images)),
     clip_text=lambda texts: encode_text(tokenizer(texts)[0]),
     dino=_embedding(folder / "dino", mesh),
     face=_embedding(folder / "face", mesh) if (folder / "face").is_dir() else None,
@@ -97,7 +97,7 @@ def _model(folder: pathlib.Path, mesh: jax.sharding.Mesh | None, *kinds: type[nn
 def _on_all(params: Any, mesh: jax.sharding.Mesh | None) -> Any:
   if mesh is None:
     return jax.device_put(params)
-  return jax.tree.map(lambda x: hosts.put(x, jax.NamedSharding(mesh, jax.P())), params)
+  return jax.tree.map(lambda x: processes.put(x, jax.NamedSharding(mesh, jax.P())), params)
 
 
 def _embedding(folder: pathlib.Path, mesh: jax.sharding.Mesh | None) -> Embed:
@@ -109,7 +109,7 @@ def _embedding(folder: pathlib.Path, mesh: jax.sharding.Mesh | None) -> Embed:
     return out[0][:, 0] if isinstance(model, ViT) else out
 
   encode, sees = _batched(apply, params, mesh), Preprocessor.load(folder)
-  return lambda pictures: encode(sees(pictures))
+  return lambda frames: encode(sees(frames))
 
 
 def _probe(
@@ -118,20 +118,20 @@ def _probe(
   """A classifier's scores, and the names of its classes."""
   probe, params = _model(folder, mesh, Classifier)
   classify, sees = _batched(lambda p, x: probe.apply({"params": p}, x), params, mesh), Preprocessor.load(folder)
-  return lambda pictures: classify(sees(pictures)), dict(probe.heads)
+  return lambda images: classify(sees(images)), dict(probe.heads)
 
 
 def _lpips(
   file: pathlib.Path, mesh: jax.sharding.Mesh | None
 ) -> Callable[[Sequence[tuple[np.ndarray, np.ndarray]]], np.ndarray]:
-  """LPIPS of pairs of pictures of one size."""
+  """LPIPS of pairs of images of one size."""
   model, params = from_torch(safetensors.numpy.load_file(file))
   compare = _batched(lambda p, x: model.apply({"params": p}, x[:, 0], x[:, 1]), _on_all(params, mesh), mesh)
 
   def distances(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    shapes = {picture.shape for pair in pairs for picture in pair}
+    shapes = {image.shape for pair in pairs for image in pair}
     if len(shapes) > 1:
-      raise ValueError(f"LPIPS compares pictures of one size, not {' and '.join(map(str, sorted(shapes)))}")
+      raise ValueError(f"LPIPS compares images of one size, not {' and '.join(map(str, sorted(shapes)))}")
     return compare(np.asarray(pairs, np.float32) / 127.5 - 1)
 
   return distances
@@ -141,15 +141,15 @@ def _batched(
   apply: Callable[[Any, Any], Any], params: Any, mesh: jax.sharding.Mesh | None
 ) -> Callable[[np.ndarray], Any]:
   """A jitted function of parameters and a batch, for batches of any size: it runs in pieces of one size."""
-  run, size = jax.jit(apply), rounded(_PIECE, mesh)
+  run, size = jax.jit(apply), round_up_batch_size(_PIECE, mesh)
 
   def embed(batch: np.ndarray) -> Any:
     pieces = []
     for start in range(0, len(batch), size):
       piece = batch[start : start + size]
       padded = np.concatenate([piece, np.zeros((size - len(piece), *piece.shape[1:]), piece.dtype)])
-      rows = padded if mesh is None else hosts.put(padded, row_place(mesh))
-      pieces.append(jax.tree.map(lambda x, piece=piece: x[: len(piece)], hosts.fetch(run(params, rows))))
+      rows = padded if mesh is None else processes.put(padded, batch_sharding(mesh))
+      pieces.append(jax.tree.map(lambda x, piece=piece: x[: len(piece)], processes.fetch(run(params, rows))))
     return jax.tree.map(lambda *x: np.concatenate(x), *pieces)
 
   return embed

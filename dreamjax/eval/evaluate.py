@@ -1,7 +1,7 @@
-"""Scores folders of generated pictures against folders of real ones.
+"""Scores folders of generated images against folders of real ones.
 
 Where papers leave a choice open, the choice is recorded in the result: which encoders, whether CLIP-T sees the
-identifier, what DIV's distance is, and the similarity above which a picture counts as a copy.
+identifier, what DIV's distance is, and the similarity above which an image counts as a copy.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,24 +19,24 @@ import numpy as np
 import tqdm
 
 from dreamjax.data.image_folder import METADATA
-from dreamjax.data.photos import SUFFIXES, read_picture
+from dreamjax.data.photos import SUFFIXES, read_image
 from dreamjax.eval import metrics
 from dreamjax.eval.encoders import Encoders
 
-_CHUNK = 64  # pictures or texts embedded at once, so that no more pictures are ever held in memory
+_CHUNK = 64  # images or texts embedded at once, so that no more images are ever held in memory
 _RESAMPLES, _LEVEL, _SEED = 1000, 0.95, 0
 
 
 @dataclasses.dataclass
-class _Pictures:
-  """Pictures of several subjects, in order, and one value of each, NaN where undefined, for every score.
+class _Images:
+  """Images of several subjects, in order, and one value of each, NaN where undefined, for every score.
 
   Attributes:
     paths: where they are.
     owners: the subject that each should show.
     known: what is known of each: the keys of its metadata.
     scores: by the name of the metric; [n].
-    nearest: for each, the most similar real picture of its subject, and how similar it is.
+    nearest: for each, the most similar real image of its subject, and how similar it is.
   """
 
   paths: list[pathlib.Path]
@@ -46,11 +46,11 @@ class _Pictures:
   nearest: dict[int, tuple[pathlib.Path, float]] = dataclasses.field(default_factory=dict)
 
   def of(self, subject: str) -> np.ndarray:
-    """The places of a subject's pictures."""
+    """The places of a subject's images."""
     return np.flatnonzero(self.owners == subject)
 
   def put(self, score: str, places: np.ndarray, values: Any) -> None:
-    """Sets some pictures' values of a score."""
+    """Sets some images' values of a score."""
     self.scores.setdefault(score, np.full(len(self.paths), np.nan, np.float32))[places] = np.asarray(values)
 
 
@@ -63,31 +63,31 @@ def evaluate(
   identifier: str | None = None,
   prior: pathlib.Path | None = None,
 ) -> dict[str, Any]:
-  """Computes all metrics that the given pictures and encoders allow.
+  """Computes all metrics that the given images and encoders allow.
 
-  Pictures of one subject lie in a folder, those of several in one sub-folder a subject. A folder with `metadata.jsonl`
-  has the pictures that it lists; one without has all that it holds. Prompts are the `text` of the metadata, or the
-  content of a .txt file beside each picture, or the lines of `prompts`. Keys of the metadata that are heads of the
-  probe ("class", "context") say what the picture should show.
+  Images of one subject lie in a folder, those of several in one sub-folder a subject. A folder with `metadata.jsonl`
+  has the images that it lists; one without has all that it holds. Prompts are the `text` of the metadata, or the
+  content of a .txt file beside each image, or the lines of `prompts`. Keys of the metadata that are heads of the
+  probe ("class", "context") say what the image should show.
 
   Args:
-    generated: the pictures to be scored.
-    reference: the real pictures. Sub-folders are matched by name; those of further subjects are distractors for
+    generated: the images to be scored.
+    reference: the real images. Sub-folders are matched by name; those of further subjects are distractors for
       retrieval, so for the strictest retrieval they are subjects of the same class.
-    encoders: what looks at the pictures.
-    prompts: a file with one line a picture, in the order of subjects and of file names; goes before other prompts.
+    encoders: what looks at the images.
+    prompts: a file with one line an image, in the order of subjects and of file names; goes before other prompts.
     identifier: stripped from the prompts before CLIP reads them, as Textual Inversion's evaluation does; kept if not
       given.
-    prior: pictures generated from the class's prompt ("a dog") by each personalised model, for PRES; laid out as
+    prior: images generated from the class's prompt ("a dog") by each personalised model, for PRES; laid out as
       `generated`.
 
   Returns:
-    What `json` can write: "scores", each with its interval or a note why it is undefined; "subjects" and "pictures"
+    What `json` can write: "scores", each with its interval or a note why it is undefined; "subjects" and "images"
     with theirs; "settings", all choices that were made.
 
   Raises:
     OSError: if a folder or file is missing.
-    ValueError: if a folder is empty, a picture cannot be read, or names, prompts or labels do not fit.
+    ValueError: if a folder is empty, an image cannot be read, or names, prompts or labels do not fit.
   """
   made, real = _matched(generated, reference)
   subjects = sorted(set(made.owners.tolist()))
@@ -127,12 +127,12 @@ def evaluate(
     },
     "scores": _summaries(tables, subjects, encoders),
     "subjects": {subject: _subject_report(subject, tables, reference) for subject in subjects},
-    "pictures": [_picture_report(made, i, generated, reference) for i in range(len(made.paths))],
+    "images": [_image_report(made, i, generated, reference) for i in range(len(made.paths))],
   }
 
 
 def _listed(folder: pathlib.Path) -> list[tuple[pathlib.Path, dict[str, Any]]]:
-  """The pictures in a folder, by name, and what is known of them: those of its metadata, or all that there are."""
+  """The images in a folder, by name, and what is known of them: those of its metadata, or all that there are."""
   if not (folder / METADATA).exists():
     return [(path, {}) for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
   entries = []
@@ -146,20 +146,20 @@ def _listed(folder: pathlib.Path) -> list[tuple[pathlib.Path, dict[str, Any]]]:
 
 
 def _folders(root: pathlib.Path) -> dict[str, list[tuple[pathlib.Path, dict[str, Any]]]]:
-  """The pictures in a folder, under the name "", and in its sub-folders; ValueError if there are none."""
+  """The images in a folder, under the name "", and in its sub-folders; ValueError if there are none."""
   if not root.is_dir():
     raise FileNotFoundError(f"there is no folder {root}")
   found = {"": _listed(root)} | {path.name: _listed(path) for path in sorted(root.iterdir()) if path.is_dir()}
   if not any(found.values()):
-    raise ValueError(f"there are no pictures in {root}")
-  return {name: pictures for name, pictures in found.items() if pictures}
+    raise ValueError(f"there are no images in {root}")
+  return {name: images for name, images in found.items() if images}
 
 
-def _matched(generated: pathlib.Path, reference: pathlib.Path) -> tuple[_Pictures, _Pictures]:
-  """Generated and real pictures by subject; the real ones of further subjects, too."""
+def _matched(generated: pathlib.Path, reference: pathlib.Path) -> tuple[_Images, _Images]:
+  """Generated and real images by subject; the real ones of further subjects, too."""
   made, real = _folders(generated), _folders(reference)
   if "" in made and len(made) > 1:
-    raise ValueError(f"{generated} holds pictures both itself and in sub-folders: which are the subject's?")
+    raise ValueError(f"{generated} holds images both itself and in sub-folders: which are the subject's?")
   if "" in made:
     name = generated.resolve().name
     made = {name: made.pop("")}
@@ -170,23 +170,23 @@ def _matched(generated: pathlib.Path, reference: pathlib.Path) -> tuple[_Picture
     real.pop("", None)
   if missing := [name for name in made if name not in real]:
     raise ValueError(
-      f"{reference} has no real pictures of {', '.join(missing)}, only of {', '.join(real) or 'nobody by name'}"
+      f"{reference} has no real images of {', '.join(missing)}, only of {', '.join(real) or 'nobody by name'}"
     )
-  return _pictures(made), _pictures(real)
+  return _images(made), _images(real)
 
 
-def _pictures(folders: dict[str, list[tuple[pathlib.Path, dict[str, Any]]]]) -> _Pictures:
+def _images(folders: dict[str, list[tuple[pathlib.Path, dict[str, Any]]]]) -> _Images:
   rows = [(subject, *entry) for subject in sorted(folders) for entry in folders[subject]]
   owners, paths, known = (list(column) for column in zip(*rows, strict=True))
-  return _Pictures(paths, np.array(owners), known)
+  return _Images(paths, np.array(owners), known)
 
 
-def _read_prompts(made: _Pictures, prompts: pathlib.Path | None) -> None:
-  """Puts every picture's prompt under "text", where it has one."""
+def _read_prompts(made: _Images, prompts: pathlib.Path | None) -> None:
+  """Puts every image's prompt under "text", where it has one."""
   if prompts is not None:
     lines = prompts.read_text().splitlines()
     if len(lines) != len(made.paths):
-      raise ValueError(f"{prompts} has {len(lines)} prompts, and there are {len(made.paths)} generated pictures")
+      raise ValueError(f"{prompts} has {len(lines)} prompts, and there are {len(made.paths)} generated images")
     for known, line in zip(made.known, lines, strict=True):
       known["text"] = line
   for path, known in zip(made.paths, made.known, strict=True):
@@ -196,10 +196,10 @@ def _read_prompts(made: _Pictures, prompts: pathlib.Path | None) -> None:
       raise ValueError(f"{path}: its prompt is {known['text']!r}, and must be text")
   without = [path for path, known in zip(made.paths, made.known, strict=True) if "text" not in known]
   if without and len(without) < len(made.paths):
-    raise ValueError(f"{len(without)} of {len(made.paths)} pictures have no prompt, {without[0]} for one")
+    raise ValueError(f"{len(without)} of {len(made.paths)} images have no prompt, {without[0]} for one")
 
 
-def _texts(made: _Pictures, identifier: str | None) -> list[str] | None:
+def _texts(made: _Images, identifier: str | None) -> list[str] | None:
   """The prompts as CLIP reads them; None if there are none."""
   if "text" not in made.known[0]:
     return None
@@ -213,13 +213,13 @@ def _texts(made: _Pictures, identifier: str | None) -> list[str] | None:
 
 
 def _embed(paths: Sequence[pathlib.Path], encoders: dict[str, Callable], what: str) -> dict[str, Any]:
-  """What each encoder makes of the pictures, read a chunk at a time: arrays, or dicts of arrays."""
+  """What each encoder makes of the images, read a chunk at a time: arrays, or dicts of arrays."""
   parts: dict[str, list] = {name: [] for name in encoders}
-  with tqdm.tqdm(total=len(paths), unit=" pictures", desc=f"looking at {what} pictures", disable=None) as bar:
+  with tqdm.tqdm(total=len(paths), unit=" images", desc=f"looking at {what} images", disable=None) as bar:
     for chunk in _chunks(paths):
-      pictures = [read_picture(path) for path in chunk]
+      images = [read_image(path) for path in chunk]
       for name, encoder in encoders.items():
-        embedded = jax.tree.map(lambda x: np.asarray(x, np.float32), encoder(pictures))
+        embedded = jax.tree.map(lambda x: np.asarray(x, np.float32), encoder(images))
         for x in jax.tree.leaves(embedded):
           _check_finite(x, chunk, name)
         parts[name].append(embedded)
@@ -248,8 +248,8 @@ def _check_finite(embedded: np.ndarray, of: Sequence[Any], name: str) -> None:
       raise ValueError(f"the encoder {name} makes no finite numbers of {what}")
 
 
-def _score_likeness(name: str, made: _Pictures, real: _Pictures, seen, known, subjects: Iterable[str]) -> None:
-  """DINO, CLIP-I or face identity, with the real-vs-real ceiling of those subjects that have two real pictures."""
+def _score_likeness(name: str, made: _Images, real: _Images, seen, known, subjects: Iterable[str]) -> None:
+  """DINO, CLIP-I or face identity, with the real-vs-real ceiling of those subjects that have two real images."""
   for subject in subjects:
     own, photos = made.of(subject), real.of(subject)
     made.put(name, own, metrics.similarity(seen[own], known[photos]))
@@ -257,8 +257,8 @@ def _score_likeness(name: str, made: _Pictures, real: _Pictures, seen, known, su
       real.put(f"{name}_real", photos, metrics.similarity_to_others(known[photos]))
 
 
-def _score_copies(made: _Pictures, real: _Pictures, seen, known, subjects: Iterable[str]) -> dict[str, float | None]:
-  """Each picture's nearest real one, and whether it is a copy; returns each subject's threshold, if it has one."""
+def _score_copies(made: _Images, real: _Images, seen, known, subjects: Iterable[str]) -> dict[str, float | None]:
+  """Each image's nearest real one, and whether it is a copy; returns each subject's threshold, if it has one."""
   thresholds: dict[str, float | None] = {}
   for subject in subjects:
     own, photos = made.of(subject), real.of(subject)
@@ -273,8 +273,8 @@ def _score_copies(made: _Pictures, real: _Pictures, seen, known, subjects: Itera
   return thresholds
 
 
-def _score_retrieval(made: _Pictures, real: _Pictures, seen, known) -> None:
-  """Whether each picture is nearest to its own subject, if there are others."""
+def _score_retrieval(made: _Images, real: _Images, seen, known) -> None:
+  """Whether each image is nearest to its own subject, if there are others."""
   candidates = sorted(set(real.owners))
   if len(candidates) > 1:
     prototypes = jnp.stack([metrics.prototype(known[real.of(subject)]) for subject in candidates])
@@ -282,8 +282,8 @@ def _score_retrieval(made: _Pictures, real: _Pictures, seen, known) -> None:
     made.put("retrieval", np.arange(len(made.paths)), metrics.retrieval(seen, prototypes, own))
 
 
-def _score_diversity(made: _Pictures, seen, encoders: Encoders) -> None:
-  """DIV: mean distance to the other pictures of the same subject and prompt, where there are others."""
+def _score_diversity(made: _Images, seen, encoders: Encoders) -> None:
+  """DIV: mean distance to the other images of the same subject and prompt, where there are others."""
   groups: dict[tuple[str, str], list[int]] = {}
   for i, (subject, known) in enumerate(zip(made.owners, made.known, strict=True)):
     if "text" in known:
@@ -295,14 +295,14 @@ def _score_diversity(made: _Pictures, seen, encoders: Encoders) -> None:
       made.put("div_dino", places, 1 - metrics.similarity_to_others(seen[places]))
       continue
     table = np.zeros((len(places), len(places)), np.float32)
-    pictures = [read_picture(made.paths[i]) for i in places]
+    images = [read_image(made.paths[i]) for i in places]
     upper = np.triu_indices(len(places), 1)
-    table[upper] = np.asarray(encoders.lpips([(pictures[i], pictures[j]) for i, j in zip(*upper, strict=True)]))
+    table[upper] = np.asarray(encoders.lpips([(images[i], images[j]) for i, j in zip(*upper, strict=True)]))
     made.put("div_lpips", places, metrics.mean_of_others(jnp.asarray(table + table.T)))
 
 
-def _score_probe(made: _Pictures, seen: dict[str, Any], words: Mapping[str, tuple[str, ...]]) -> None:
-  """Accuracy of each head of the probe over the pictures that have its label."""
+def _score_probe(made: _Images, seen: dict[str, Any], words: Mapping[str, tuple[str, ...]]) -> None:
+  """Accuracy of each head of the probe over the images that have its label."""
   for head, scores in seen.items():
     places = np.array([i for i, known in enumerate(made.known) if known.get(head) is not None], int)
     if not len(places):
@@ -316,15 +316,15 @@ def _score_probe(made: _Pictures, seen: dict[str, Any], words: Mapping[str, tupl
     made.put(f"accuracy_{head}", places, metrics.accuracy(scores[places], labels))
 
 
-def _score_prior(prior: pathlib.Path, subjects: Sequence[str], encoders: Encoders, real: _Pictures, known) -> _Pictures:
-  """PRES, of a table of its own: pictures of the class, each compared with the subject whose model drew it."""
+def _score_prior(prior: pathlib.Path, subjects: Sequence[str], encoders: Encoders, real: _Images, known) -> _Images:
+  """PRES, of a table of its own: images of the class, each compared with the subject whose model drew it."""
   folders = _folders(prior)
   if list(folders) == [""] and len(subjects) == 1:
     folders = {subjects[0]: folders[""]}
   if sorted(folders) != list(subjects):
     names = ", ".join(filter(None, folders)) or "nobody by name"
-    raise ValueError(f"{prior} has pictures for {names}, and the subjects are {', '.join(subjects)}")
-  members = _pictures(folders)
+    raise ValueError(f"{prior} has images for {names}, and the subjects are {', '.join(subjects)}")
+  members = _images(folders)
   seen = _embed(members.paths, {"dino": encoders.dino}, "class")["dino"]
   for subject in subjects:
     own = members.of(subject)
@@ -333,10 +333,10 @@ def _score_prior(prior: pathlib.Path, subjects: Sequence[str], encoders: Encoder
 
 
 def _clusters_are(subjects: Sequence[str]) -> str:
-  return "subjects" if len(subjects) > 1 else "pictures"
+  return "subjects" if len(subjects) > 1 else "images"
 
 
-def _summaries(tables: Iterable[_Pictures], subjects: Sequence[str], encoders: Encoders) -> dict[str, dict[str, Any]]:
+def _summaries(tables: Iterable[_Images], subjects: Sequence[str], encoders: Encoders) -> dict[str, dict[str, Any]]:
   """Every score with its interval, and a note on each that is undefined."""
   found = {name: (values, table.owners) for table in tables for name, values in table.scores.items()}
   names = [*metrics.METRICS, *(name for name in found if name not in metrics.METRICS)]
@@ -355,20 +355,20 @@ def _summaries(tables: Iterable[_Pictures], subjects: Sequence[str], encoders: E
 
 # Why a score can be missing.
 _UNDEFINED = {
-  "dino_real": "one real picture only has no other to be compared with",
-  "clip_i_real": "one real picture only has no other to be compared with",
-  "face_real": "one real picture only has no other to be compared with",
+  "dino_real": "one real image only has no other to be compared with",
+  "clip_i_real": "one real image only has no other to be compared with",
+  "face_real": "one real image only has no other to be compared with",
   "clip_t": "there are no prompts",
-  "pres": "there are no pictures of the class's prompt",
-  "div_lpips": "no two pictures are of the same prompt",
-  "div_dino": "no two pictures are of the same prompt",
-  "copies": "one real picture only does not tell how alike real pictures are",
+  "pres": "there are no images of the class's prompt",
+  "div_lpips": "no two images are of the same prompt",
+  "div_dino": "no two images are of the same prompt",
+  "copies": "one real image only does not tell how alike real images are",
   "retrieval": "there is but one subject to choose from",
 }
 
 
 def _summary(name: str, values: np.ndarray, owners: np.ndarray, subjects: Sequence[str]) -> dict[str, Any]:
-  """Mean and interval of a score over all pictures that have it, and which subjects have none that do."""
+  """Mean and interval of a score over all images that have it, and which subjects have none that do."""
   there = np.isfinite(values)
   values, owners = values[there], owners[there]
   metric = metrics.metric(name)
@@ -398,16 +398,16 @@ def _mean(values: np.ndarray) -> float | None:
   return float(there.mean(dtype=np.float64)) if len(there) else None
 
 
-def _subject_report(subject: str, tables: Sequence[_Pictures], reference: pathlib.Path) -> dict[str, Any]:
+def _subject_report(subject: str, tables: Sequence[_Images], reference: pathlib.Path) -> dict[str, Any]:
   made, real = tables[:2]
   return {
-    "pictures": len(made.of(subject)),
+    "images": len(made.of(subject)),
     "references": [real.paths[i].relative_to(reference).as_posix() for i in real.of(subject)],
     "scores": {name: _mean(values[table.of(subject)]) for table in tables for name, values in table.scores.items()},
   }
 
 
-def _picture_report(made: _Pictures, i: int, generated: pathlib.Path, reference: pathlib.Path) -> dict[str, Any]:
+def _image_report(made: _Images, i: int, generated: pathlib.Path, reference: pathlib.Path) -> dict[str, Any]:
   nearest, cosine = made.nearest[i]
   return {
     "file": made.paths[i].relative_to(generated).as_posix(),

@@ -4,7 +4,7 @@ With u(x) = x / |x| and the cosine similarity of two embeddings
 
     cos(a, b) = u(a) . u(b)                                                                                        (1)
 
-the metrics are, for generated pictures x_i of one subject and its real pictures r_j, j = 1..m:
+the metrics are, for generated images x_i of one subject and its real images r_j, j = 1..m:
 
     similarity          s_i = 1/m sum_j cos(x_i, r_j)                                                              (2)
     similarity to text  s_i = cos(x_i, t_i)                                                                        (3)
@@ -12,12 +12,12 @@ the metrics are, for generated pictures x_i of one subject and its real pictures
 
 CLIP-I, DINO and PRES (Ruiz et al., DreamBooth, 2208.12242, section 4.1 and table 3), the face recognition score (Ruiz
 et al., HyperDreamBooth, 2307.06949) and StyleDrop's style score (Sohn et al., 2306.00983) are all (2), with other
-embeddings or other pictures; CLIP-T and StyleDrop's text score are (3); the real-vs-real ceiling is (4) of the real
-pictures; DIV is the mean distance to the others of one subject and prompt, 1 - (4) unless the distance is LPIPS's.
+embeddings or other images; CLIP-T and StyleDrop's text score are (3); the real-vs-real ceiling is (4) of the real
+images; DIV is the mean distance to the others of one subject and prompt, 1 - (4) unless the distance is LPIPS's.
 `METRICS` says which is which. DreamTuner (Hua et al., 2312.13691) reports CLIP-T and CLIP-I.
 
-Each function gives one value a picture. A table's score is their mean over all pictures, which is the mean over all
-pairs where every subject has as many real pictures; its interval is `bootstrap`'s.
+Each function gives one value an image. A table's score is their mean over all images, which is the mean over all
+pairs where every subject has as many real images; its interval is `bootstrap`'s.
 """
 
 import dataclasses
@@ -45,15 +45,15 @@ class Metric:
 #: The metrics by their names in results and protocols. `metric` also knows the accuracy of every head of a probe.
 METRICS = {
   "dino": Metric("DINO", 1, "(2), DINO ViT-S/16; DreamBooth section 4.1, HyperDreamBooth"),
-  "dino_real": Metric("DINO, real-vs-real", 0, "(4) of the real pictures, DINO; DreamBooth table 1, 'real images'"),
+  "dino_real": Metric("DINO, real-vs-real", 0, "(4) of the real images, DINO; DreamBooth table 1, 'real images'"),
   "clip_i": Metric("CLIP-I", 1, "(2), CLIP's image tower; DreamBooth section 4.1, DreamTuner; StyleDrop's 'Style'"),
-  "clip_i_real": Metric("CLIP-I, real-vs-real", 0, "(4) of the real pictures, CLIP; DreamBooth table 1"),
+  "clip_i_real": Metric("CLIP-I, real-vs-real", 0, "(4) of the real images, CLIP; DreamBooth table 1"),
   "clip_t": Metric("CLIP-T", 1, "(3), CLIP; DreamBooth section 4.1, HyperDreamBooth, DreamTuner; StyleDrop's 'Text'"),
   "face": Metric("face identity", 1, "(2), a face recognition network; HyperDreamBooth's 'Face Rec.'"),
-  "face_real": Metric("face identity, real-vs-real", 0, "(4) of the real pictures, a face recognition network"),
+  "face_real": Metric("face identity, real-vs-real", 0, "(4) of the real images, a face recognition network"),
   "pres": Metric("PRES", -1, "(2) of generated members of the class, DINO; DreamBooth table 3"),
   "div_lpips": Metric("DIV (LPIPS)", 1, "mean LPIPS to the others of a prompt; DreamBooth table 3"),
-  "div_dino": Metric("DIV (1 - DINO)", 1, "1 - (4) of one prompt's pictures, DINO, where LPIPS has no weights"),
+  "div_dino": Metric("DIV (1 - DINO)", 1, "1 - (4) of one prompt's images, DINO, where LPIPS has no weights"),
   "copies": Metric("copy rate", -1, "(6), DINO"),
   "retrieval": Metric("subject retrieval@1", 1, "(7), DINO"),
 }
@@ -79,47 +79,47 @@ def cosines(a: Float[Array, "n d"], b: Float[Array, "m d"]) -> Float[Array, "n m
 
 
 def similarity(generated: Float[Array, "n d"], real: Float[Array, "m d"]) -> Float[Array, " n"]:
-  """Equation (2): mean similarity of each generated picture to the real ones.
+  """Equation (2): mean similarity of each generated image to the real ones.
 
   Args:
-    generated: embeddings of a subject's generated pictures; for PRES, of generated members of its class.
-    real: embeddings of the subject's real pictures; for StyleDrop's style score, of the style's.
+    generated: embeddings of a subject's generated images; for PRES, of generated members of its class.
+    real: embeddings of the subject's real images; for StyleDrop's style score, of the style's.
   """
   return jnp.mean(cosines(generated, real), axis=1)
 
 
 def text_similarity(generated: Float[Array, "n d"], texts: Float[Array, "n d"]) -> Float[Array, " n"]:
-  """Equation (3): similarity of each picture to its own prompt."""
+  """Equation (3): similarity of each image to its own prompt."""
   return jnp.sum(unit(generated) * unit(texts), axis=1)
 
 
 def similarity_to_others(x: Float[Array, "n d"]) -> Float[Array, " n"]:
-  """Equation (4): mean similarity of each picture to the others, never to itself. Needs two pictures."""
+  """Equation (4): mean similarity of each image to the others, never to itself. Needs two images."""
   return mean_of_others(cosines(x, x))
 
 
 def mean_of_others(pairs: Float[Array, "n n"]) -> Float[Array, " n"]:
-  """Mean of each row of a table of pairs without the pair of a picture with itself. Needs two pictures."""
+  """Mean of each row of a table of pairs without the pair of an image with itself. Needs two images."""
   n = len(pairs)
   return jnp.sum(jnp.where(jnp.eye(n, dtype=bool), 0.0, pairs), axis=1) / (n - 1)
 
 
 def nearest(generated: Float[Array, "n d"], real: Float[Array, "m d"]) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
-  """The real picture most similar to each generated one: which, and how similar."""
+  """The real image most similar to each generated one: which, and how similar."""
   table = cosines(generated, real)
   return jnp.argmax(table, axis=1), jnp.max(table, axis=1)
 
 
 def copy_threshold(real: Float[Array, "m d"]) -> Float[Array, ""]:
-  """The similarity to a real picture above which a generated one counts as its copy. Needs two real pictures.
+  """The similarity to a real image above which a generated one counts as its copy. Needs two real images.
 
     tau = 1 - 1/4 median_i min_{j != i} (1 - cos(r_i, r_j))                                                        (5)
 
-  It comes from the real pictures themselves, because what is alike differs from subject to subject (photos of one can
+  It comes from the real images themselves, because what is alike differs from subject to subject (photos of one can
   resemble each other more than photos of one dog) and from encoder to encoder. The obvious threshold, the largest
-  real-vs-real similarity, does not do: were a generated picture as good as one more photo, it would by symmetry be part
+  real-vs-real similarity, does not do: were a generated image as good as one more photo, it would by symmetry be part
   of the most similar of the now (m+1)m/2 pairs with probability 2/(m+1), so that of five photos a third of honest
-  pictures would be called copies. A copy is a picture that is *much* nearer than photos are to each other: less than
+  images would be called copies. A copy is an image that is *much* nearer than photos are to each other: less than
   half as far from its nearest photo, in Euclidean distance of unit embeddings, |u(a) - u(b)|^2 = 2 (1 - cos), as photos
   typically are from theirs. The median keeps (5) of use where one photo is a near-duplicate of another, as happens in
   the DreamBooth data set (`cat/03`, `dog5/03`).
@@ -130,39 +130,39 @@ def copy_threshold(real: Float[Array, "m d"]) -> Float[Array, ""]:
 
 
 def copies(similarities: Float[Array, " n"], threshold: Float[Array, ""]) -> Float[Array, " n"]:
-  """Which pictures are near-duplicates of a real one: 1 or 0, whose mean is the copy rate.
+  """Which images are near-duplicates of a real one: 1 or 0, whose mean is the copy rate.
 
     c_i = [max_j cos(x_i, r_j) > tau]                                                                              (6)
 
   Args:
-    similarities: to the `nearest` real picture.
-    threshold: tau, `copy_threshold` of the real pictures.
+    similarities: to the `nearest` real image.
+    threshold: tau, `copy_threshold` of the real images.
   """
   return (similarities > threshold).astype(jnp.float32)
 
 
 def prototype(real: Float[Array, "m d"]) -> Float[Array, " d"]:
-  """A candidate for `retrieval`: the mean of the unit embeddings of a subject's real pictures."""
+  """A candidate for `retrieval`: the mean of the unit embeddings of a subject's real images."""
   return jnp.mean(unit(real), axis=0)
 
 
 def retrieval(
   generated: Float[Array, "n d"], candidates: Float[Array, "k d"], own: Int[Array, " n"]
 ) -> Float[Array, " n"]:
-  """Whether the candidate nearest to each picture is the right one: 1 or 0, whose mean is retrieval@1.
+  """Whether the candidate nearest to each image is the right one: 1 or 0, whose mean is retrieval@1.
 
     h_i = [argmax_k cos(x_i, p_k) = own_i],  p_k = 1/m sum_j u(r_kj)                                               (7)
 
   Args:
-    generated: embeddings of generated pictures.
+    generated: embeddings of generated images.
     candidates: the `prototype` of each candidate subject.
-    own: the candidate that each picture should show.
+    own: the candidate that each image should show.
   """
   return (jnp.argmax(cosines(generated, candidates), axis=1) == own).astype(jnp.float32)
 
 
 def accuracy(scores: Float[Array, "n c"], labels: Int[Array, " n"]) -> Float[Array, " n"]:
-  """Whether a probe's head sees in each picture what it should show: a_i = [argmax_c scores_ic = labels_i]  (8)."""
+  """Whether a probe's head sees in each image what it should show: a_i = [argmax_c scores_ic = labels_i]  (8)."""
   return (jnp.argmax(scores, axis=1) == labels).astype(jnp.float32)
 
 
@@ -177,12 +177,12 @@ def bootstrap(
 ) -> Float[Array, "2"]:
   """Percentile bootstrap interval of a mean, drawing whole clusters with replacement (Efron and Tibshirani, 1993).
 
-  Pictures of one subject succeed or fail together, and to draw them as if they were independent would make intervals
-  too narrow: where there are several subjects, they are the clusters. A resample's value is the mean of its pictures.
+  Images of one subject succeed or fail together, and to draw them as if they were independent would make intervals
+  too narrow: where there are several subjects, they are the clusters. A resample's value is the mean of its images.
 
   Args:
     key: of the draws; the same key gives the same interval.
-    values: one a picture.
+    values: one an image.
     clusters: the cluster of each, 0 to `count` - 1, none of them empty.
     count: how many clusters there are.
     resamples: how many means are drawn.

@@ -1,4 +1,4 @@
-"""Evaluation protocols as data: which subjects, which prompts, how many pictures of each, and which metrics.
+"""Evaluation protocols as data: which subjects, which prompts, how many images of each, and which metrics.
 
 A protocol is a JSON file:
 
@@ -14,7 +14,7 @@ A protocol is a JSON file:
 
 Each kind of subject has its own list of prompts. `{class}` stands for the subject's class noun and `{identifier}` for
 the word that the method has learned for it, unless the subject has words of its own: in StyleDrop a subject is a style,
-and its `"identifier"` the descriptor that names it. Where it is known what a picture should show, subjects and prompts
+and its `"identifier"` the descriptor that names it. Where it is known what an image should show, subjects and prompts
 have `"labels"`, words by the name of a probe's head; a prompt's go before a subject's, and a null says that this one is
 not to be judged here. `"number"` is a subject's number in a data set that has numbers.
 """
@@ -48,7 +48,7 @@ class Subject:
     kind: which of the protocol's lists of prompts is its.
     identifier: what stands for `{identifier}` in its prompts, where that is not up to the method.
     number: its number in the data set, if that has numbers.
-    labels: what its pictures should show, unless the prompt says otherwise.
+    labels: what its images should show, unless the prompt says otherwise.
   """
 
   name: str
@@ -61,7 +61,7 @@ class Subject:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-  """A template with placeholders, and what its pictures should show (None: what the subject's labels say is void)."""
+  """A template with placeholders, and what its images should show (None: what the subject's labels say is void)."""
 
   text: str
   labels: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
@@ -75,7 +75,7 @@ class Protocol:
     name: its name.
     source: where it comes from, and what of it is not published.
     references: how many photos of a subject a method is given; None for all.
-    images_per_prompt: pictures of each subject and prompt.
+    images_per_prompt: images of each subject and prompt.
     metrics: names of `dreamjax.eval.metrics`.
     subjects: the subjects, in order.
     prompts: each kind's prompts, in order.
@@ -91,13 +91,13 @@ class Protocol:
 
 
 class Row(NamedTuple):
-  """One picture to be generated.
+  """One image to be generated.
 
   Attributes:
     subject: of whom.
     prompt: the text, all placeholders filled.
-    key: safe as a file's name, and in the order of the rows: the picture's place is `<subject's name>/<key>.png`.
-    labels: what the picture should show, by the name of a probe's head.
+    key: safe as a file's name, and in the order of the rows: the image's place is `<subject's name>/<key>.png`.
+    labels: what the image should show, by the name of a probe's head.
   """
 
   subject: Subject
@@ -128,7 +128,7 @@ def load(path: pathlib.Path) -> Protocol:
 
 
 def rows(protocol: Protocol, identifier: str) -> Iterator[Row]:
-  """All pictures of a protocol: subject by subject, prompt by prompt.
+  """All images of a protocol: subject by subject, prompt by prompt.
 
   Args:
     protocol: the protocol.

@@ -13,7 +13,7 @@ from PIL import Image
 import rich.markup
 import rich.table
 
-from dreamjax.data.photos import read_picture
+from dreamjax.data.photos import read_image
 
 #: What `write` writes.
 SCORES, SHEET = "scores.json", "sheet.html"
@@ -25,10 +25,10 @@ _REFERENCES = 6  # at most so many photos of a subject on the sheet
 
 
 def write(result: Mapping[str, Any], out: pathlib.Path) -> None:
-  """Writes `SCORES`, and `SHEET`: each picture beside photos of its subject, its prompt and its scores, worst first.
+  """Writes `SCORES`, and `SHEET`: each image beside photos of its subject, its prompt and its scores, worst first.
 
   Args:
-    result: what `evaluate` returned; the pictures must still be where they were.
+    result: what `evaluate` returned; the images must still be where they were.
     out: a folder, made where missing.
   """
   out.mkdir(parents=True, exist_ok=True)
@@ -52,15 +52,15 @@ def table(result: Mapping[str, Any]) -> rich.table.Table:
 
 
 def sheet(result: Mapping[str, Any]) -> str:
-  """The contact sheet: one HTML page without scripts that loads nothing, pictures included as data."""
+  """The contact sheet: one HTML page without scripts that loads nothing, images included as data."""
   settings = result["settings"]
   generated, reference = pathlib.Path(settings["generated"]), pathlib.Path(settings["reference"])
   classes: dict[str, str] = {}  # a photo's data is on the page once, as the background of a class of its own
   cards = []
-  for picture in worst_first(result["pictures"]):
-    photos = sorted(result["subjects"][picture["subject"]]["references"], key=picture["nearest"]["file"].__ne__)
+  for image in worst_first(result["images"]):
+    photos = sorted(result["subjects"][image["subject"]]["references"], key=image["nearest"]["file"].__ne__)
     names = [classes.setdefault(photo, f"r{len(classes)}") for photo in photos[:_REFERENCES]]
-    cards.append({**picture, "uri": _uri(generated / picture["file"], _GENERATED_SIDE), "photos": names})
+    cards.append({**image, "uri": _uri(generated / image["file"], _GENERATED_SIDE), "photos": names})
   environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
   return environment.from_string(_TEMPLATE.read_text()).render(
     result=result,
@@ -70,25 +70,25 @@ def sheet(result: Mapping[str, Any]) -> str:
     labels={name: score["label"] for name, score in result["scores"].items()},
     photos={name: _uri(reference / photo, _REFERENCE_SIDE) for photo, name in classes.items()},
     cards=cards,
-    order_by=[result["scores"][name]["label"] for name in _order_by(result["pictures"])],
+    order_by=[result["scores"][name]["label"] for name in _order_by(result["images"])],
   )
 
 
-def worst_first(pictures: list[dict[str, Any]]) -> list[dict[str, Any]]:
-  """Pictures by their mean rank in DINO, CLIP-I and CLIP-T, as far as they have them, the lowest first."""
-  scores = np.array([[picture["scores"][name] for name in _order_by(pictures)] for picture in pictures])
+def worst_first(images: list[dict[str, Any]]) -> list[dict[str, Any]]:
+  """Images by their mean rank in DINO, CLIP-I and CLIP-T, as far as they have them, the lowest first."""
+  scores = np.array([[image["scores"][name] for name in _order_by(images)] for image in images])
   ranks = np.argsort(np.argsort(scores, axis=0, kind="stable"), axis=0, kind="stable")
-  return [pictures[i] for i in np.argsort(ranks.mean(axis=1), kind="stable")]
+  return [images[i] for i in np.argsort(ranks.mean(axis=1), kind="stable")]
 
 
 def _title(result: Mapping[str, Any]) -> str:
-  counts = [(len(result["pictures"]), "picture"), (len(result["subjects"]), "subject")]
-  pictures, subjects = (f"{count} {noun}{'' if count == 1 else 's'}" for count, noun in counts)
-  return f"{pictures} of {subjects}, seen by {result['settings']['encoders']}"
+  counts = [(len(result["images"]), "image"), (len(result["subjects"]), "subject")]
+  images, subjects = (f"{count} {noun}{'' if count == 1 else 's'}" for count, noun in counts)
+  return f"{images} of {subjects}, seen by {result['settings']['encoders']}"
 
 
-def _order_by(pictures: list[dict[str, Any]]) -> list[str]:
-  return [name for name in _ORDER_BY if name in pictures[0]["scores"]]
+def _order_by(images: list[dict[str, Any]]) -> list[str]:
+  return [name for name in _ORDER_BY if name in images[0]["scores"]]
 
 
 def _cells(score: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
@@ -100,9 +100,9 @@ def _cells(score: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
 
 
 def _uri(path: pathlib.Path, side: int) -> str:
-  """A picture as a data URI, no larger than it is shown."""
-  picture = Image.fromarray(read_picture(path))
-  picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+  """An image as a data URI, no larger than it is shown."""
+  image = Image.fromarray(read_image(path))
+  image.thumbnail((side, side), Image.Resampling.LANCZOS)
   data = io.BytesIO()
-  picture.save(data, "JPEG", quality=85)
+  image.save(data, "JPEG", quality=85)
   return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"

@@ -1,11 +1,11 @@
-"""A cascade of diffusion: a base stage draws small pictures from a text, further stages make them larger.
+"""A cascade of diffusion: a base stage draws small images from a text, further stages make them larger.
 
 Imagen (Saharia et al., 2205.11487, sections 2.2 to 2.4) and DeepFloyd IF. Each stage is a U-Net with a schedule of its
-own. A stage of super-resolution sees the picture of the stage before, enlarged and then noised at a level that it is
+own. A stage of super-resolution sees the image of the stage before, enlarged and then noised at a level that it is
 told: noise conditioning augmentation.
 
 Stable Diffusion (Rombach et al., 2112.10752; SDXL: Podell et al., 2307.01952) is a cascade here as well: its only stage
-draws latents, of which an autoencoder makes pictures.
+draws latents, of which an autoencoder makes images.
 
 The parameters of a cascade are one tree: "text" for the text encoder, one entry for each stage, by its name, and
 "autoencoder" where there is one.
@@ -21,16 +21,25 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 import numpy as np
 
-from dreamjax.data import hosts
 from dreamjax.data.identifiers import PLACEHOLDER, fill
 from dreamjax.diffusion import guidance, process, samplers
-from dreamjax.diffusion.resolution import enlarge
-from dreamjax.diffusion.schedules import Schedule, Table, spaced_times, uniform_times
-from dreamjax.generators.control import PictureControl
-from dreamjax.generators.generator import TEXT, Generator, Text, absorb, in_batches, keys_of, over, spread
+from dreamjax.diffusion.resolution import upsample
+from dreamjax.diffusion.schedules import BetaTable, Schedule, spaced_times, uniform_times
+from dreamjax.generators.control import ImageControl
+from dreamjax.generators.generator import (
+  TEXT,
+  Generator,
+  Text,
+  image_keys,
+  in_batches,
+  merge_full_weights,
+  over,
+  spread,
+)
 from dreamjax.models.autoencoder import Autoencoder
 from dreamjax.models.latent_unet import LatentUNet
 from dreamjax.models.unet import UNet
+from dreamjax.parallel import processes
 from dreamjax.theta import Personalisation, Theta
 from dreamjax.theta import apply as apply_theta
 
@@ -52,7 +61,7 @@ class Sampling:
     maximum: of the threshold, see `guidance.dynamic_threshold`; None for none.
     variance: of the ancestral sampler's noise: from 0, diffusers' `fixed_small`, to 1, `fixed_large`, or "learned",
       what the network says.
-    level: how far the low-resolution picture is noised, as a time of the stage's augmentation schedule; for a stage
+    level: how far the low-resolution image is noised, as a time of the stage's augmentation schedule; for a stage
       that sees none it has no meaning.
   """
 
@@ -99,10 +108,10 @@ class Stage:
 
   Attributes:
     name: of the stage, and of its part of the parameters.
-    unet: the network, which also says how large the pictures are, and whether it sees smaller ones.
+    unet: the network, which also says how large the images are, and whether it sees smaller ones.
     schedule: of the noise.
     predicts: what the network says: "eps", "x0" or "v".
-    augmentation: the schedule by which the low-resolution picture is noised; None for a base stage.
+    augmentation: the schedule by which the low-resolution image is noised; None for a base stage.
     sampling: how the stage is sampled unless it is told otherwise.
     masks_text: whether the network is told which tokens are padding. IF is not, nor is any network that draws latents.
     spacing: of the timesteps, where the schedule is a table.
@@ -121,20 +130,20 @@ class Stage:
 
   def __post_init__(self):
     """Raises ValueError for an unknown prediction, and for a network and what it sees that do not go together."""
-    process.check_kind(self.predicts)
-    if (isinstance(self.unet, UNet) and self.unet.low_res) != self.enlarges:
-      raise ValueError(f"stage {self.name}: a network sees a low-resolution picture if and only if that is augmented")
+    process.check_prediction_type(self.predicts)
+    if (isinstance(self.unet, UNet) and self.unet.low_res) != self.is_super_resolution:
+      raise ValueError(f"stage {self.name}: a network sees a low-resolution image if and only if that is augmented")
     if (isinstance(self.unet, LatentUNet) and self.unet.pooled_width is not None) != (self.sizes is not None):
       raise ValueError(f"stage {self.name}: sizes are told to a network if and only if it takes them")
 
   @property
   def image(self) -> int:
-    """Side of the stage's pictures, or latents."""
+    """Side of the stage's images, or latents."""
     return self.unet.image
 
   @property
   def channels(self) -> int:
-    """Those of the stage's pictures, or latents."""
+    """Those of the stage's images, or latents."""
     return self.unet.channels if self.is_latent else 3
 
   @property
@@ -143,7 +152,7 @@ class Stage:
     return isinstance(self.unet, LatentUNet)
 
   @property
-  def enlarges(self) -> bool:
+  def is_super_resolution(self) -> bool:
     """Whether the stage is one of super-resolution."""
     return self.augmentation is not None
 
@@ -156,19 +165,19 @@ class Stage:
     text: Text,
     low_res: Float[Array, "b h w 3"] | None = None,
     level: Float[Array, " b"] | None = None,
-    control: PictureControl | None = None,
+    control: ImageControl | None = None,
   ) -> Float[Array, "b h w k"]:
     """What the network says, personalised by a theta.
 
     Args:
       params: the network's.
       theta: None for the base model.
-      x_t: noisy pictures.
+      x_t: noisy images.
       t: their times.
       text: what they are to show.
       low_res: enlarged and noised, see `process.augment`.
       level: how far they were noised.
-      control: the picture that latents follow, and how.
+      control: the image that latents follow, and how.
     """
     if isinstance(self.unet, LatentUNet):
       sizes = None if self.sizes is None else jnp.broadcast_to(jnp.float32(self.sizes), (len(t), len(self.sizes)))
@@ -190,7 +199,7 @@ class Cascade(Generator[Stage]):
   """A text encoder and stages of diffusion.
 
   Attributes:
-    autoencoder: what makes pictures of latents, if the stage draws such.
+    autoencoder: what makes images of latents, if the stage draws such.
   """
 
   autoencoder: Autoencoder | None = None
@@ -204,7 +213,7 @@ class Cascade(Generator[Stage]):
 
   @property
   def resolution(self) -> int:
-    """Side of the finished pictures."""
+    """Side of the finished images."""
     return self.stages[-1].image * (1 if self.autoencoder is None else self.autoencoder.factor)
 
 
@@ -217,7 +226,7 @@ def draw_stage(
   null: Text,
   keys: Key[Array, " b"],
   low_res: Float[Array, "b h w 3"] | None = None,
-  control: PictureControl | None = None,
+  control: ImageControl | None = None,
 ) -> Float[Array, "b s s c"]:
   """Samples one stage. Jittable, with the first two arguments static.
 
@@ -226,14 +235,14 @@ def draw_stage(
     sampling: how.
     params: the network's.
     theta: the network's, or None.
-    text: one row a picture.
+    text: one row an image.
     null: one row, what guidance leads away from: the empty or the negative prompt.
-    keys: one a picture, on which alone its noise depends.
-    low_res: the pictures of the stage before, at their own size.
-    control: the picture that latents follow, and how.
+    keys: one an image, on which alone its noise depends.
+    low_res: the images of the stage before, at their own size.
+    control: the image that latents follow, and how.
 
   Returns:
-    Pictures in [-1, 1], or latents.
+    Images in [-1, 1], or latents.
   """
   count, side = keys.shape[0], stage.image
   guided = sampling.guidance != 1
@@ -244,7 +253,7 @@ def draw_stage(
   seen = ()
   if stage.augmentation is not None:
     level = jnp.full(count, sampling.level)
-    enlarged = process.augment(enlarge(low_res, side), level, keys, stage.augmentation)
+    enlarged = process.augment(upsample(low_res, side), level, keys, stage.augmentation)
     seen = twice(enlarged), twice(level)
 
   def predict(x_t: Array, t: Array) -> Array:
@@ -256,7 +265,7 @@ def draw_stage(
     weights = guidance.within_interval(jnp.array([sampling.guidance]), t, *sampling.interval)
     return guidance.guide(branches, weights, learned_variance=learned)
 
-  table = stage.schedule if isinstance(stage.schedule, Table) else None
+  table = stage.schedule if isinstance(stage.schedule, BetaTable) else None
   spacing = stage.spacing
   if table is None:
     times = uniform_times(sampling.steps)
@@ -287,7 +296,7 @@ def draw_cascade(
   null: Text,
   keys: Key[Array, " b"],
   autoencoder: Autoencoder | None = None,
-  control: PictureControl | None = None,
+  control: ImageControl | None = None,
 ) -> tuple[Float[Array, "b _ _ 3"], ...]:
   """Samples stage after stage, in one program. Jittable, with the first two arguments and the autoencoder static.
 
@@ -296,24 +305,24 @@ def draw_cascade(
     samplings: one for each.
     params: by the names of stages, and of the autoencoder.
     thetas: by the names of stages; those that are missing are not tuned.
-    text: one row a picture.
+    text: one row an image.
     null: one row.
-    keys: one a picture.
-    autoencoder: what makes pictures of latents, if the stage draws such.
-    control: the picture that latents follow, and how.
+    keys: one an image.
+    autoencoder: what makes images of latents, if the stage draws such.
+    control: the image that latents follow, and how.
 
   Returns:
-    The pictures of each stage, in [-1, 1].
+    The images of each stage, in [-1, 1].
   """
   drawn: list[Array] = []
   for number, (stage, sampling) in enumerate(zip(stages, samplings, strict=True)):
     low_res = drawn[-1] if drawn else None
-    own = process.fold(keys, number)
+    own = process.fold_in(keys, number)
     theta = thetas.get(stage.name)
     drawn.append(draw_stage(stage, sampling, params[stage.name], theta, text, null, own, low_res, control))
   if autoencoder is not None:
-    pictures = apply_theta(autoencoder, params[AUTOENCODER], None, drawn[-1], method="decode")
-    drawn[-1] = jnp.clip(pictures, -1, 1)
+    images = apply_theta(autoencoder, params[AUTOENCODER], None, drawn[-1], method="decode")
+    drawn[-1] = jnp.clip(images, -1, 1)
   return tuple(drawn)
 
 
@@ -333,22 +342,22 @@ def batches(
   first: int = 0,
   size: int = 8,
   mesh: jax.sharding.Mesh | None = None,
-  control: PictureControl | None = None,
+  control: ImageControl | None = None,
 ) -> Iterator[tuple[Float[np.ndarray, "b _ _ 3"], ...]]:
-  """Pictures of all stages, `size` at a time, as they are drawn; see `sample`.
+  """Images of all stages, `size` at a time, as they are drawn; see `sample`.
 
   Args:
     cascade: the generator.
     params: its parameters.
-    prompts: one a picture, [V] already replaced.
+    prompts: one an image, [V] already replaced.
     thetas: personalisations by the names of parts.
     samplings: one for each stage; by default each stage's own. Fewer draw fewer stages.
     negative: what guidance leads away from.
     seed: of all noise.
-    first: the number of the first picture: picture i of a seed is the same whatever is drawn beside it.
+    first: the number of the first image: image i of a seed is the same whatever is drawn beside it.
     size: how many are drawn at once; on a mesh, as many more as make it divide.
-    mesh: of devices, over which the pictures of a batch are spread; None for one device.
-    control: of a generator that draws latents, the picture that they follow, and how.
+    mesh: of devices, over which the images of a batch are spread; None for one device.
+    control: of a generator that draws latents, the image that they follow, and how.
   """
   thetas = thetas or {}
   samplings = tuple(samplings or (stage.sampling for stage in cascade.stages))
@@ -360,15 +369,15 @@ def batches(
   used = {name: params[name] for name in (*(stage.name for stage in stages), AUTOENCODER) if name in params}
   tuned = {}
   for stage in stages:
-    used[stage.name], theta = absorb(used[stage.name], thetas.get(stage.name))
+    used[stage.name], theta = merge_full_weights(used[stage.name], thetas.get(stage.name))
     if theta is not None:
       tuned[stage.name] = theta
   for count, places in in_batches(len(prompts), size, mesh):
     text = jax.tree.map(lambda x, places=places: x[rows[places]], texts)
-    text, keys = spread((text, keys_of(seed, first + places)), mesh)
+    text, keys = spread((text, image_keys(seed, first + places)), mesh)
     with over(mesh):
       drawn = jit_cascade(stages, samplings, used, tuned, text, null, keys, cascade.autoencoder, control)
-    yield tuple(picture[:count] for picture in hosts.fetch(drawn))
+    yield tuple(image[:count] for image in processes.fetch(drawn))
 
 
 def sample(
@@ -383,48 +392,48 @@ def sample(
   seed: int = 0,
   size: int = 8,
   mesh: jax.sharding.Mesh | None = None,
-  control: PictureControl | None = None,
+  control: ImageControl | None = None,
 ) -> Float[np.ndarray, "n s s 3"]:
-  """Draws pictures of prompts.
+  """Draws images of prompts.
 
   Args:
     cascade: the generator.
     params: its parameters.
     prompts: [V] in them stands for the subject.
     theta: who the subject is; None for the base model.
-    n: how many pictures of each prompt; they stand together.
+    n: how many images of each prompt; they stand together.
     samplings: one for each stage; by default those of `own_samplings`.
     negative: what guidance leads away from.
-    seed: of all noise. Picture i of a seed does not depend on what is drawn beside it, nor on `size`.
+    seed: of all noise. Image i of a seed does not depend on what is drawn beside it, nor on `size`.
     size: how many are drawn at once; on a mesh, as many more as make it divide.
-    mesh: of devices, over which the pictures of a batch are spread; None for one device.
-    control: of a generator that draws latents, the picture that they follow, and how: see `generators.load_control`.
+    mesh: of devices, over which the images of a batch are spread; None for one device.
+    control: of a generator that draws latents, the image that they follow, and how: see `generators.load_control`.
 
   Returns:
-    The last stage's pictures, in [-1, 1].
+    The last stage's images, in [-1, 1].
 
   Raises:
     ValueError: if there are no prompts, or there is [V] in one but no theta that says what it is.
   """
-  texts = [text for text in filled(prompts, theta) for _ in range(n)]
+  texts = [text for text in fill_prompts(prompts, theta) for _ in range(n)]
   if not texts:
     raise ValueError("there is no prompt to draw")
   thetas = {} if theta is None else theta.thetas
-  samplings = own_samplings(cascade, theta) if samplings is None else samplings
+  samplings = default_samplings(cascade, theta) if samplings is None else samplings
   options = {"samplings": samplings, "negative": negative, "seed": seed, "size": size, "mesh": mesh, "control": control}
   return np.concatenate([stages[-1] for stages in batches(cascade, params, texts, thetas=thetas, **options)])
 
 
-def own_samplings(cascade: Cascade, theta: Personalisation | None) -> tuple[Sampling, ...]:
+def default_samplings(cascade: Cascade, theta: Personalisation | None) -> tuple[Sampling, ...]:
   """How each stage is sampled unless it is told otherwise: as the generator says, or the recipe of a personalisation.
 
-  A stage of super-resolution that was tuned with little noise on the small pictures is to be sampled with as little.
+  A stage of super-resolution that was tuned with little noise on the small images is to be sampled with as little.
   """
   changes = {} if theta is None else theta.card.recipe.get("sampling", {})
   return tuple(dataclasses.replace(stage.sampling, **changes.get(stage.name, {})) for stage in cascade.stages)
 
 
-def filled(prompts: Sequence[str], theta: Personalisation | None) -> list[str]:
+def fill_prompts(prompts: Sequence[str], theta: Personalisation | None) -> list[str]:
   """Prompts with the identifier in the places of [V]; ValueError if there is one but no theta."""
   if theta is not None:
     return [fill(prompt, theta.card.identifier) for prompt in prompts]

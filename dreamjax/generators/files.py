@@ -23,10 +23,10 @@ from dreamjax.convert import pretrained
 from dreamjax.convert.table import Put, leave
 from dreamjax.data import photos
 from dreamjax.data.tokenizer import Tokenizer
-from dreamjax.diffusion.schedules import Cosine, Schedule, Table
-from dreamjax.generators import exchange, pipelines
+from dreamjax.diffusion.schedules import BetaTable, Cosine, Schedule
+from dreamjax.generators import interop, pipelines
 from dreamjax.generators.cascade import Cascade, Sampling, Spacing, Stage
-from dreamjax.generators.control import PictureControl, check_fits
+from dreamjax.generators.control import ImageControl, check_fits
 from dreamjax.generators.generator import TEXT
 from dreamjax.generators.masked import Decoding, Masked, TokenStage
 from dreamjax.generators.pipelines import network
@@ -38,7 +38,7 @@ from dreamjax.models.vqgan import VQGAN
 from dreamjax.theta import Personalisation
 
 INDEX = "model_index.json"
-_SCHEDULES = {"cosine": Cosine, "table": Table}
+_SCHEDULES = {"cosine": Cosine, "table": BetaTable}
 
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
@@ -99,28 +99,28 @@ def load_theta(path: pathlib.Path | str, generator: Cascade | Masked, params: An
   """Reads a personalisation of a generator; ValueError if it was trained beside another one. See `theta.load`.
 
   Low-rank updates of other programs are read as well, and folders of them, for the generators that these have: see
-  `exchange.load`.
+  `interop.load`.
   """
-  if exchange.is_foreign(pathlib.Path(path)):
-    return exchange.load(pathlib.Path(path), generator, params)
+  if interop.is_foreign(pathlib.Path(path)):
+    return interop.load(pathlib.Path(path), generator, params)
   return theta.load(pathlib.Path(path), generator.base(params))
 
 
 def load_control(
   name: str | os.PathLike[str],
-  picture: pathlib.Path | str,
+  image: pathlib.Path | str,
   generator: Cascade | Masked,
   *,
   scale: float = 1.0,
   dtype: Any = np.float32,
   put: Put = leave,
-) -> PictureControl:
-  """A ControlNet and the picture that is to be followed, for `sample`; it computes in what the generator does.
+) -> ImageControl:
+  """A ControlNet and the image that is to be followed, for `sample`; it computes in what the generator does.
 
   Args:
     name: a folder in diffusers' layout, or else a repository of the Hugging Face hub.
-    picture: what the network was trained to see, such as edges; the square in its middle, scaled to the size of the
-      generator's pictures.
+    image: what the network was trained to see, such as edges; the square in its middle, scaled to the size of the
+      generator's images.
     generator: one that draws latents.
     scale: of what the ControlNet says.
     dtype: of its parameters.
@@ -128,18 +128,18 @@ def load_control(
 
   Raises:
     FileNotFoundError: if there is no such network, or a file of it is missing.
-    ValueError: if the picture cannot be read, the generator draws no latents, or the network does not fit it.
+    ValueError: if the image cannot be read, the generator draws no latents, or the network does not fit it.
   """
   if not isinstance(generator, Cascade) or generator.autoencoder is None:
     raise ValueError(f"{generator.name} draws no latents, so no ControlNet can be beside it")
   (stage,) = generator.stages
-  square = photos.read_square(pathlib.Path(picture), generator.resolution).astype(np.float32) / np.float32(255)
+  square = photos.read_square(pathlib.Path(image), generator.resolution).astype(np.float32) / np.float32(255)
   module, params = pretrained.load(name, dtype, kinds=(ControlNet,), put=lambda path, x: put(f"controlnet/{path}", x))
   try:
     check_fits(module, stage.unet, generator.autoencoder.factor)
   except ValueError as error:
     raise ValueError(f"{name}: {error}") from error
-  return PictureControl(module.clone(dtype=stage.unet.dtype), params, square, scale)
+  return ImageControl(module.clone(dtype=stage.unet.dtype), params, square, scale)
 
 
 def save(

@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 import numpy as np
 
-from dreamjax.data import hosts
 from dreamjax.data.tokenizer import Tokenizer
 from dreamjax.models.clip import PromptEncoder
 from dreamjax.models.layers import REMATS
-from dreamjax.models.spread import rounded, row_place
 from dreamjax.models.t5 import T5Encoder
+from dreamjax.parallel import processes
+from dreamjax.parallel.sharding import batch_sharding, round_up_batch_size
 from dreamjax.theta import Base, Full, Theta, content_hash
 from dreamjax.theta import apply as apply_theta
 
@@ -55,7 +55,7 @@ class Text(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Generator(Generic[S]):
-  """A text encoder and stages, each of which makes larger pictures than the one before.
+  """A text encoder and stages, each of which makes larger images than the one before.
 
   Attributes:
     name: for people.
@@ -78,7 +78,7 @@ class Generator(Generic[S]):
 
   def base(self, params: Any) -> Base:
     """What a theta that is trained beside these parameters is bound to."""
-    return Base(self.name, content_hash(params, hosts.fetch))
+    return Base(self.name, content_hash(params, processes.fetch))
 
   def encode(
     self, params: Any, texts: Sequence[str], theta: Theta | None = None, mesh: jax.sharding.Mesh | None = None
@@ -91,20 +91,20 @@ class Generator(Generic[S]):
       theta: the text encoder's, if it was tuned.
       mesh: of devices, over which the texts are spread; None for one device.
     """
-    own, theta = absorb(params[TEXT], theta)
+    own, theta = merge_full_weights(params[TEXT], theta)
     ((count, places),) = in_batches(len(texts), len(texts), mesh)
     rows = spread(tuple(x[places] for x in self.tokenizer(texts)), mesh)
     with over(mesh):
-      read = _encode(self.text_encoder, own, theta, *rows)
-    return jax.tree.map(lambda x: x[:count], read)
+      encode_text = _encode(self.text_encoder, own, theta, *rows)
+    return jax.tree.map(lambda x: x[:count], encode_text)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _encode(encoder: T5Encoder | PromptEncoder, params: Any, theta: Theta | None, ids: Array, mask: Array) -> Text:
-  return read(encoder, params, theta, ids, mask)
+  return encode_text(encoder, params, theta, ids, mask)
 
 
-def read(encoder: T5Encoder | PromptEncoder, params: Any, theta: Theta | None, ids: Array, mask: Array) -> Text:
+def encode_text(encoder: T5Encoder | PromptEncoder, params: Any, theta: Theta | None, ids: Array, mask: Array) -> Text:
   """Token ids [b, n], or [b, k, n] for k towers, to what the stages see; differentiable."""
   tokens, more = apply_theta(encoder, params, theta, ids, mask)
   return Text(tokens, mask, more.get("pooled"))
@@ -121,7 +121,7 @@ G = TypeVar("G", bound=Generator[Any])
 DTYPES = ("float32", "bfloat16")
 
 
-def computing(generator: G, dtype: str, remat: str, scan: bool = False) -> G:
+def with_compute(generator: G, dtype: str, remat: str, scan: bool = False) -> G:
   """The generator, whose networks compute in another type, remember less for the way back, or are faster compiled.
 
   Args:
@@ -154,7 +154,7 @@ def computing(generator: G, dtype: str, remat: str, scan: bool = False) -> G:
   return dataclasses.replace(change_all(generator), stages=stages)
 
 
-def absorb(params: Any, theta: Theta | None) -> tuple[Any, Theta | None]:
+def merge_full_weights(params: Any, theta: Theta | None) -> tuple[Any, Theta | None]:
   """A part's parameters and theta, for the program of the base model.
 
   Full weights take the places of the parameters for which they stand, each on the same devices, if those lie on a mesh:
@@ -165,13 +165,13 @@ def absorb(params: Any, theta: Theta | None) -> tuple[Any, Theta | None]:
 
   def put(x: Any, replaced: Any) -> Any:
     place = replaced.sharding if isinstance(replaced, jax.Array) else None
-    return hosts.put(x, place) if isinstance(place, jax.NamedSharding) else x
+    return processes.put(x, place) if isinstance(place, jax.NamedSharding) else x
 
   return jax.tree.map(put, theta.merge(params), params), None
 
 
-def keys_of(seed: int, numbers: Sequence[int] | np.ndarray | Array) -> Key[Array, " b"]:
-  """The keys of the pictures with these numbers."""
+def image_keys(seed: int, numbers: Sequence[int] | np.ndarray | Array) -> Key[Array, " b"]:
+  """The keys of the images with these numbers."""
   root = jax.random.key(seed)
   return jax.vmap(lambda number: jax.random.fold_in(root, number))(jnp.asarray(numbers, jnp.uint32))
 
@@ -179,16 +179,16 @@ def keys_of(seed: int, numbers: Sequence[int] | np.ndarray | Array) -> Key[Array
 def in_batches(
   total: int, size: int, mesh: jax.sharding.Mesh | None = None
 ) -> Iterator[tuple[int, Int[np.ndarray, " b"]]]:
-  """Yields how many of `total` pictures are in a batch, and the places of all that are drawn with it.
+  """Yields how many of `total` images are in a batch, and the places of all that are drawn with it.
 
-  The last batch is filled up with its last picture, so that one program does all.
+  The last batch is filled up with its last image, so that one program does all.
 
   Args:
-    total: how many pictures there are.
+    total: how many images there are.
     size: of a batch; on a mesh, as many more as make it divide.
     mesh: of devices, over which batches are to be spread; None for one.
   """
-  size = rounded(size, mesh)
+  size = round_up_batch_size(size, mesh)
   for start in range(0, total, size):
     count = min(size, total - start)
     yield count, start + np.minimum(np.arange(size), count - 1)
@@ -199,12 +199,12 @@ def spread(rows: Any, mesh: jax.sharding.Mesh | None, axis: int = 0) -> Any:
 
   Args:
     rows: arrays, or trees of them.
-    mesh: see `train.sharding`.
+    mesh: see `parallel.sharding`.
     axis: that of the rows, which are as many as `in_batches` makes them.
   """
   if mesh is None:
     return rows
-  return jax.tree.map(lambda x: hosts.put(x, row_place(mesh, axis)), rows)
+  return jax.tree.map(lambda x: processes.put(x, batch_sharding(mesh, axis)), rows)
 
 
 def over(mesh: jax.sharding.Mesh | None) -> contextlib.AbstractContextManager[Any]:

@@ -1,4 +1,4 @@
-"""Masked-token generation: a base transformer draws a picture's tokens from a text, a second one those of a larger one.
+"""Masked-token generation: a base transformer draws an image's tokens from a text, a second one those of a larger one.
 
 Muse (Chang et al., 2301.00704), and with one stage and a transformer of its own aMUSEd (Patil et al., 2401.01808). Each
 stage is a transformer and a VQGAN whose tokens it predicts, decoded in parallel.
@@ -17,17 +17,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 import numpy as np
 
-from dreamjax.data import hosts
 from dreamjax.data.identifiers import PLACEHOLDER, fill
-from dreamjax.diffusion.process import fold
-from dreamjax.diffusion.resolution import shrink
-from dreamjax.generators.generator import Generator, Text, absorb, in_batches, keys_of, over, spread
+from dreamjax.diffusion.process import fold_in
+from dreamjax.diffusion.resolution import downsample
+from dreamjax.generators.generator import Generator, Text, image_keys, in_batches, merge_full_weights, over, spread
 from dreamjax.masked import guidance
 from dreamjax.masked.decoding import decode
 from dreamjax.models.muse import Muse
 from dreamjax.models.uvit import UViT
 from dreamjax.models.vqgan import VQGAN
-from dreamjax.theta import Branches, Full, Personalisation, Theta
+from dreamjax.parallel import processes
+from dreamjax.theta import Full, Personalisation, StackedThetas, Theta
 from dreamjax.theta import apply as apply_theta
 
 GAMMA = 0.6  # how much of the second of two thetas there is; the paper's are 0.5 to 0.7
@@ -65,10 +65,10 @@ class TokenStage:
 
   Attributes:
     name: of the stage, and of its part of the parameters.
-    transformer: the network that predicts tokens, which also says whether it sees those of a smaller picture.
+    transformer: the network that predicts tokens, which also says whether it sees those of a smaller image.
     vqgan: whose tokens they are.
     decoding: how they are decoded unless it is told otherwise.
-    numbers: what aMUSEd's transformer is told about every picture, see `UViT`; none for Muse's.
+    numbers: what aMUSEd's transformer is told about every image, see `UViT`; none for Muse's.
     positive: whether the pixels that the VQGAN sees and makes are from 0 to 1, as aMUSEd's are, and not from -1 to 1.
   """
 
@@ -86,18 +86,18 @@ class TokenStage:
       raise ValueError(f"stage {self.name}: the transformer knows {known}")
     wanted = self.transformer.numbers if isinstance(self.transformer, UViT) else 0
     if len(self.numbers) != wanted:
-      told = f"{wanted} numbers about a picture, not {len(self.numbers)}"
+      told = f"{wanted} numbers about an image, not {len(self.numbers)}"
       raise ValueError(f"stage {self.name}: the transformer is told {told}")
 
   @property
   def image(self) -> int:
-    """Side of the stage's pictures."""
+    """Side of the stage's images."""
     return self.transformer.side * self.vqgan.factor
 
   def predict(
     self,
     params: Any,
-    theta: Theta | Branches | None,
+    theta: Theta | StackedThetas | None,
     tokens: Int[Array, "b n"],
     text: Text,
     low: Int[Array, "b l"] | None = None,
@@ -109,16 +109,16 @@ class TokenStage:
       return apply_theta(self.transformer, params["transformer"], theta, tokens, *seen)
     return apply_theta(self.transformer, params["transformer"], theta, tokens, text.tokens, text.mask, low)
 
-  def encode(self, params: Any, pictures: Float[Array, "b h w 3"]) -> Int[Array, "b n"]:
-    """The tokens of pictures in [-1, 1], made smaller first where they are too large."""
-    own = shrink(pictures, self.image)
+  def encode(self, params: Any, images: Float[Array, "b h w 3"]) -> Int[Array, "b n"]:
+    """The tokens of images in [-1, 1], made smaller first where they are too large."""
+    own = downsample(images, self.image)
     seen = own / 2 + 0.5 if self.positive else own
     return apply_theta(self.vqgan, params["vqgan"], None, seen, method="tokens")
 
   def decode(self, params: Any, tokens: Int[Array, "b n"]) -> Float[Array, "b h w 3"]:
-    """The pictures of tokens, in [-1, 1]."""
-    pictures = apply_theta(self.vqgan, params["vqgan"], None, tokens, method="decode")
-    return jnp.clip(2 * pictures - 1 if self.positive else pictures, -1, 1)
+    """The images of tokens, in [-1, 1]."""
+    images = apply_theta(self.vqgan, params["vqgan"], None, tokens, method="decode")
+    return jnp.clip(2 * images - 1 if self.positive else images, -1, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,14 +129,14 @@ class Masked(Generator[TokenStage]):
     """Raises ValueError for stages that do not go together."""
     for small, large in zip(self.stages, self.stages[1:], strict=False):
       if not isinstance(large.transformer, Muse):
-        raise ValueError(f"stage {large.name} sees no smaller picture, so none can come before it")
+        raise ValueError(f"stage {large.name} sees no smaller image, so none can come before it")
       wanted = (small.transformer.side, small.transformer.codebook)
       if (found := (large.transformer.low_side, large.transformer.low_codebook)) != wanted:
         raise ValueError(f"stage {large.name} sees {found} tokens and words, but {small.name} draws {wanted}")
 
   @property
   def resolution(self) -> int:
-    """Side of the finished pictures."""
+    """Side of the finished images."""
     return self.stages[-1].image
 
 
@@ -144,7 +144,7 @@ def draw_tokens(
   stage: TokenStage,
   decoding: Decoding,
   params: Any,
-  branches: Branches,
+  branches: StackedThetas,
   texts: Text,
   weights: Float[Array, "2 k"],
   keys: Key[Array, " b"],
@@ -159,7 +159,7 @@ def draw_tokens(
     branches: k thetas side by side.
     texts: of each branch, [k, b, n, d].
     weights: of the branches, in the first step and in the last; their sums are 1.
-    keys: one a picture, on which alone its noise depends.
+    keys: one an image, on which alone its noise depends.
     low: tokens of the stage before.
   """
   count, length = keys.shape[0], stage.transformer.side**2
@@ -179,12 +179,12 @@ def draw(
   stages: tuple[TokenStage, ...],
   decodings: tuple[Decoding, ...],
   params: Any,
-  branches: Mapping[str, Branches],
+  branches: Mapping[str, StackedThetas],
   texts: tuple[Text, ...],
   weights: tuple[Float[Array, "2 _"], ...],
   keys: Key[Array, " b"],
 ) -> tuple[Float[Array, "b _ _ 3"], ...]:
-  """Decodes stage after stage, and their pictures, in one program. Jittable, with the first two arguments static.
+  """Decodes stage after stage, and their images, in one program. Jittable, with the first two arguments static.
 
   Args:
     stages: the base stage first.
@@ -193,14 +193,14 @@ def draw(
     branches: by the names of stages, thetas side by side.
     texts: of each branch, for each stage.
     weights: of the branches, in the first step and in the last, for each stage.
-    keys: one a picture.
+    keys: one an image.
 
   Returns:
-    The pictures of each stage, in [-1, 1].
+    The images of each stage, in [-1, 1].
   """
   drawn, low = [], None
   for number, (stage, decoding, text, own) in enumerate(zip(stages, decodings, texts, weights, strict=True)):
-    folded = fold(keys, number)
+    folded = fold_in(keys, number)
     mine = params[stage.name]
     low = draw_tokens(stage, decoding, mine, branches[stage.name], text, own, folded, low)
     drawn.append(stage.decode(mine, low))
@@ -299,7 +299,7 @@ def settled(params: Any, wishes: Sequence[Wish]) -> tuple[Any, Sequence[Wish]]:
     raise ValueError("full weights are drawn with alone, not beside another theta, nor beside one of another kind")
   merged = dict(params)
   for name, theta in thetas[0].items():
-    merged[name] = {**params[name], "transformer": absorb(params[name]["transformer"], theta)[0]}
+    merged[name] = {**params[name], "transformer": merge_full_weights(params[name]["transformer"], theta)[0]}
   return merged, [plain(wish.prompts[-1]) for wish in wishes]
 
 
@@ -333,18 +333,18 @@ def batches(
   size: int = 8,
   mesh: jax.sharding.Mesh | None = None,
 ) -> Iterator[tuple[Float[np.ndarray, "b _ _ 3"], ...]]:
-  """Pictures of all stages, `size` at a time, as they are drawn.
+  """Images of all stages, `size` at a time, as they are drawn.
 
   Args:
     generator: which.
     params: its parameters.
-    wishes: one a picture; all with the same thetas and gamma.
+    wishes: one an image; all with the same thetas and gamma.
     decodings: one for each stage; by default each stage's own. Fewer draw fewer stages.
     negative: what guidance leads away from.
     seed: of all noise.
-    first: the number of the first picture: picture i of a seed is the same whatever is drawn beside it.
+    first: the number of the first image: image i of a seed is the same whatever is drawn beside it.
     size: how many are drawn at once; on a mesh, as many more as make it divide.
-    mesh: of devices, over which the pictures of a batch are spread; None for one device.
+    mesh: of devices, over which the images of a batch are spread; None for one device.
 
   Raises:
     ValueError: if the wishes differ in their thetas.
@@ -353,24 +353,24 @@ def batches(
   stages = generator.stages[: len(decodings)]
   thetas = wishes[0].thetas
   if any(wish.thetas is not thetas and wish.thetas != thetas or wish.gamma != wishes[0].gamma for wish in wishes):
-    raise ValueError("pictures that are drawn together have the same thetas")
+    raise ValueError("images that are drawn together have the same thetas")
   params, wishes = settled(params, wishes)
   thetas = wishes[0].thetas
   asked, weights = zip(*(branch_weights(wishes[0], decoding) for decoding in decodings), strict=True)
   branches = {}
   for stage, some in zip(stages, asked, strict=True):
     own = [None, *(None if x is None else x.get(stage.name) for x in thetas)]
-    branches[stage.name] = Branches.of(params[stage.name]["transformer"], [own[i] for i in some])
+    branches[stage.name] = StackedThetas.of(params[stage.name]["transformer"], [own[i] for i in some])
   distinct = list(dict.fromkeys(prompt for wish in wishes for prompt in wish.prompts))
   read = generator.encode(params, [negative, *distinct], mesh=mesh)
   rows = np.array([[0, *(1 + distinct.index(prompt) for prompt in wish.prompts)] for wish in wishes])
   used = {stage.name: params[stage.name] for stage in stages}
   for count, places in in_batches(len(wishes), size, mesh):
     texts = tuple(jax.tree.map(lambda x, own=rows[places][:, some].T: x[own], read) for some in asked)
-    texts, keys = spread(texts, mesh, axis=1), spread(keys_of(seed, first + places), mesh)
+    texts, keys = spread(texts, mesh, axis=1), spread(image_keys(seed, first + places), mesh)
     with over(mesh):
       drawn = jit_draw(stages, decodings, used, branches, texts, weights, keys)
-    yield tuple(picture[:count] for picture in hosts.fetch(drawn))
+    yield tuple(image[:count] for image in processes.fetch(drawn))
 
 
 def sample(
@@ -387,7 +387,7 @@ def sample(
   size: int = 8,
   mesh: jax.sharding.Mesh | None = None,
 ) -> Float[np.ndarray, "n s s 3"]:
-  """Draws pictures of prompts.
+  """Draws images of prompts.
 
   Args:
     generator: which.
@@ -395,15 +395,15 @@ def sample(
     prompts: see `wish` for how they are said to each theta.
     theta: a style, a subject, or a style and a subject.
     gamma: where there are two, how much of the second there is, from 0 to 1; the paper's are 0.5 to 0.7.
-    n: how many pictures of each prompt; they stand together.
+    n: how many images of each prompt; they stand together.
     decodings: one for each stage; by default each stage's own.
     negative: what guidance leads away from.
-    seed: of all noise. Picture i of a seed does not depend on what is drawn beside it, nor on `size`.
+    seed: of all noise. Image i of a seed does not depend on what is drawn beside it, nor on `size`.
     size: how many are drawn at once; on a mesh, as many more as make it divide.
-    mesh: of devices, over which the pictures of a batch are spread; None for one device.
+    mesh: of devices, over which the images of a batch are spread; None for one device.
 
   Returns:
-    The last stage's pictures, in [-1, 1].
+    The last stage's images, in [-1, 1].
 
   Raises:
     ValueError: if there are no prompts, gamma is not from 0 to 1, or a prompt is none that the thetas can be asked.
@@ -413,4 +413,4 @@ def sample(
   if not wishes:
     raise ValueError("there is no prompt to draw")
   options = {"decodings": decodings, "negative": negative, "seed": seed, "size": size, "mesh": mesh}
-  return np.concatenate([pictures[-1] for pictures in batches(generator, params, wishes, **options)])
+  return np.concatenate([images[-1] for images in batches(generator, params, wishes, **options)])

@@ -5,11 +5,11 @@ Such a folder holds `model_index.json`, which names the parts, and each part in 
 checker, is left alone.
 
 Of the scheduler, what the network was trained with is read: the table of betas and what is predicted. By which sampler
-pictures are drawn is for `Sampling` to say, and is DDIM by default; only the spacing of its timesteps is the folder's,
+images are drawn is for `Sampling` to say, and is DDIM by default; only the spacing of its timesteps is the folder's,
 whose class decides what it is where it is left out. DDIM is what EulerDiscreteScheduler, SDXL's, computes as well.
 
 Each stage of IF is a folder by itself, with "text_encoder", "tokenizer", "unet" and "scheduler", and where it enlarges
-pictures "image_noising_scheduler". Together they are a cascade behind the first one's text encoder. Their sampler is
+images "image_noising_scheduler". Together they are a cascade behind the first one's text encoder. Their sampler is
 the ancestral one, with the thresholds and the variance that the scheduler says.
 
 aMUSEd is a "transformer" and a "vqvae" behind one tower of CLIP. Its pipeline lets the temperature fall from 2 in the
@@ -27,7 +27,7 @@ from dreamjax.convert import pretrained
 from dreamjax.convert.table import Put, Setting, read_settings
 from dreamjax.convert.unet import write as write_unet
 from dreamjax.data.tokenizer import Tokenizer, Tokenizers
-from dreamjax.diffusion.schedules import Table
+from dreamjax.diffusion.schedules import BetaTable
 from dreamjax.generators.cascade import AUTOENCODER, Cascade, Sampling, Spacing, Stage
 from dreamjax.generators.generator import TEXT, Generator
 from dreamjax.generators.masked import Decoding, Masked, TokenStage
@@ -70,7 +70,7 @@ KNOWN = (*_LATENT, _BASE, _LARGER, _TOKENS)
 # that enlarges, and the timestep whose noise is on what is enlarged.
 _IF_LENGTH, _IF_STEPS, _IF_GUIDANCE, _IF_NOISE = 77, (100, 50), (7.0, 4.0), 250
 
-# As aMUSEd's pipeline has it: steps, the temperature of the first one, guidance, and how beautiful pictures are to be.
+# As aMUSEd's pipeline has it: steps, the temperature of the first one, guidance, and how beautiful images are to be.
 _TOKEN_STEPS, _TOKEN_HEAT, _TOKEN_GUIDANCE, _BEAUTY = 12, 2.0, 10.0, 6.0
 
 _SETTINGS = (
@@ -87,7 +87,7 @@ _SETTINGS = (
   Setting("use_flow_sigmas", False, known=(False,)),
 )
 # Diffusers' classes, by their spacing where none is said; and `set_alpha_to_one` of those that ask for it: the last
-# step of others always leads to a clean picture, whatever their configs have inherited.
+# step of others always leads to a clean image, whatever their configs have inherited.
 _LEADING = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler")
 _LINSPACE = (
   "DEISMultistepScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler",
@@ -124,7 +124,7 @@ def load(
   """
   first, *larger = (index["_class_name"] for index in indices)
   if first == _LARGER:
-    raise ValueError(f"{folders[0]} only enlarges pictures: name it behind the folder of an {_BASE}, joined by +")
+    raise ValueError(f"{folders[0]} only enlarges images: name it behind the folder of an {_BASE}, joined by +")
   for folder, kind in zip(folders[1:], larger, strict=True):
     if first != _BASE or kind != _LARGER:
       raise ValueError(f"{folder} holds {kind}, which cannot follow {first} in {folders[0]}")
@@ -256,7 +256,7 @@ def is_if(generator: Generator) -> bool:
   """Whether a generator is a cascade whose networks are those of DeepFloyd IF, which `save_stages` writes."""
   return isinstance(generator, Cascade) and all(
     isinstance(stage.unet, UNet)
-    and isinstance(stage.schedule, Table)
+    and isinstance(stage.schedule, BetaTable)
     and write_unet(stage.unet).get("_class_name") is not None
     for stage in generator.stages
   )
@@ -270,7 +270,10 @@ def save_stages(folder: pathlib.Path, cascade: Cascade, params: dict[str, Any], 
   written = []
   for stage in cascade.stages:
     own = folder / stage.name
-    index: dict[str, Any] = {"_class_name": _LARGER if stage.enlarges else _BASE, "_diffusers_version": "0.35.0"}
+    index: dict[str, Any] = {
+      "_class_name": _LARGER if stage.is_super_resolution else _BASE,
+      "_diffusers_version": "0.35.0",
+    }
     pretrained.save(own / "unet", stage.unet, params[stage.name], dtype)
     index |= {"unet": ["diffusers", "UNet2DConditionModel"], "scheduler": ["diffusers", "DDPMScheduler"]}
     _write_config(
@@ -283,7 +286,7 @@ def save_stages(folder: pathlib.Path, cascade: Cascade, params: dict[str, Any], 
       cascade.tokenizer.inner.save_pretrained(own / "tokenizer")
       index |= {"text_encoder": ["transformers", "T5EncoderModel"]}
       index |= {"tokenizer": ["transformers", type(cascade.tokenizer.inner).__name__]}
-    if stage.enlarges:
+    if stage.is_super_resolution:
       _write_config(own / NOISE, {"_class_name": "DDPMScheduler", **_write_table(stage.augmentation)})
       index |= {"image_noising_scheduler": ["diffusers", "DDPMScheduler"]}
     absent = {part: [None, None] for part in ("safety_checker", "feature_extractor", "watermarker")}
@@ -308,7 +311,7 @@ def _existing(folder: pathlib.Path) -> pathlib.Path:
   return folder
 
 
-def _read_scheduler(path: pathlib.Path) -> tuple[Table, str, Spacing]:
+def _read_scheduler(path: pathlib.Path) -> tuple[BetaTable, str, Spacing]:
   """The table, what is predicted, and the spacing."""
   fields = _scheduler_fields(path, _SETTINGS)
   kind = pretrained.read_json(path).get("_class_name", "DDIMScheduler")
@@ -320,7 +323,7 @@ def _read_scheduler(path: pathlib.Path) -> tuple[Table, str, Spacing]:
   spacing = Spacing(fields.pop("spacing") or usual, fields.pop("offset"), clean)
   predicts = _PREDICTS[fields.pop("predicts")]
   try:
-    return Table(**fields), predicts, spacing
+    return BetaTable(**fields), predicts, spacing
   except (TypeError, ValueError) as error:
     raise ValueError(f"{path}: {error}") from error
 
@@ -355,7 +358,7 @@ def _write_scheduler(stage: Stage) -> dict[str, Any]:
   }
 
 
-def _write_table(table: Table) -> dict[str, Any]:
+def _write_table(table: BetaTable) -> dict[str, Any]:
   return {
     "beta_schedule": table.name,
     "beta_start": table.start,

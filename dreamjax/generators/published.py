@@ -10,7 +10,7 @@ from typing import Any
 
 from dreamjax.convert.pretrained import shapes
 from dreamjax.data.tokenizer import Tokenizer
-from dreamjax.diffusion.schedules import Table
+from dreamjax.diffusion.schedules import BetaTable
 from dreamjax.generators.cascade import AUTOENCODER, Cascade, Sampling, Spacing, Stage
 from dreamjax.generators.generator import TEXT
 from dreamjax.generators.masked import Decoding, Masked, TokenStage
@@ -18,7 +18,7 @@ from dreamjax.models import autoencoder, clip, latent_unet, muse, t5, unet, uvit
 from dreamjax.models.clip import PromptEncoder
 from dreamjax.models.vqgan import VQGAN
 
-_COSINE, _SCALED = Table("squaredcos_cap_v2"), Table("scaled_linear", start=0.00085, end=0.012)
+_COSINE, _SCALED = BetaTable("squaredcos_cap_v2"), BetaTable("scaled_linear", start=0.00085, end=0.012)
 _SPACING = Spacing("leading", 1, clean=False)
 _AMUSED_VQGAN = VQGAN(widths=(128, 256, 256, 512, 768), blocks=2, latent=64, embedding=64, codebook=8192)
 _MUSE_WIDTHS = (128, 128, 256, 256, 512), (128, 256, 256, 512)  # one token for 16x16 pixels, and for 8x8

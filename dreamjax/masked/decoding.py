@@ -8,7 +8,7 @@ and all but the n_k least certain ones, by c, are kept for good; n_k is eq. 2 of
 2202.04200), section 3.2 and its published code; StyleDrop's temperature is 4.5, with 36 steps, and 12 at high
 resolution.
 
-A picture's key yields all of its noise, so that it does not depend on what is decoded beside it.
+An image's key yields all of its noise, so that it does not depend on what is decoded beside it.
 """
 
 from collections.abc import Callable
@@ -40,7 +40,7 @@ def decode(
     predict: the network.
     tokens: those that are known; what stands at unknown places has no meaning.
     unknown: where tokens are to be predicted: everywhere, or for in-painting at some places.
-    keys: one a picture.
+    keys: one an image.
     mask_id: what stands for a masked token.
     steps: T, how often the network is asked.
     temperature: of the choice; 0 keeps the surest.

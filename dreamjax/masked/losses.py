@@ -45,7 +45,7 @@ def masked_token_loss(
     logits: what the network says.
     tokens: the true ones.
     mask: which were hidden from the network.
-    weights: one a picture.
+    weights: one an image.
     smoothing: of the labels; MaskGIT's is 0.1.
   """
   each = jnp.sum(jnp.where(mask, cross_entropy(logits, tokens, smoothing), 0), axis=1)

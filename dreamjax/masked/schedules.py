@@ -1,10 +1,10 @@
-"""How many of a picture's tokens are masked: at random while a network learns, fewer and fewer while it draws.
+"""How many of an image's tokens are masked: at random while a network learns, fewer and fewer while it draws.
 
    r = cos(pi u / 2),  u ~ U(0, 1),  which has the density  p(r) = 2 / pi (1 - r^2)^(-1/2)  and the mean 2 / pi     (1)
    n_k = floor(N cos(pi k / (2 T))),  limited to  1 <= n_k < n_(k-1)  before the last step,  n_T = 0               (2)
 
 (1): Chang et al., "Muse" (2301.00704), section 2.4, the truncated arccos density. (2): "MaskGIT" (2202.04200), section
-3.2, step k of T of a picture of which N tokens were unknown at first; the limits are those of its published code.
+3.2, step k of T of an image of which N tokens were unknown at first; the limits are those of its published code.
 """
 
 import jax
@@ -30,12 +30,12 @@ def draw_ratios(key: Key[Array, ""], count: int, low: float = 0.0) -> Float[Arra
 
 
 def draw_mask(keys: Key[Array, " b"], ratios: Float[Array, " b"], length: int) -> Bool[Array, "b {length}"]:
-  """Masks round(r length) tokens of each picture, but at least one, all choices being as likely.
+  """Masks round(r length) tokens of each image, but at least one, all choices being as likely.
 
   Args:
-    keys: one a picture.
+    keys: one an image.
     ratios: r of each.
-    length: tokens of a picture.
+    length: tokens of an image.
   """
   counts = jnp.maximum(1, jnp.round(ratios * length)).astype(jnp.int32)
   ranks = jax.vmap(lambda key: jax.random.permutation(key, length))(keys)
@@ -45,7 +45,7 @@ def draw_mask(keys: Key[Array, " b"], ratios: Float[Array, " b"], length: int) -
 def left_masked(
   step: Int[Array, ""], steps: int, first: Int[Array, " b"], before: Int[Array, " b"]
 ) -> Int[Array, " b"]:
-  """Equation (2): how many tokens of each picture are still masked after a step.
+  """Equation (2): how many tokens of each image are still masked after a step.
 
   Args:
     step: k, from 1 to `steps`.

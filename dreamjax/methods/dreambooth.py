@@ -1,6 +1,6 @@
 """DreamBooth: a generator learns one subject from a few photos, and keeps what it knows of the subject's class.
 
-Ruiz et al., "DreamBooth" (2208.12242). With photos x of the subject and their prompt c = "a [V] [class]", pictures x_pr
+Ruiz et al., "DreamBooth" (2208.12242). With photos x of the subject and their prompt c = "a [V] [class]", images x_pr
 of the class, drawn by the frozen generator, and their prompt c_pr = "a [class]", each stage of a cascade is tuned by
 
     loss = E w_t ||network(x_t, c) - target||^2 + lambda E w_t' ||network(x_pr_t', c_pr) - target_pr||^2           (1)
@@ -9,7 +9,7 @@ of the class, drawn by the frozen generator, and their prompt c_pr = "a [class]"
 may have more wordings of c, and captions, "a [V] dog on the beach", in a share of the rows: the more there are, the
 less is the subject bound to one prompt, and what is said of the place need not be learned with it. Where the prior is
 "frozen", the rows of the class are the subject's photos with the prompt c_pr, and the target is what the frozen network
-says of them: no pictures need be drawn. The stages of super-resolution are tuned as well (supplement,
+says of them: no images need be drawn. The stages of super-resolution are tuned as well (supplement,
 "super-resolution"), on the photos and what they look like when they are small, and with less noise on the small ones
 than in the training before, so that fine detail is not blurred: levels of 1e-5 instead of 1e-3.
 """
@@ -26,23 +26,23 @@ import numpy as np
 import optax
 import tqdm
 
-from dreamjax.data import hosts, identifiers, priors
+from dreamjax.data import identifiers, priors
 from dreamjax.data.latents import Latents
-from dreamjax.data.photos import Photos, Rows
-from dreamjax.data.photos import read as read_photos
-from dreamjax.diffusion.resolution import shrink
+from dreamjax.data.photos import Batch, Photos
+from dreamjax.data.photos import read_photos as read_photos
+from dreamjax.diffusion.resolution import downsample
 from dreamjax.generators import cascade as cascades
 from dreamjax.generators.cascade import AUTOENCODER, Cascade, Sampling, Stage
-from dreamjax.generators.generator import TEXT, computing, over
+from dreamjax.generators.generator import TEXT, over, with_compute
 from dreamjax.methods.denoising import Recipe, stage_loss
 from dreamjax.methods.workdirs import bind
-from dreamjax.models.spread import row_parts
+from dreamjax.parallel import processes
+from dreamjax.parallel.sharding import batch_shards, check_batch_size, make_mesh, shard_batch, shard_params
 from dreamjax.theta import Base, Card, Embeddings, Full, LoRA, Personalisation, Theta
 from dreamjax.train.logs import Sheet
 from dreamjax.train.loop import fit
 from dreamjax.train.optimizer import averaged, make_optimizer
 from dreamjax.train.optimizer import default_config as default_optimizer
-from dreamjax.train.sharding import check_rows, make_mesh, place, shard_rows
 from dreamjax.train.state import TrainState
 from dreamjax.train.step import Loss, make_step
 
@@ -55,17 +55,17 @@ WORDING = "a [V] {noun}"  # the paper's
 def default_stage() -> ml_collections.ConfigDict:
   """How one stage is tuned.
 
-  steps: updates; rows: photos in each; prior_rows: pictures of the class in each; kind: "full", "lora", or "none" where
+  steps: updates; rows: photos in each; prior_batch_size: images of the class in each; kind: "full", "lora", or "none" where
   only the text encoder is tuned; rank, alpha and pattern: of the low-rank updates, and which layers have any (a regular
   expression); levels: least and greatest
-  noise on the small pictures, for stages of super-resolution; crop: "center", or "random" for any square along a
+  noise on the small images, for stages of super-resolution; crop: "center", or "random" for any square along a
   photo's longer side; flip: whether every second photo is mirrored; optimizer: see `train.optimizer`.
   """
   optimizer = default_optimizer()
   optimizer.update({"learning_rate": 1e-5, "warmup": 0, "decay": "constant", "ema": 0.0})
   return ml_collections.ConfigDict({
-    "steps": 1000, "rows": 4, "prior_rows": 4, "kind": "full", "rank": 4, "alpha": 4.0, "pattern": "", "min_snr": 0.0,
-    "levels": (1e-5, 1e-5), "crop": "center", "flip": False, "pieces": 1, "log_every": 25, "save_every": 250,
+    "steps": 1000, "batch_size": 4, "prior_batch_size": 4, "kind": "full", "rank": 4, "alpha": 4.0, "pattern": "", "min_snr": 0.0,
+    "augmentation_levels": (1e-5, 1e-5), "crop": "center", "flip": False, "accumulation_steps": 1, "log_every": 25, "save_every": 250,
     "optimizer": optimizer,
   })  # fmt: skip
 
@@ -79,17 +79,17 @@ def default_config(stages: Sequence[str] = ("base", "sr")) -> ml_collections.Con
   train_text: what the base stage's training does to the text encoder: nothing ("frozen"), what it does to the network
   ("tuned"), or it learns what the identifier's tokens stand for and nothing else ("embeddings": textual inversion, Gal
   et al., 2208.01618), at the learning rate's multiple `text_rate`; prior: "kind" is one of `PRIORS`, "weight" is
-  lambda, "count" how many pictures are drawn, by "sampling", each stage's; patience: 0, or after how many checkpoints
+  lambda, "count" how many images are drawn, by "sampling", each stage's; patience: 0, or after how many checkpoints
   without a smaller loss on a photo that is held out a stage's training ends; show: prompts that are drawn at each
   checkpoint, into the folder `samples` beside the log; dtype, remat and scan: see `generators.computing`; stages: by
   name, each as `default_stage` has it.
   """
   return ml_collections.ConfigDict({
     "seed": 0, "identifier": "", "rare": identifiers.RARE, "wordings": (WORDING,), "captions": 0.0,
-    "train_text": "frozen", "text_rate": 0.2, "patience": 0, "show": (),
+    "train_text": "frozen", "text_rate": 0.2, "early_stopping": 0, "sample_prompts": (),
     "dtype": "float32", "remat": "none", "scan": False,
     "prior": {
-      "kind": "images", "weight": 1.0, "count": 200, "batch": 8,
+      "kind": "images", "weight": 1.0, "count": 200, "batch_size": 8,
       "sampling": {name: {"sampler": "ancestral"} for name in stages},
     },
     "stages": {name: default_stage() for name in stages},
@@ -117,7 +117,7 @@ def dreambooth(
     workdir: for logs, checkpoints, and `theta.safetensors` in the end.
     config: see `default_config`; by default that.
     cache: of prior sets; by default the folder "priors" in the workdir.
-    mesh: of devices, see `train.sharding`; by default the first device alone.
+    mesh: of devices, see `parallel.sharding`; by default the first device alone.
 
   Raises:
     OSError, ValueError: if photos or config are not what they should be, batches cannot be divided over the mesh, or
@@ -127,7 +127,7 @@ def dreambooth(
   mesh = make_mesh((1, 1, 1)) if mesh is None else mesh
   config = config or default_config([stage.name for stage in generator.stages])
   _check(generator, config, mesh)
-  generator = computing(generator, config.dtype, config.remat, config.scan)
+  generator = with_compute(generator, config.dtype, config.remat, config.scan)
   photos = read_photos(pathlib.Path(images), generator.resolution, class_noun, with_captions=config.captions > 0)
   class_prompt = f"a {class_noun}".strip()
   wordings = tuple(" ".join(wording.replace("{noun}", class_noun).split()) for wording in config.wordings)
@@ -138,10 +138,10 @@ def dreambooth(
     )[0]
   )
   base = generator.base(params)
-  hosts.once(lambda: bind(workdir, base, photos, config.to_dict(), _FREE, class_noun=class_noun))
-  params = place(params, mesh)
+  processes.on_main_process(lambda: bind(workdir, base, photos, config.to_dict(), _FREE, class_noun=class_noun))
+  params = shard_params(params, mesh)
   drawn = None
-  if config.prior.kind == "images" and any(stage.prior_rows for stage in config.stages.values()):
+  if config.prior.kind == "images" and any(stage.prior_batch_size for stage in config.stages.values()):
     drawn = _prior_set(generator, params, base, class_prompt, config, cache or workdir / "priors", mesh)
   subject = Subject(photos, identifier, wordings, class_prompt, drawn)
   thetas: dict[str, Theta] = {}
@@ -157,7 +157,7 @@ def dreambooth(
     "sampling": {stage.name: _sampling(stage, config.stages[stage.name]) for stage in tuned},
   }
   made = Personalisation(thetas, Card(base, identifier, class_noun, recipe))
-  hosts.once(lambda: made.save(workdir / "theta.safetensors"))
+  processes.on_main_process(lambda: made.save(workdir / "theta.safetensors"))
   return made
 
 
@@ -169,8 +169,8 @@ class Subject:
     photos: of the subject.
     identifier: what [V] in prompts stands for.
     wordings: prompts that any of the photos may have.
-    class_prompt: the prompt of pictures of the class.
-    prior: such pictures, [n, h, w, 3] bytes, or None.
+    class_prompt: the prompt of images of the class.
+    prior: such images, [n, h, w, 3] bytes, or None.
   """
 
   photos: Photos
@@ -180,7 +180,7 @@ class Subject:
   prior: np.ndarray | None
 
   def prompts(self) -> list[str]:
-    """The photos' own, one each, then the wordings, and in the end that of pictures of the class."""
+    """The photos' own, one each, then the wordings, and in the end that of images of the class."""
     own = [identifiers.fill(prompt, self.identifier) for prompt in (*self.photos.prompts, *self.wordings)]
     return [*own, self.class_prompt]
 
@@ -198,18 +198,20 @@ def tune_stage(
 ) -> dict[str, Theta]:
   """Tunes one stage, and the text encoder with the base stage if that is asked for; see `dreambooth`.
 
-  What was tuned `before` is drawn with, where pictures are to be shown.
+  What was tuned `before` is drawn with, where images are to be shown.
   """
   tokens = identifiers.tokens(generator.tokenizer, subject.identifier)
   theta = first_theta(generator, params, stage, config, tokens)
   frozen = {name: params[name] for name in {stage.name, *theta}}
   loss, tx = objective(generator, stage, config, theta)
   texts = subject.prompts()
-  read: Any = generator.tokenizer(texts) if TEXT in theta else hosts.fetch(generator.encode(params, texts, mesh=mesh))
-  held_out = 1 if config.patience and len(subject.photos) > 1 else 0
+  read: Any = (
+    generator.tokenizer(texts) if TEXT in theta else processes.fetch(generator.encode(params, texts, mesh=mesh))
+  )
+  held_out = 1 if config.early_stopping and len(subject.photos) > 1 else 0
   rows = RowSource(subject, _seen_by(generator, params, stage), read, config, settings, held_out)
-  watch = _Patience(jax.jit(loss), rows.held_out(), config, mesh) if held_out else None
-  shown = [identifiers.fill(prompt, subject.identifier) for prompt in config.show]
+  watch = EarlyStopping(jax.jit(loss), rows.held_out(), config, mesh) if held_out else None
+  shown = [identifiers.fill(prompt, subject.identifier) for prompt in config.sample_prompts]
   upto = generator.stages.index(stage) + 1
 
   def inspect(state: TrainState) -> dict[str, Any]:
@@ -218,11 +220,11 @@ def tune_stage(
       samplings = [drawn.sampling for drawn in generator.stages[:upto]]
       options = {"samplings": samplings, "seed": config.seed, "size": min(8, len(shown)), "mesh": mesh}
       drawn = cascades.batches(generator, params, shown, thetas={**before, **averaged(state)}, **options)
-      found["samples"] = Sheet(np.concatenate([pictures[-1] for pictures in drawn]), config.show)
+      found["samples"] = Sheet(np.concatenate([images[-1] for images in drawn]), config.sample_prompts)
     return found
 
   state = fit(
-    make_step(loss, tx, config.seed, settings.pieces),
+    make_step(loss, tx, config.seed, settings.accumulation_steps),
     TrainState.create(theta, tx, frozen, mesh),
     rows,
     steps=settings.steps,
@@ -233,7 +235,7 @@ def tune_stage(
     enough=(lambda: False) if watch is None else watch.enough,
     mesh=mesh,
   )
-  return hosts.fetch(averaged(state) if watch is None or watch.best is None else watch.best)
+  return processes.fetch(averaged(state) if watch is None or watch.best is None else watch.best)
 
 
 def first_theta(
@@ -264,8 +266,8 @@ def objective(
 ) -> tuple[Loss, optax.GradientTransformation]:
   """The loss (1) of a stage and the optimizer that makes it small, for a theta of `first_theta`, or its shapes."""
   settings, tunes_text = config.stages[stage.name], TEXT in theta
-  small = generator.stages[generator.stages.index(stage) - 1].image if stage.enlarges else 0
-  recipe = Recipe(levels=tuple(settings.levels), small=small, min_snr=settings.min_snr)
+  small = generator.stages[generator.stages.index(stage) - 1].image if stage.is_super_resolution else 0
+  recipe = Recipe(augmentation_levels=tuple(settings.augmentation_levels), small=small, min_snr=settings.min_snr)
   optimizer = ml_collections.ConfigDict(settings.optimizer)
   if tunes_text:
     optimizer.multipliers = (*optimizer.multipliers, (f"^{TEXT}/", config.text_rate))
@@ -273,14 +275,14 @@ def objective(
   return loss, make_optimizer(optimizer, theta, settings.steps)
 
 
-#: Pictures, in [-1, 1], to what a stage is to draw: smaller pictures, or latents, whose noise the generator draws.
+#: Images, in [-1, 1], to what a stage is to draw: smaller images, or latents, whose noise the generator draws.
 See = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
 def _seen_by(generator: Cascade, params: Any, stage: Stage) -> See:
   if generator.autoencoder is not None:
     return Latents(generator.autoencoder, params[AUTOENCODER])
-  return lambda images, _: np.asarray(shrink(jnp.asarray(images), stage.image))
+  return lambda images, _: np.asarray(downsample(jnp.asarray(images), stage.image))
 
 
 class RowSource:
@@ -297,16 +299,16 @@ class RowSource:
   ) -> None:
     photos = subject.photos
     kept = len(photos) - held_out
-    self._held_out = Photos(photos.names[kept:], photos.prompts[kept:], photos.pictures[kept:])
-    self._photos = Photos(photos.names[:kept], photos.prompts[:kept], photos.pictures[:kept])
+    self._held_out = Photos(photos.names[kept:], photos.prompts[kept:], photos.originals[kept:])
+    self._photos = Photos(photos.names[:kept], photos.prompts[:kept], photos.originals[:kept])
     self._see, self._texts, self._seed, self._settings = see, texts, config.seed, settings
     self._prior, self._wordings = subject.prior, len(photos) + np.arange(len(subject.wordings))
     self._kind, self._weight, self._captions = config.prior.kind, config.prior.weight, config.captions
-    self._prior_rows = 0 if self._kind == "none" else settings.prior_rows
+    self._prior_batch_size = 0 if self._kind == "none" else settings.prior_batch_size
 
-  def __call__(self, i: int) -> Rows:
+  def __call__(self, i: int) -> Batch:
     """The rows of update i."""
-    count, others = self._settings.rows, self._prior_rows
+    count, others = self._settings.batch_size, self._prior_batch_size
     places, images = self._photos.batch(i, count, seed=self._seed, crop=self._settings.crop)
     draw = np.random.default_rng((self._seed, 2, i))
     if self._settings.flip:
@@ -322,13 +324,13 @@ class RowSource:
       images.append(self._prior[chosen].astype(np.float32) / np.float32(127.5) - np.float32(1))
     return self._rows(np.concatenate(images), told, others, draw)
 
-  def held_out(self) -> Rows:
+  def held_out(self) -> Batch:
     """The photos that are not trained on, each several times, for as many times and noises."""
     places = np.arange(8) % max(1, len(self._held_out))
     images = self._held_out.images()[places]
     return self._rows(images, len(self._photos) + places, 0, np.random.default_rng((self._seed, 3)))
 
-  def _rows(self, images: np.ndarray, told: np.ndarray, others: int, draw: np.random.Generator) -> Rows:
+  def _rows(self, images: np.ndarray, told: np.ndarray, others: int, draw: np.random.Generator) -> Batch:
     """Rows of which the last `others` are of the class; losses.py says why these weights."""
     total, count = len(images), len(images) - others
     is_prior = np.arange(total) >= count
@@ -338,20 +340,20 @@ class RowSource:
     if self._kind == "frozen":
       conditioning["frozen"] = is_prior
     prompt = jax.tree.map(lambda x: x[which], self._texts)
-    return Rows(self._see(images, draw), prompt, weights, conditioning)
+    return Batch(self._see(images, draw), prompt, weights, conditioning)
 
 
-class _Patience:
+class EarlyStopping:
   """Watches the loss on held-out photos, always with the same noise and times, and keeps the best theta.
 
   There are as many rows on any mesh, for the loss is to be the same: where they do not divide, each device has all.
   """
 
   def __init__(
-    self, loss: Callable[..., Any], rows: Rows, config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh
+    self, loss: Callable[..., Any], rows: Batch, config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh
   ) -> None:
     self._loss, self._config, self._mesh = loss, config, mesh
-    self._rows = rows if len(rows.weight) % row_parts(mesh) else shard_rows(rows, mesh)
+    self._rows = rows if len(rows.weight) % batch_shards(mesh) else shard_batch(rows, mesh)
     self._least, self._since = float("inf"), 0
     self.best: Any = None
 
@@ -361,12 +363,12 @@ class _Patience:
       value = float(self._loss(theta, state.frozen, self._rows, jax.random.key(self._config.seed))[0])
     self._since += 1
     if value < self._least:
-      self._least, self._since, self.best = value, 0, hosts.fetch(theta)
+      self._least, self._since, self.best = value, 0, processes.fetch(theta)
     return {"held_out": value}
 
   def enough(self) -> bool:
     """Whether the loss has not fallen for so long."""
-    return self._since >= self._config.patience
+    return self._since >= self._config.early_stopping
 
 
 def _start(params: Any, settings: ml_collections.ConfigDict, seed: int) -> Theta:
@@ -376,7 +378,7 @@ def _start(params: Any, settings: ml_collections.ConfigDict, seed: int) -> Theta
 
 
 def prior_samplings(generator: Cascade, config: ml_collections.ConfigDict) -> tuple[Sampling, ...]:
-  """How each stage is sampled for the pictures of the class."""
+  """How each stage is sampled for the images of the class."""
   changes = config.prior.sampling
   return tuple(dataclasses.replace(stage.sampling, **changes.get(stage.name, {})) for stage in generator.stages)
 
@@ -390,22 +392,22 @@ def _prior_set(
   cache: pathlib.Path,
   mesh: jax.sharding.Mesh,
 ) -> np.ndarray:
-  """Pictures of the class, drawn by the frozen generator or found in the cache."""
+  """Images of the class, drawn by the frozen generator or found in the cache."""
   prior = config.prior
   samplings = prior_samplings(generator, config)
 
   def draw(first: int, count: int) -> Any:
-    for pictures in cascades.batches(
+    for images in cascades.batches(
       generator,
       params,
       [prompt] * count,
       samplings=samplings,
       seed=config.seed,
       first=first,
-      size=prior.batch,
+      size=prior.batch_size,
       mesh=mesh,
     ):
-      yield from pictures[-1]
+      yield from images[-1]
 
   recipe = {
     "model": base.hash,
@@ -414,21 +416,21 @@ def _prior_set(
     "sampling": [dataclasses.asdict(sampling) for sampling in samplings],
     **({} if config.dtype == "float32" else {"dtype": config.dtype}),
   }
-  with tqdm.tqdm(total=prior.count, unit=" pictures", desc=f"{prompt!r}", disable=hosts.quiet()) as bar:
+  with tqdm.tqdm(total=prior.count, unit=" images", desc=f"{prompt!r}", disable=processes.disable_progress()) as bar:
     return priors.read_or_draw(cache, recipe, prior.count, draw, lambda there: bar.update(there - bar.n))
 
 
 # What may change between two calls for one workdir: how long it goes on, and what is looked at.
-_FREE = ("steps", "log_every", "save_every", "patience", "show", "remat", "scan")
+_FREE = ("steps", "log_every", "save_every", "early_stopping", "sample_prompts", "remat", "scan")
 
 
 def _sampling(stage: Stage, settings: ml_collections.ConfigDict) -> dict[str, Any]:
   """How the sampling of a stage changes when it was tuned.
 
-  The small pictures are noised as little as they were. And a learned variance, of which the loss says nothing, no
+  The small images are noised as little as they were. And a learned variance, of which the loss says nothing, no
   longer belongs to the rest of what the network says.
   """
-  level = {"level": settings.levels[1]} if stage.enlarges else {}
+  level = {"level": settings.augmentation_levels[1]} if stage.is_super_resolution else {}
   return level | ({"variance": 0.0} if stage.sampling.variance == "learned" else {})
 
 
@@ -451,10 +453,15 @@ def _check(generator: Cascade, config: ml_collections.ConfigDict, mesh: jax.shar
         f"stages.{name}.kind is none, which leaves nothing to tune: that is for the first stage, where train_text is "
         "embeddings; for a stage that is not to be tuned at all, set its steps to 0"
       )
-    if settings.rows < 1 or settings.prior_rows < 0 or settings.steps < 0:
-      raise ValueError(f"stages.{name}: rows is at least 1, prior_rows and steps at least 0")
+    if settings.batch_size < 1 or settings.prior_batch_size < 0 or settings.steps < 0:
+      raise ValueError(f"stages.{name}: rows is at least 1, prior_batch_size and steps at least 0")
     if settings.steps:
-      check_rows(f"stages.{name}.rows", settings.rows, mesh, settings.prior_rows if config.prior.kind != "none" else 0)
+      check_batch_size(
+        f"stages.{name}.batch_size",
+        settings.batch_size,
+        mesh,
+        settings.prior_batch_size if config.prior.kind != "none" else 0,
+      )
   for name in config.prior.sampling:
     generator.stage(name)
     Sampling(**config.prior.sampling[name])

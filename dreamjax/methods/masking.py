@@ -1,6 +1,6 @@
-"""The loss by which stages of masked tokens learn, whether from nothing or from one picture of a style.
+"""The loss by which stages of masked tokens learn, whether from nothing or from one image of a style.
 
-For a row with tokens z, text c and, in stages of super-resolution, the tokens z_low of the small picture:
+For a row with tokens z, text c and, in stages of super-resolution, the tokens z_low of the small image:
 
     r = cos(pi u / 2),  u ~ U(0, 1),  m a random share r of the places                                             (1)
     loss = weight sum_(n in m) CE( network(z masked by m, c, z_low)_n, z_n ) / sum |m|                             (2)
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from dreamjax.generators.generator import TEXT, Text, drop_texts, read
+from dreamjax.generators.generator import TEXT, Text, drop_texts, encode_text
 from dreamjax.generators.masked import TokenStage
 from dreamjax.masked.losses import masked_token_loss
 from dreamjax.masked.schedules import draw_mask, draw_ratios
@@ -24,14 +24,14 @@ from dreamjax.train.step import Loss
 
 
 @struct.dataclass
-class TokenRows:
+class TokenBatch:
   """A batch of what a stage of masked tokens is trained on.
 
   Attributes:
-    tokens: of the pictures.
+    tokens: of the images.
     prompt: what they show: `Text`, or its token ids and mask.
     weight: of each row in the loss.
-    low: tokens of the smaller pictures, for stages that see any.
+    low: tokens of the smaller images, for stages that see any.
   """
 
   tokens: Int[Array, "b n"]
@@ -65,17 +65,17 @@ def stage_loss(stage: TokenStage, recipe: Recipe, encoder: T5Encoder | None = No
   Returns:
     loss(theta, frozen, rows, key), see `train.step`. theta holds the stage's theta by the stage's name; frozen holds
     the base model's parameters by the names of its parts, and the null text (one row, as prompts are) by "null". Rows
-    are `TokenRows`. The share of masked tokens that are named right is logged.
+    are `TokenBatch`. The share of masked tokens that are named right is logged.
   """
 
-  def loss(theta: Any, frozen: Any, rows: TokenRows, key: jax.Array) -> tuple[Array, dict[str, Array]]:
+  def loss(theta: Any, frozen: Any, rows: TokenBatch, key: jax.Array) -> tuple[Array, dict[str, Array]]:
     count, length = rows.tokens.shape
     ratio_key, mask_key, drop_key = jax.random.split(key, 3)
-    mask = draw_mask(jax.random.split(mask_key, count), draw_ratios(ratio_key, count, recipe.least), length)
+    mask = draw_mask(jax.random.split(mask_key, count), draw_ratios(ratio_key, count, recipe.min_mask_ratio), length)
     prompt = rows.prompt
-    if recipe.drop:
-      prompt = drop_texts(drop_key, prompt, frozen["null"], recipe.drop)
-    text = Text(*prompt) if encoder is None else read(encoder, frozen[TEXT], None, *prompt)
+    if recipe.text_dropout:
+      prompt = drop_texts(drop_key, prompt, frozen["null"], recipe.text_dropout)
+    text = Text(*prompt) if encoder is None else encode_text(encoder, frozen[TEXT], None, *prompt)
     hidden = jnp.where(mask, stage.transformer.mask_id, rows.tokens)
     logits = stage.predict(frozen[stage.name], theta.get(stage.name), hidden, text, rows.low)
     value = masked_token_loss(logits, rows.tokens, mask, rows.weight, recipe.smoothing)

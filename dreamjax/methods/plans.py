@@ -9,27 +9,35 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from dreamjax.data.photos import Rows
+from dreamjax.data.photos import Batch
 from dreamjax.generators import cascade as cascades
 from dreamjax.generators import masked
 from dreamjax.generators.cascade import AUTOENCODER, Cascade, Sampling, Stage
-from dreamjax.generators.generator import TEXT, computing, keys_of, read
+from dreamjax.generators.generator import TEXT, encode_text, image_keys, with_compute
 from dreamjax.generators.masked import Masked, TokenStage
 from dreamjax.methods import dreambooth, styledrop
-from dreamjax.methods.masking import TokenRows
+from dreamjax.methods.masking import TokenBatch
 from dreamjax.models.clip import PromptEncoder
-from dreamjax.models.spread import Mesh, nearest, rounded, row_axes, row_parts, row_place
-from dreamjax.theta import Branches, Full
+from dreamjax.parallel.sharding import (
+  AXES,
+  Mesh,
+  batch_sharding,
+  batch_shards,
+  make_mesh,
+  nearest_batch_sizes,
+  param_shardings,
+  round_up_batch_size,
+)
+from dreamjax.theta import Full, StackedThetas
 from dreamjax.train import flops
 from dreamjax.train.loop import jit_update
-from dreamjax.train.sharding import AXES, make_mesh, shardings
 from dreamjax.train.state import TrainState
 from dreamjax.train.step import Loss, make_step
 
 # So much of the room is taken: activations are only about in proportion to rows, and of a program for which it has no
 # room, the compiler tells them a tenth too low.
 _SURE = 0.85
-PICTURES = 8  # that are drawn at once where no config says how many, or so many that each device has one
+IMAGES = 8  # that are drawn at once where no config says how many, or so many that each device has one
 
 
 class Program(NamedTuple):
@@ -38,15 +46,15 @@ class Program(NamedTuple):
   Attributes:
     name: for people.
     runs: how often it runs.
-    rows: pictures in a batch.
-    fields: of the config, those that add up to `rows`, such as {"pool.batch": 8}; none where the config says nothing.
+    rows: images in a batch.
+    fields: of the config, those that add up to `rows`, such as {"pool.batch_size": 8}; none where the config says nothing.
     parts: over how many devices they are spread.
     pieces: in how many a batch is taken, one after the other.
     lower: makes of it what can be compiled.
     flops: counts the operations that it asks for on all devices together, without what remat computes twice.
     held: bytes on each device, by name, of what lies there while it runs.
     arguments: bytes on each device of what of that is the program's own.
-    trees: by the same names, the shapes of what is spread as `train.sharding` says: all but the batch.
+    trees: by the same names, the shapes of what is spread as `parallel.sharding` says: all but the batch.
   """
 
   name: str
@@ -67,8 +75,8 @@ def programs(
 ) -> list[Program]:
   """The updates and the drawings of a run of DreamBooth or StyleDrop.
 
-  Not those that take no time beside them: texts and pictures are read once, by the text encoder and what makes latents
-  or tokens of pictures. Of StyleDrop there are both rounds and the pool between them.
+  Not those that take no time beside them: texts and images are read once, by the text encoder and what makes latents
+  or tokens of images. Of StyleDrop there are both rounds and the pool between them.
 
   Args:
     generator: its description.
@@ -82,7 +90,7 @@ def programs(
   wanted, method = ("stages", "DreamBooth") if isinstance(generator, Cascade) else ("first", "StyleDrop")
   if wanted not in config:
     raise ValueError(f"the config is none of {method}, by which {generator.name} is personalised")
-  generator = computing(generator, config.dtype, config.remat, config.scan)
+  generator = with_compute(generator, config.dtype, config.remat, config.scan)
   plan = _Plan(generator, _placed(params, mesh), config, mesh)
   return list(plan.dreambooth() if isinstance(generator, Cascade) else plan.styledrop())
 
@@ -114,14 +122,14 @@ def fitting(
     The program, and the config and the mesh which make it, with as many rows as possible, then with as little spread
     along "tensor", then with as much room. None if there are none.
   """
-  per_row = (activations + program.held["batch"]) * program.parts / program.rows
+  per_row = (activations + program.held["batch"]) * program.parts / program.batch_size
   found = []
   for shape in _shapes(len(devices)):
     other = jax.sharding.AbstractMesh(shape, AXES)
-    parts = row_parts(other)
-    unit = parts * program.pieces
+    parts = batch_shards(other)
+    unit = parts * program.accumulation_steps
     room = _SURE * (memory - sum(held(_placed(tree, other)) for tree in program.trees.values()))
-    most = program.rows // unit * unit if program.fields else rounded(PICTURES, other)
+    most = program.batch_size // unit * unit if program.fields else round_up_batch_size(IMAGES, other)
     rows = most
     while rows and per_row * rows / parts > room:
       rows = rows // 2 // unit * unit
@@ -170,8 +178,8 @@ def _width(dtype: Any) -> int:
 
 
 def _placed(tree: Any, mesh: Mesh) -> Any:
-  """Shapes that lie where `train.sharding` says."""
-  return jax.tree.map(_at, tree, shardings(tree, mesh))
+  """Shapes that lie where `parallel.sharding` says."""
+  return jax.tree.map(_at, tree, param_shardings(tree, mesh))
 
 
 def _at(shape: Any, sharding: jax.NamedSharding) -> jax.ShapeDtypeStruct:
@@ -193,9 +201,9 @@ class _Plan(NamedTuple):
         yield program
         own = {part: x for part, x in theta.items() if part != TEXT}
         (full if settings.kind == "full" else tuned).update(own)
-    if prior.kind == "images" and any(stage.prior_rows for stage in config.stages.values()):
-      samplings, fields = dreambooth.prior_samplings(cascade, config), {"prior.batch": prior.batch}
-      runs = math.ceil(prior.count / rounded(prior.batch, self.mesh))
+    if prior.kind == "images" and any(stage.prior_batch_size for stage in config.stages.values()):
+      samplings, fields = dreambooth.prior_samplings(cascade, config), {"prior.batch_size": prior.batch_size}
+      runs = math.ceil(prior.count / round_up_batch_size(prior.batch_size, self.mesh))
       yield self._drawing("prior", runs, fields, samplings, {}, {})
     samplings = tuple(stage.sampling for stage in cascade.stages)
     yield self._drawing("sample", 1, {}, samplings, tuned, full)
@@ -204,21 +212,21 @@ class _Plan(NamedTuple):
     cascade, config = self.generator, self.config
     tokens = (0,)  # an identifier of one token
     theta = self._shaped(lambda params: dreambooth.first_theta(cascade, params, stage, config, tokens), self.params)
-    name, fields = f"{stage.name}: update", {f"stages.{stage.name}.rows": settings.rows}
-    if config.prior.kind != "none" and settings.prior_rows:
-      fields[f"stages.{stage.name}.prior_rows"] = settings.prior_rows
+    name, fields = f"{stage.name}: update", {f"stages.{stage.name}.batch_size": settings.batch_size}
+    if config.prior.kind != "none" and settings.prior_batch_size:
+      fields[f"stages.{stage.name}.prior_batch_size"] = settings.prior_batch_size
     count = self._count(name, fields)
     numbers = {"prior": jax.ShapeDtypeStruct((count,), jnp.bool)}
     if config.prior.kind == "frozen":
       numbers["frozen"] = numbers["prior"]
     image = jax.ShapeDtypeStruct((count, stage.image, stage.image, stage.channels), jnp.float32)
     prompt = self._ids(count) if TEXT in theta else self._text(count)
-    rows = Rows(image, prompt, jax.ShapeDtypeStruct((count,), jnp.float32), numbers)
+    rows = Batch(image, prompt, jax.ShapeDtypeStruct((count,), jnp.float32), numbers)
     frozen = {name: self.params[name] for name in {stage.name, *theta}}
-    plain = computing(cascade, config.dtype, remat="none")
+    plain = with_compute(cascade, config.dtype, remat="none")
     loss, tx = dreambooth.objective(cascade, stage, config, theta)
     once, _ = dreambooth.objective(plain, plain.stage(stage.name), config, theta)
-    return self._update(name, fields, settings, loss, once, tx, theta, frozen, rows, settings.pieces), theta
+    return self._update(name, fields, settings, loss, once, tx, theta, frozen, rows, settings.accumulation_steps), theta
 
   def _drawing(
     self, name: str, runs: int, fields: dict[str, int], samplings: tuple[Sampling, ...], tuned: Any, full: Any
@@ -226,14 +234,14 @@ class _Plan(NamedTuple):
     cascade, size = self.generator, self._drawn(fields)
     parts = (*(stage.name for stage in cascade.stages), AUTOENCODER)
     used = {part: self.params[part] for part in parts if part in self.params}
-    keys = self._spread(jax.eval_shape(lambda: keys_of(0, range(size))))
+    keys = self._spread(jax.eval_shape(lambda: image_keys(0, range(size))))
     text, null = self._spread(self._text(size)), self._whole(self._text(1))
     args = (used, tuned, text, null, keys)
     trees = {"parameters": self.params, "theta": (tuned, full)}
     drawn = functools.partial(cascades.draw_cascade, cascade.stages, samplings, autoencoder=cascade.autoencoder)
     count = lambda: flops.count(drawn, *args)  # noqa: E731
     lower = self._lowering(cascades.jit_cascade, cascade.stages, samplings, *args, cascade.autoencoder)
-    sizes, parts = _sizes(trees, (text, keys)), row_parts(self.mesh)
+    sizes, parts = _sizes(trees, (text, keys)), batch_shards(self.mesh)
     return Program(name, runs, size, fields, parts, 1, lower, count, sizes, held(args), trees)
 
   def styledrop(self) -> Iterator[Program]:
@@ -245,14 +253,19 @@ class _Plan(NamedTuple):
       for stage in generator.stages:
         settings = config[word].get(stage.name)
         if settings is not None and settings.steps:
-          name, fields = f"round {number}, {stage.name}: update", {f"{word}.{stage.name}.rows": settings.rows}
+          name, fields = (
+            f"round {number}, {stage.name}: update",
+            {f"{word}.{stage.name}.batch_size": settings.batch_size},
+          )
           program, theta = self._styling(name, fields, stage, before, settings, text)
           thetas |= theta
           yield program
         before = stage
       if number == 1:
-        total, size = len(config.pool.prompts) * config.pool.each, config.pool.batch
-        yield self._decoding("pool", math.ceil(total / rounded(size, self.mesh)), {"pool.batch": size}, thetas)
+        total, size = len(config.pool.prompts) * config.pool.images_per_prompt, config.pool.batch_size
+        yield self._decoding(
+          "pool", math.ceil(total / round_up_batch_size(size, self.mesh)), {"pool.batch_size": size}, thetas
+        )
     yield self._decoding("sample", 1, {}, thetas)
 
   def _styling(
@@ -269,8 +282,8 @@ class _Plan(NamedTuple):
     count = self._count(name, fields)
     ids = lambda one: jax.ShapeDtypeStruct((count, one.transformer.side**2), jnp.int32)  # noqa: E731
     low = None if before is None else ids(before)
-    rows = TokenRows(ids(stage), self._text(count), jax.ShapeDtypeStruct((count,), jnp.float32), low)
-    plain = computing(self.generator, self.config.dtype, remat="none").stage(stage.name)
+    rows = TokenBatch(ids(stage), self._text(count), jax.ShapeDtypeStruct((count,), jnp.float32), low)
+    plain = with_compute(self.generator, self.config.dtype, remat="none").stage(stage.name)
     loss, tx = styledrop.objective(stage, settings, theta)
     once, _ = styledrop.objective(plain, settings, theta)
     frozen = {stage.name: {"transformer": own}}
@@ -287,17 +300,17 @@ class _Plan(NamedTuple):
     for stage, some in zip(stages, asked, strict=True):
       own = self.params[stage.name]["transformer"]
       of = [(None, None, thetas.get(stage.name))[i] for i in some]
-      branches[stage.name] = self._shaped(lambda params, of: Branches.of(params, of), own, of)
+      branches[stage.name] = self._shaped(lambda params, of: StackedThetas.of(params, of), own, of)
       text = self._text(size)
       texts.append(self._spread(jax.tree.map(functools.partial(_wider, len(some)), text), axis=1))
     weights = tuple(self._whole(jax.ShapeDtypeStruct(x.shape, jnp.float32)) for x in weights)
     used = {stage.name: self.params[stage.name] for stage in stages}
-    keys = self._spread(jax.eval_shape(lambda: keys_of(0, range(size))))
+    keys = self._spread(jax.eval_shape(lambda: image_keys(0, range(size))))
     args = (used, branches, tuple(texts), weights, keys)
     trees = {"parameters": self.params, "theta": branches}
     count = lambda: flops.count(functools.partial(masked.draw, stages, decodings), *args)  # noqa: E731
     lower = self._lowering(masked.jit_draw, stages, decodings, *args)
-    sizes, parts = _sizes(trees, (texts, keys)), row_parts(self.mesh)
+    sizes, parts = _sizes(trees, (texts, keys)), batch_shards(self.mesh)
     return Program(name, runs, size, fields, parts, 1, lower, count, sizes, held(args), trees)
 
   def _update(
@@ -311,7 +324,7 @@ class _Plan(NamedTuple):
     update = jit_update(make_step(loss, tx, 0, pieces, unroll=False), state, self.mesh)
     trees = {"parameters": self.params, "theta": theta, "optimizer": state.opt_state}
     count = lambda: flops.count(jax.grad(once, has_aux=True), theta, frozen, rows, jax.random.key(0))  # noqa: E731
-    args, size, parts = (state, frozen, rows), sum(fields.values()), row_parts(self.mesh)
+    args, size, parts = (state, frozen, rows), sum(fields.values()), batch_shards(self.mesh)
     lower, sizes = self._lowering(update, *args), _sizes(trees, rows)
     return Program(name, settings.steps, size, fields, parts, pieces, lower, count, sizes, held(args), trees)
 
@@ -326,13 +339,13 @@ class _Plan(NamedTuple):
     return _placed(jax.eval_shape(function, *args), self.mesh)
 
   def _drawn(self, fields: dict[str, int]) -> int:
-    """The pictures that are drawn at once: as a run has it, so many that they can be divided."""
-    return rounded(sum(fields.values()) or PICTURES, self.mesh)
+    """The images that are drawn at once: as a run has it, so many that they can be divided."""
+    return round_up_batch_size(sum(fields.values()) or IMAGES, self.mesh)
 
   def _count(self, name: str, fields: dict[str, int]) -> int:
     """The rows of an update: what fields of the config add up to; ValueError if they cannot be divided."""
     count = sum(fields.values())
-    if near := nearest(count, self.mesh):
+    if near := nearest_batch_sizes(count, self.mesh):
       said = " + ".join(f"--config.{field}={value}" for field, value in fields.items())
       where = f"the {row_parts(self.mesh)} devices along {' and '.join(row_axes(self.mesh))}"
       raise ValueError(
@@ -341,7 +354,7 @@ class _Plan(NamedTuple):
     return count
 
   def _spread(self, tree: Any, axis: int = 0) -> Any:
-    return jax.tree.map(lambda x: _at(x, row_place(self.mesh, axis)), tree)
+    return jax.tree.map(lambda x: _at(x, batch_sharding(self.mesh, axis)), tree)
 
   def _whole(self, tree: Any) -> Any:
     return jax.tree.map(lambda x: _at(x, jax.NamedSharding(self.mesh, jax.P())), tree)
@@ -356,7 +369,9 @@ class _Plan(NamedTuple):
 
   def _text(self, count: int) -> Any:
     ids, mask = self._ids(count)
-    return jax.eval_shape(functools.partial(read, self.generator.text_encoder), self.params[TEXT], None, ids, mask)
+    return jax.eval_shape(
+      functools.partial(encode_text, self.generator.text_encoder), self.params[TEXT], None, ids, mask
+    )
 
 
 def _wider(branches: int, shape: Any) -> jax.ShapeDtypeStruct:

@@ -35,9 +35,9 @@ def bind(
     return {key: bound(value) for key, value in fields.items() if key not in free}
 
   digest = hashlib.sha256()
-  for picture in photos.pictures:
-    digest.update(f"{picture.shape}\n".encode())
-    digest.update(np.ascontiguousarray(picture))
+  for image in photos.originals:
+    digest.update(f"{image.shape}\n".encode())
+    digest.update(np.ascontiguousarray(image))
   run = {"base_model": base.hash, "photos": digest.hexdigest(), "prompts": photos.prompts, "config": bound(config)}
   run = json.loads(json.dumps({**run, **others}))
   path = workdir / "run.json"

@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from dreamjax.models.spread import row_axes, spreads
+from dreamjax.parallel.sharding import batch_axes, divides_over
 
 LONG = 1024  # places from which on attention is computed block by block
 _BLOCK = 512  # places in a block of the TPUs' kernel
@@ -148,7 +148,7 @@ def _spread(query: Array, key: Array, value: Array, *, scale: float) -> Array:
   """`in_blocks` on each device of the mesh, of its rows and heads: the compiler cannot divide a kernel by itself."""
   mesh = jax.sharding.get_abstract_mesh()
   divides = "tensor" in mesh.axis_names and query.shape[2] % mesh.shape["tensor"] == 0
-  place = jax.P(row_axes(mesh) if spreads(query, mesh) else None, None, "tensor" if divides else None)
+  place = jax.P(batch_axes(mesh) if divides_over(query, mesh) else None, None, "tensor" if divides else None)
   own = functools.partial(in_blocks, scale=scale)
   return jax.shard_map(own, mesh=mesh, in_specs=(place,) * 3, out_specs=place, check_vma=False)(query, key, value)
 

@@ -1,4 +1,4 @@
-"""Stable Diffusion's autoencoder: pictures to a Gaussian over small latents, and latents back to pictures.
+"""Stable Diffusion's autoencoder: images to a Gaussian over small latents, and latents back to images.
 
 "High-Resolution Image Synthesis with Latent Diffusion Models" (Rombach et al., 2112.10752), section 3.1 and appendix G,
 with the KL term:
@@ -19,7 +19,7 @@ from dreamjax.models.residual import Decoder, Encoder
 
 
 class Gaussian(NamedTuple):
-  """What a picture's latents may be, before scale and shift of eq. 1."""
+  """What an image's latents may be, before scale and shift of eq. 1."""
 
   mean: Float[Array, "b h w c"]
   log_variance: Float[Array, "b h w c"]
@@ -48,7 +48,7 @@ class Autoencoder(nn.Module):
 
   @property
   def factor(self) -> int:
-    """Pixels of a picture's row for one latent."""
+    """Pixels of an image's row for one latent."""
     return 2 ** (len(self.widths) - 1)
 
   def setup(self) -> None:
@@ -64,14 +64,14 @@ class Autoencoder(nn.Module):
     return self.decode(self.encode(images))
 
   def gaussian(self, images: Float[Array, "b h w 3"]) -> Gaussian:
-    """What pictures in [-1, 1] become.
+    """What images in [-1, 1] become.
 
     Raises:
       ValueError: if their height or width cannot be divided by `factor`.
     """
     _, height, width, _ = images.shape
     if height % self.factor or width % self.factor:
-      raise ValueError(f"pictures of {height}x{width} cannot be divided into squares of {self.factor}x{self.factor}")
+      raise ValueError(f"images of {height}x{width} cannot be divided into squares of {self.factor}x{self.factor}")
     both = self.before(self.encoder(images)).astype(jnp.float32)
     mean, log_variance = jnp.split(both, 2, axis=-1)
     return Gaussian(mean, jnp.clip(log_variance, -30.0, 20.0))
@@ -79,13 +79,13 @@ class Autoencoder(nn.Module):
   def encode(
     self, images: Float[Array, "b h w 3"], eps: Float[Array, "b h2 w2 c"] | None = None
   ) -> Float[Array, "b h2 w2 c"]:
-    """Latents z of pictures; without noise `eps`, the mean's."""
+    """Latents z of images; without noise `eps`, the mean's."""
     mean, log_variance = self.gaussian(images)
     drawn = mean if eps is None else mean + jnp.exp(0.5 * log_variance) * eps
     return self.scale * (drawn - self.shift)
 
   def decode(self, z: Float[Array, "b h2 w2 c"]) -> Float[Array, "b h w 3"]:
-    """Pictures of latents z, in about [-1, 1]."""
+    """Images of latents z, in about [-1, 1]."""
     return self.decoder(self.after(z / self.scale + self.shift).astype(jnp.float32))
 
 

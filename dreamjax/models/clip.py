@@ -1,4 +1,4 @@
-"""CLIP: a vision and a text transformer that embed pictures and captions in one space.
+"""CLIP: a vision and a text transformer that embed images and captions in one space.
 
 "Learning Transferable Visual Models From Natural Language Supervision" (Radford et al., 2021), sections 2.3 to 2.5.
 Both towers are made of the blocks of `dreamjax.models.transformer`:
@@ -31,10 +31,10 @@ def spread(width: int, depth: int) -> Spread:
 
 
 class VisionTower(nn.Module):
-  """Pictures to tokens and to one vector each.
+  """Images to tokens and to one vector each.
 
   Attributes:
-    image: side of the pictures; position embeddings are not interpolated to any other.
+    image: side of the images; position embeddings are not interpolated to any other.
     patch: side of a patch.
     width: channels of a token.
     depth: blocks.
@@ -61,7 +61,7 @@ class VisionTower(nn.Module):
   def __call__(
     self, images: Float[Array, "b h w 3"], kept: Int[Array, "b k"] | None = None
   ) -> tuple[Float[Array, "b n d"], dict[str, Any]]:
-    """Encodes pictures.
+    """Encodes images.
 
     Args:
       images: normalised as the weights expect it.
@@ -73,7 +73,7 @@ class VisionTower(nn.Module):
       with a `projection`, the "embedding".
 
     Raises:
-      ValueError: if the pictures are of another size than `image`.
+      ValueError: if the images are of another size than `image`.
     """
     embed = PatchTokens(
       self.image, self.patch, self.width, use_bias=False, std=self.width**-0.5, dtype=self.dtype, name="embed"
@@ -216,7 +216,7 @@ class CLIP(nn.Module):
     self.logit_scale = self.param("logit_scale", nn.initializers.constant(-math.log(TEMPERATURE)), ())
 
   def encode_image(self, images: Float[Array, "b h w 3"], kept: Int[Array, "b k"] | None = None) -> Float[Array, "b p"]:
-    """The embeddings of normalised pictures (eq. 1), of whose patches only some may be looked at."""
+    """The embeddings of normalised images (eq. 1), of whose patches only some may be looked at."""
     return self.vision(images, kept)[1]["embedding"]
 
   def encode_text(self, ids: Int[Array, "b n"]) -> Float[Array, "b p"]:
@@ -226,7 +226,7 @@ class CLIP(nn.Module):
   def __call__(
     self, images: Float[Array, "i h w 3"], ids: Int[Array, "t n"], kept: Int[Array, "i k"] | None = None
   ) -> tuple[Float[Array, "i p"], Float[Array, "t p"], Float[Array, ""]]:
-    """The embeddings of pictures and of texts, and the logarithm of the logits' scale (eq. 3)."""
+    """The embeddings of images and of texts, and the logarithm of the logits' scale (eq. 3)."""
     return self.encode_image(images, kept), self.encode_text(ids), self.logit_scale
 
 

@@ -1,8 +1,8 @@
-"""ControlNet: a copy of the way down of Stable Diffusion's U-Net that sees a picture, and tells the U-Net what it saw.
+"""ControlNet: a copy of the way down of Stable Diffusion's U-Net that sees an image, and tells the U-Net what it saw.
 
 "Adding Conditional Control to Text-to-Image Diffusion Models" (Zhang et al., 2302.05543), section 3.1 and eq. 2 to 4:
 
-  (1) x = conv(z) + embed(picture),  control_i = zero_i(left_i),  control_middle = zero(middle)
+  (1) x = conv(z) + embed(image),  control_i = zero_i(left_i),  control_middle = zero(middle)
 
 where left_i and middle are what the way down leaves behind, and each zero is a 1x1 convolution that starts at zero, so
 that the U-Net is at first what it was.
@@ -21,11 +21,11 @@ class ControlNet(Trunk):
   """Eq. 1; see `Trunk` for what it shares with the U-Net.
 
   Attributes:
-    picture_widths: channels of the embedding's convolutions; from each to the next height and width are halved, so that
-      the picture is 2^(how many - 1) times the latents' size.
+    image_widths: channels of the embedding's convolutions; from each to the next height and width are halved, so that
+      the image is 2^(how many - 1) times the latents' size.
   """
 
-  picture_widths: tuple[int, ...] = (16, 32, 96, 256)
+  image_widths: tuple[int, ...] = (16, 32, 96, 256)
 
   @nn.compact
   def __call__(
@@ -33,7 +33,7 @@ class ControlNet(Trunk):
     x: Float[Array, "b h w c"],
     t: Float[Array, "b"],
     text: Float[Array, "b n d"],
-    picture: Float[Array, "b _ _ 3"],
+    image: Float[Array, "b _ _ 3"],
     pooled: Float[Array, "b p"] | None = None,
     sizes: Float[Array, "b 6"] | None = None,
     scale: float | Float[Array, ""] = 1.0,
@@ -44,7 +44,7 @@ class ControlNet(Trunk):
       x: noisy latents.
       t: the time of each, as the U-Net is told it.
       text: tokens of the text encoder.
-      picture: depth, edges, a pose or whatever the network was trained to see, in [0, 1].
+      image: depth, edges, a pose or whatever the network was trained to see, in [0, 1].
       pooled: as the U-Net takes it.
       sizes: as the U-Net takes them.
       scale: what the control is multiplied with.
@@ -53,13 +53,13 @@ class ControlNet(Trunk):
       ValueError: if an input is missing or superfluous or of a shape that does not fit.
     """
     self._check(x)
-    factor = 2 ** (len(self.picture_widths) - 1)
-    if picture.shape != (x.shape[0], x.shape[1] * factor, x.shape[2] * factor, 3):
-      wanted = f"{x.shape[0]} pictures of {x.shape[1] * factor}x{x.shape[2] * factor} with 3 channels"
-      raise ValueError(f"this model needs {wanted} beside latents of {x.shape[1]}x{x.shape[2]}, not {picture.shape}")
+    factor = 2 ** (len(self.image_widths) - 1)
+    if image.shape != (x.shape[0], x.shape[1] * factor, x.shape[2] * factor, 3):
+      wanted = f"{x.shape[0]} images of {x.shape[1] * factor}x{x.shape[2] * factor} with 3 channels"
+      raise ValueError(f"this model needs {wanted} beside latents of {x.shape[1]}x{x.shape[2]}, not {image.shape}")
     condition = self._condition(t, text, pooled, sizes)
     x = nn.Conv(self.widths[0], (3, 3), dtype=self.dtype, name="conv_in")(x).astype(jnp.float32)
-    middle, left = self._descend(x + self._embed(picture), condition)
+    middle, left = self._descend(x + self._embed(image), condition)
 
     def zero(name: str, y: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
       conv = nn.Conv(y.shape[-1], (1, 1), kernel_init=zeros, dtype=self.dtype, name=name)
@@ -67,12 +67,12 @@ class ControlNet(Trunk):
 
     return Control(tuple(zero(f"zero_{i}", y) for i, y in enumerate(left)), zero("zero_middle", middle))
 
-  def _embed(self, picture: Float[Array, "b _ _ 3"]) -> Float[Array, "b h w c"]:
-    """The picture, as many places as there are latents."""
-    y = nn.silu(nn.Conv(self.picture_widths[0], (3, 3), dtype=self.dtype, name="picture_in")(picture))
-    for i, (here, there) in enumerate(zip(self.picture_widths, self.picture_widths[1:], strict=False)):
-      y = nn.silu(nn.Conv(here, (3, 3), dtype=self.dtype, name=f"picture_{2 * i}")(y))
-      y = nn.Conv(there, (3, 3), (2, 2), padding=1, dtype=self.dtype, name=f"picture_{2 * i + 1}")(y)
+  def _embed(self, image: Float[Array, "b _ _ 3"]) -> Float[Array, "b h w c"]:
+    """The image, as many places as there are latents."""
+    y = nn.silu(nn.Conv(self.image_widths[0], (3, 3), dtype=self.dtype, name="image_in")(image))
+    for i, (here, there) in enumerate(zip(self.image_widths, self.image_widths[1:], strict=False)):
+      y = nn.silu(nn.Conv(here, (3, 3), dtype=self.dtype, name=f"image_{2 * i}")(y))
+      y = nn.Conv(there, (3, 3), (2, 2), padding=1, dtype=self.dtype, name=f"image_{2 * i + 1}")(y)
       y = nn.silu(y)
-    out = nn.Conv(self.widths[0], (3, 3), kernel_init=zeros, dtype=self.dtype, name="picture_out")
+    out = nn.Conv(self.widths[0], (3, 3), kernel_init=zeros, dtype=self.dtype, name="image_out")
     return out(y).astype(jnp.float32)

@@ -24,9 +24,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dreamjax.models.attention import attend
-from dreamjax.models.layers import in_turn, recomputing
+from dreamjax.models.layers import apply_layers, with_remat
 from dreamjax.models.normalization import GroupNorm
-from dreamjax.models.residual import Block, Double
+from dreamjax.models.residual import Block, Upsample
 from dreamjax.models.unet import EPS, MLP, group_norm, layer_norm, sinusoid
 
 TRANSFORMER_EPS = 1e-6  # of the norm at a transformer's entrance
@@ -106,14 +106,14 @@ class Transformer(nn.Module):
         return nn.Dense(width, dtype=self.dtype, name=name)(y).astype(jnp.float32)
       return nn.Conv(width, (1, 1), dtype=self.dtype, name=f"{name}_conv")(y).astype(jnp.float32)
 
-    make_layer = recomputing(Layer, self.remat)
+    make_layer = with_remat(Layer, self.remat)
     y = project("enter", GroupNorm(self.groups, TRANSFORMER_EPS, name="norm")(x)).reshape(len(x), -1, width)
     layers = [make_layer(self.heads, self.dtype, name=f"layer_{i}") for i in range(self.depth)]
-    y = in_turn(layers, y, text, scan=self.scan)
+    y = apply_layers(layers, y, text, scan=self.scan)
     return x + project("leave", y.reshape(x.shape))
 
 
-class Halve(nn.Module):
+class Downsample(nn.Module):
   """A convolution of stride 2, padded on all sides."""
 
   dtype: DTypeLike
@@ -152,7 +152,7 @@ class Level(nn.Module):
     Returns:
       What goes around the blocks, and all that blocks and step leave behind.
     """
-    make_block = recomputing(Block, self.remat)
+    make_block = with_remat(Block, self.remat)
     left = []
     for i, other in enumerate(others):
       x = x if other is None else jnp.concatenate([x, other], axis=-1)
@@ -162,7 +162,7 @@ class Level(nn.Module):
         x = make(self.dtype, name=f"transformer_{i}")(x, condition.text)
       left.append(x)
     if step:
-      x = (Halve if step == "downsample" else Double)(self.dtype, name=step)(x)
+      x = (Downsample if step == "downsample" else Upsample)(self.dtype, name=step)(x)
       left.append(x)
     return x, left
 
@@ -183,7 +183,7 @@ class Trunk(nn.Module):
     linear: whether transformers store their first and last matrix as a matrix.
     groups: of the norms.
     remat: what the way back computes anew of what is inside a layer or block, of `layers.REMATS`.
-    scan: whether the layers of each transformer are a loop, see `layers.in_turn`.
+    scan: whether the layers of each transformer are a loop, see `layers.apply_layers`.
     dtype: in which matrix products and convolutions are computed; the rest is float32.
   """
 
@@ -240,7 +240,7 @@ class Trunk(nn.Module):
       x, more = self._level(i, f"down_{i}")(x, (None,) * self.blocks, condition, step)
       left += more
     x, _ = self._level(last, "middle_0", always=True)(x, (None,), condition, "")
-    make_block = recomputing(Block, self.remat)
+    make_block = with_remat(Block, self.remat)
     x = make_block(self.widths[last], self.groups, self.dtype, EPS, name="middle_1")(x, condition.embedding)
     return x, left
 
@@ -279,7 +279,7 @@ class LatentUNet(Trunk):
       text: tokens of the text encoder, padding and all.
       pooled: for SDXL's networks, one vector for each text.
       sizes: for SDXL's networks, in pixels: original height and width, top and left of the crop, height and width
-        that the picture is to have.
+        that the image is to have.
       control: what a ControlNet says.
 
     Returns:

@@ -26,12 +26,12 @@ _attended = jax.checkpoint_policies.save_only_these_names(ATTENDED)
 _KEPT = {"cheap": jax.checkpoint_policies.save_from_both_policies(_is_product, _attended), "all": None}
 
 
-def recomputing(layer: M, remat: str) -> M:
+def with_remat(layer: M, remat: str) -> M:
   """The class of a layer or block, which keeps for the way back what `remat`, of `REMATS`, lets it."""
   return layer if remat == "none" else nn.remat(layer, policy=_KEPT[remat])
 
 
-def in_turn(layers: Sequence[nn.Module], x: Stream, *told: Any, scan: bool = False) -> Stream:
+def apply_layers(layers: Sequence[nn.Module], x: Stream, *told: Any, scan: bool = False) -> Stream:
   """What goes around, through all layers.
 
   With `scan` the layers' parameters, and what a theta puts beside them, are stacked when the program runs and gone

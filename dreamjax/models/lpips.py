@@ -1,7 +1,7 @@
-"""LPIPS: how different two pictures look (Zhang et al., The Unreasonable Effectiveness of Deep Features, 1801.03924).
+"""LPIPS: how different two images look (Zhang et al., The Unreasonable Effectiveness of Deep Features, 1801.03924).
 
 With y^l the activations of layer l of a classifier, u(y) = y / (|y| + 1e-10) over channels, and weights w_l >= 0 that
-were fitted to people's judgements, the distance of pictures x and x' is the paper's equation (1),
+were fitted to people's judgements, the distance of images x and x' is the paper's equation (1),
 
     d(x, x') = sum_l 1/(H_l W_l) sum_{h,w} w_l . (u(y^l_hw) - u(y'^l_hw))^2                                        (1)
 
@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
-# Mean and standard deviation of ImageNet's colours for pictures in [-1, 1], as the authors' `ScalingLayer` has them.
+# Mean and standard deviation of ImageNet's colours for images in [-1, 1], as the authors' `ScalingLayer` has them.
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
@@ -75,7 +75,7 @@ class LPIPS(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w 3"], y: Float[Array, "b h w 3"]) -> Float[Array, " b"]:
-    """Distances of b pairs of pictures in [-1, 1]."""
+    """Distances of b pairs of images in [-1, 1]."""
     shift, scale = (jnp.array(constants)[None, None, None] for constants in (_SHIFT, _SCALE))
     h = (jnp.concatenate([x, y]) - shift) / scale
     window, stride, pooled = _POOLS[self.net]

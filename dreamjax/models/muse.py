@@ -1,4 +1,4 @@
-"""Muse's transformers: from a picture's tokens, some of them masked, and a text to the logits of all tokens.
+"""Muse's transformers: from an image's tokens, some of them masked, and a text to the logits of all tokens.
 
 "Muse: Text-To-Image Generation via Masked Generative Transformers" (Chang et al., 2301.00704), sections 2.3 and 2.4.
 Tokens stand on a square; each has an embedding of what it is and a learned one of its row and column. A layer is
@@ -6,7 +6,7 @@ Tokens stand on a square; each has an embedding of what it is and a learned one 
   (1) x' = x + attention(norm(x), norm(x)),  x'' = x' + attention(norm(x'), context),  y = x'' + mlp(norm(x''))
 
 The context of the base transformer is the text, brought to the width of x. That of the one of super-resolution is the
-text and, behind it, the tokens of the smaller picture, which an encoder of layers without a context has read. Where
+text and, behind it, the tokens of the smaller image, which an encoder of layers without a context has read. Where
 there are too many tokens for each to look at all, attention goes along two axes ("Improved Transformer for
 High-Resolution GANs", Zhao et al., 2106.07631, section 3.2): in half of the heads a token looks at its own block of
 neighbours, in the others at those that have its place in all blocks.
@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from dreamjax.models.attention import attend
-from dreamjax.models.layers import in_turn, recomputing
+from dreamjax.models.layers import apply_layers, with_remat
 from dreamjax.models.transformer import layer_norm
 
 normal = nn.initializers.normal
@@ -131,19 +131,19 @@ class Muse(nn.Module):
   """A transformer of Muse: the base one, or with `low_side` the one of super-resolution.
 
   Attributes:
-    side: tokens of a picture's row, and of its column.
+    side: tokens of an image's row, and of its column.
     codebook: tokens that there are. The number behind the last one is the mask's: `mask_id`.
     width: channels of a token.
     heads: attention heads.
     mlp: channels of the mlp's hidden layer.
     depth: layers.
     text_width: channels of the text's tokens.
-    low_side: tokens of the smaller picture's row; 0 for the base transformer.
+    low_side: tokens of the smaller image's row; 0 for the base transformer.
     low_depth: layers of the encoder that reads them.
-    low_codebook: tokens that there are for the smaller picture.
+    low_codebook: tokens that there are for the smaller image.
     block: side of the blocks of attention along two axes; 0 lets each token look at all.
     remat: what the way back computes anew of what is inside a layer or block, of `layers.REMATS`.
-    scan: whether the layers are a loop, see `layers.in_turn`.
+    scan: whether the layers are a loop, see `layers.apply_layers`.
     dtype: in which matrix products are computed; the rest is float32.
   """
 
@@ -171,7 +171,7 @@ class Muse(nn.Module):
   def adapted(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The paths of what StyleDrop's adapters stand behind: the last attention of each layer, and its mlp.
 
-    The layers of the encoder of smaller pictures are among them, which explains the number of the paper's parameters.
+    The layers of the encoder of smaller images are among them, which explains the number of the paper's parameters.
     """
     low = [f"low_layer_{i}" for i in range(self.low_depth)]
     layers = [f"layer_{i}" for i in range(self.depth)]
@@ -189,27 +189,27 @@ class Muse(nn.Module):
     """Predicts.
 
     Args:
-      tokens: of pictures, row by row, or `mask_id` where they are masked.
+      tokens: of images, row by row, or `mask_id` where they are masked.
       text: tokens of the text encoder.
       mask: true where there is a token of text, false where there is padding; no text may be all padding.
-      low: for super-resolution, the tokens of the smaller pictures, none of them masked.
+      low: for super-resolution, the tokens of the smaller images, none of them masked.
 
     Raises:
       ValueError: if an input is missing or superfluous, or there are more or fewer tokens than the model has places.
     """
     self._check(tokens, text, low)
-    layer = recomputing(Layer, self.remat)
+    layer = with_remat(Layer, self.remat)
     context = nn.Dense(self.width, use_bias=False, kernel_init=normal(STD), dtype=self.dtype, name="text")(text)
     context = layer_norm(EPS, "text_norm")(context.astype(jnp.float32))
     if low is not None:
       smaller = self._embed(low, self.low_side, self.low_codebook, "low_")
       low_layers = [layer(self.heads, self.mlp, 0, self.dtype, name=f"low_layer_{i}") for i in range(self.low_depth)]
-      smaller = in_turn(low_layers, smaller, scan=self.scan)
+      smaller = apply_layers(low_layers, smaller, scan=self.scan)
       context = jnp.concatenate([context, layer_norm(EPS, "low_norm")(smaller)], axis=1)
       mask = jnp.concatenate([mask, jnp.ones(low.shape, bool)], axis=1)
     x = self._embed(tokens, self.side, self.codebook + 1, "")
     layers = [layer(self.heads, self.mlp, self.block, self.dtype, name=f"layer_{i}") for i in range(self.depth)]
-    x = in_turn(layers, x, context, mask, scan=self.scan)
+    x = apply_layers(layers, x, context, mask, scan=self.scan)
     x = layer_norm(EPS, "norm")(x)
     return nn.Dense(self.codebook, kernel_init=normal(STD), dtype=self.dtype, name="logits")(x).astype(jnp.float32)
 
@@ -230,10 +230,10 @@ class Muse(nn.Module):
       )
     if (low is None) != (self.low_side == 0):
       what = "a transformer of super-resolution sees" if self.low_side else "a base transformer sees no"
-      raise ValueError(f"{what} tokens of a smaller picture")
+      raise ValueError(f"{what} tokens of a smaller image")
     for name, found, side in (("", tokens, self.side), ("smaller ", low, self.low_side)):
       if found is not None and found.shape[1] != side * side:
-        raise ValueError(f"this model has places for {side}x{side} tokens of a {name}picture, not {found.shape[1]}")
+        raise ValueError(f"this model has places for {side}x{side} tokens of a {name}image, not {found.shape[1]}")
     if text.shape[-1] != self.text_width:
       raise ValueError(f"this model reads tokens of {self.text_width} channels, not {text.shape[-1]}")
 

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float
 
 
 class GroupNorm(nn.Module):
-  """x - mean over standard deviation, both over a group of channels and all places of one picture or one text.
+  """x - mean over standard deviation, both over a group of channels and all places of one image or one text.
 
   `flax.linen.GroupNorm` with the same parameters gives the same numbers, but reduces over the groups themselves. Here
   each channel is reduced by itself and then its group, of which little is left; on a CPU it is three times faster.
@@ -25,7 +25,7 @@ class GroupNorm(nn.Module):
     """Normalises, in float32.
 
     Args:
-      x: pictures, or texts.
+      x: images, or texts.
       mask: true at the places that are counted; None for all.
 
     Raises:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from dreamjax.models.attention import attend
 from dreamjax.models.normalization import GroupNorm
-from dreamjax.models.unet import double, fold, unfold
+from dreamjax.models.unet import depth_to_space, space_to_depth, upsample_nearest
 
 EPS = 1e-6  # of the norms
 
@@ -41,7 +41,7 @@ class Block(nn.Module):
     return around.astype(jnp.float32) + y.astype(jnp.float32)
 
 
-class Halve(nn.Module):
+class Downsample(nn.Module):
   """A convolution of stride 2, padded on the right and below."""
 
   dtype: DTypeLike
@@ -53,7 +53,7 @@ class Halve(nn.Module):
     return conv(x).astype(jnp.float32)
 
 
-class Double(nn.Module):
+class Upsample(nn.Module):
   """Each place as 2x2, and a convolution."""
 
   dtype: DTypeLike
@@ -61,7 +61,7 @@ class Double(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
     """Doubles height and width."""
-    return nn.Conv(x.shape[-1], (3, 3), dtype=self.dtype, name="conv")(double(x)).astype(jnp.float32)
+    return nn.Conv(x.shape[-1], (3, 3), dtype=self.dtype, name="conv")(upsample_nearest(x)).astype(jnp.float32)
 
 
 class Attention(nn.Module):
@@ -99,7 +99,7 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
-  """Pictures to what is `latent` channels deep.
+  """Images to what is `latent` channels deep.
 
   Attributes:
     widths: channels of each level, each half as high and wide as the one before.
@@ -122,9 +122,11 @@ class Encoder(nn.Module):
   @nn.compact
   def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 d"]:
     """Level after level."""
-    x = nn.Conv(self.widths[0], (3, 3), dtype=self.dtype, name="conv_in")(fold(images, self.patch)).astype(jnp.float32)
+    x = nn.Conv(self.widths[0], (3, 3), dtype=self.dtype, name="conv_in")(space_to_depth(images, self.patch)).astype(
+      jnp.float32
+    )
     for i, width in enumerate(self.widths):
-      step = Halve if i + 1 < len(self.widths) else None
+      step = Downsample if i + 1 < len(self.widths) else None
       x = Level(width, self.blocks, self.groups, step, "downsample", self.dtype, name=f"down_{i}")(x)
     x = _middle(x, self.attention, self.groups, self.dtype)
     x = nn.silu(GroupNorm(self.groups, EPS, name="norm")(x))
@@ -132,7 +134,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-  """The way back to pictures; its fields are the encoder's, its levels have a block more."""
+  """The way back to images; its fields are the encoder's, its levels have a block more."""
 
   widths: tuple[int, ...]
   blocks: int
@@ -147,11 +149,11 @@ class Decoder(nn.Module):
     x = nn.Conv(self.widths[-1], (3, 3), dtype=self.dtype, name="conv_in")(z).astype(jnp.float32)
     x = _middle(x, self.attention, self.groups, self.dtype)
     for i, width in enumerate(reversed(self.widths)):
-      step = Double if i + 1 < len(self.widths) else None
+      step = Upsample if i + 1 < len(self.widths) else None
       x = Level(width, self.blocks + 1, self.groups, step, "upsample", self.dtype, name=f"up_{i}")(x)
     x = nn.silu(GroupNorm(self.groups, EPS, name="norm")(x))
     x = nn.Conv(3 * self.patch**2, (3, 3), dtype=self.dtype, name="conv_out")(x)
-    return unfold(x.astype(jnp.float32), self.patch)
+    return depth_to_space(x.astype(jnp.float32), self.patch)
 
 
 def _middle(x: Float[Array, "b h w c"], attention: bool, groups: int, dtype: DTypeLike) -> Float[Array, "b h w c"]:

@@ -1,7 +1,7 @@
-"""A residual network that names what a picture shows, by several classifying heads, or embeds it.
+"""A residual network that names what an image shows, by several classifying heads, or embeds it.
 
 He et al., "Deep Residual Learning for Image Recognition" (2016), with group normalisation (Wu & He, 2018), so that a
-picture's answer does not depend on its batch. What leaves the last block is pooled by its mean and by its maximum.
+image's answer does not depend on its batch. What leaves the last block is pooled by its mean and by its maximum.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from dreamjax.models.normalization import GroupNorm
 
 
 class Block(nn.Module):
-  """Two 3x3 convolutions around which the input goes; the first one may halve the picture.
+  """Two 3x3 convolutions around which the input goes; the first one may halve the image.
 
   Attributes:
     width: channels of the output.
@@ -41,7 +41,7 @@ def _pooled(
 ) -> Float[Array, "b {2*widths[-1]}"]:
   """The blocks and what is pooled behind them, as part of the module that is being called."""
   if images.shape[1:3] != (side, side):
-    raise ValueError(f"this network sees pictures of {side} x {side} pixels, not {images.shape[1:3]}")
+    raise ValueError(f"this network sees images of {side} x {side} pixels, not {images.shape[1:3]}")
   x = nn.Conv(widths[0], (4, 4), 2, padding=1, name="stem")(images)
   for i, width in enumerate(widths):
     for j in range(blocks):
@@ -53,12 +53,12 @@ def _pooled(
 
 
 class Classifier(nn.Module):
-  """Names what pictures show.
+  """Names what images show.
 
   Attributes:
     heads: the names of the classes of each head, in the order of its logits.
-    image: height and width of the pictures, in pixels.
-    widths: channels of each level; every level but the first halves the picture.
+    image: height and width of the images, in pixels.
+    widths: channels of each level; every level but the first halves the image.
     blocks: residual blocks per level.
   """
 
@@ -69,10 +69,10 @@ class Classifier(nn.Module):
 
   @nn.compact
   def __call__(self, images: Float[Array, "b h w 3"]) -> dict[str, Float[Array, "b classes"]]:
-    """Returns the logits of each head for pictures in [-1, 1].
+    """Returns the logits of each head for images in [-1, 1].
 
     Raises:
-      ValueError: if the pictures have another size.
+      ValueError: if the images have another size.
     """
     x = _pooled(images, self.image, self.widths, self.blocks)
     return {
@@ -81,12 +81,12 @@ class Classifier(nn.Module):
 
 
 class ResNet(nn.Module):
-  """Embeds pictures.
+  """Embeds images.
 
   Attributes:
     embedding: channels of the embedding.
-    image: height and width of the pictures, in pixels.
-    widths: channels of each level; every level but the first halves the picture.
+    image: height and width of the images, in pixels.
+    widths: channels of each level; every level but the first halves the image.
     blocks: residual blocks per level.
   """
 
@@ -97,9 +97,9 @@ class ResNet(nn.Module):
 
   @nn.compact
   def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b {self.embedding}"]:
-    """Returns embeddings, which are not of unit length, of pictures in [-1, 1].
+    """Returns embeddings, which are not of unit length, of images in [-1, 1].
 
     Raises:
-      ValueError: if the pictures have another size.
+      ValueError: if the images have another size.
     """
     return nn.Dense(self.embedding, name="embedding")(_pooled(images, self.image, self.widths, self.blocks))

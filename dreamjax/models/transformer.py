@@ -46,18 +46,18 @@ class PatchTokens(nn.Module):
 
   @nn.compact
   def __call__(self, images: Float[Array, "b h w 3"], kept: Int[Array, "b k"] | None = None) -> Float[Array, "b n d"]:
-    """Pictures to tokens.
+    """Images to tokens.
 
     Args:
-      images: the pictures.
+      images: the images.
       kept: the numbers of the patches that are looked at, counted row by row; None for all.
 
     Raises:
-      ValueError: if the pictures are of another size than `image`.
+      ValueError: if the images are of another size than `image`.
     """
     if images.shape[1:3] != (self.image, self.image):
       size = f"{images.shape[1]}x{images.shape[2]}"
-      raise ValueError(f"this model sees pictures of {self.image}x{self.image}, not {size}: resize them first")
+      raise ValueError(f"this model sees images of {self.image}x{self.image}, not {size}: resize them first")
     stride = (self.patch, self.patch)
     conv = nn.Conv(
       self.width, stride, stride, padding="VALID", use_bias=self.use_bias, dtype=self.dtype, name="patches"

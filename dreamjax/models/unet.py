@@ -1,4 +1,4 @@
-"""The U-Net of Imagen and DeepFloyd IF: a noisy picture, a time and a text to a prediction.
+"""The U-Net of Imagen and DeepFloyd IF: a noisy image, a time and a text to a prediction.
 
 "Photorealistic Text-to-Image Diffusion Models with Deep Language Understanding" (Saharia et al., 2022), section 2 and
 appendices B and F, on the residual U-Net of "Diffusion Models Beat GANs on Image Synthesis" (Dhariwal & Nichol, 2021):
@@ -30,7 +30,7 @@ from jaxtyping import Array, Bool, Float
 import numpy as np
 
 from dreamjax.models.attention import attend
-from dreamjax.models.layers import recomputing
+from dreamjax.models.layers import with_remat
 from dreamjax.models.normalization import GroupNorm
 
 zeros = nn.initializers.zeros
@@ -68,20 +68,20 @@ def halve(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
   return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
 
 
-def double(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+def upsample_nearest(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
   """Each pixel as 2x2."""
   b, h, w, c = x.shape
   return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
 
 
-def fold(x: Float[Array, "b h w c"], patch: int) -> Float[Array, "b h2 w2 d"]:
+def space_to_depth(x: Float[Array, "b h w c"], patch: int) -> Float[Array, "b h2 w2 d"]:
   """Squares of pixels as one place with as many more channels."""
   b, h, w, c = x.shape
   x = x.reshape(b, h // patch, patch, w // patch, patch, c).transpose(0, 1, 3, 2, 4, 5)
   return x.reshape(b, h // patch, w // patch, patch * patch * c)
 
 
-def unfold(x: Float[Array, "b h w c"], patch: int) -> Float[Array, "b h2 w2 d"]:
+def depth_to_space(x: Float[Array, "b h w c"], patch: int) -> Float[Array, "b h2 w2 d"]:
   """The inverse of `fold`."""
   b, h, w, c = x.shape
   x = x.reshape(b, h, w, patch, patch, c // patch**2).transpose(0, 1, 3, 2, 4, 5)
@@ -210,7 +210,7 @@ class Step(nn.Module):
     """What goes around the blocks, in and out."""
     del condition  # only a block uses it
     conv = functools.partial(nn.Conv, self.width, (3, 3), dtype=self.dtype, name="conv")
-    return (conv(strides=2)(x) if self.resize is halve else conv()(double(x))).astype(jnp.float32)
+    return (conv(strides=2)(x) if self.resize is halve else conv()(upsample_nearest(x))).astype(jnp.float32)
 
 
 class Down(nn.Module):
@@ -257,7 +257,7 @@ class UNet(nn.Module):
   """A stage of the cascade.
 
   Attributes:
-    image: side of the pictures that the stage makes. Others pass too, if they can be halved as often.
+    image: side of the images that the stage makes. Others pass too, if they can be halved as often.
     widths: channels of each level, each half as high and wide as the one before.
     blocks: of each level on the way down; on the way up there is one more.
     attention: whether the blocks of each level have attention. The first of the two in the middle has it in any case.
@@ -267,10 +267,10 @@ class UNet(nn.Module):
     pool_heads: attention heads of the text's pool.
     time_width: channels of the embedding e.
     out_channels: of the prediction; 6 where the variance is predicted as well.
-    low_res: whether the stage is one of super-resolution, which sees a picture of low resolution beside x.
+    low_res: whether the stage is one of super-resolution, which sees an image of low resolution beside x.
     self_attention: whether pixels look at pixels too, or at the text only.
     patch: side of the squares of pixels that are one place of the first level; more than 1 is cheaper.
-    around: whether the pictures that go in are also added to the prediction, each times a number that depends on e: the
+    around: whether the images that go in are also added to the prediction, each times a number that depends on e: the
       skip of Karras et al. (2206.00364, eq. 7), learned. Large patches need it, for their pixels are more numbers than
       the first level has channels.
     step: between levels, "block" for a block that resizes, as in IF, or "conv" for one convolution, which is cheaper.
@@ -315,16 +315,16 @@ class UNet(nn.Module):
     """Predicts.
 
     Args:
-      x: noisy pictures.
+      x: noisy images.
       t: the time of each, as a step from 0 to 999 that need not be whole.
       text: tokens of the text encoder.
       mask: true where there is a token, false where there is padding; no text may be all padding. None lets padding
         count as tokens, as IF was trained.
-      low_res: for a stage of super-resolution, pictures of low resolution, enlarged to the size of x, then noised.
+      low_res: for a stage of super-resolution, images of low resolution, enlarged to the size of x, then noised.
       noise_level: how far they were noised, on the scale of t.
 
     Returns:
-      What the network was trained to predict: noise, picture or v, and behind it the variance where it has one.
+      What the network was trained to predict: noise, image or v, and behind it the variance where it has one.
 
     Raises:
       ValueError: if an input is missing or superfluous or of a shape that does not fit.
@@ -334,7 +334,7 @@ class UNet(nn.Module):
     condition = self._condition(t, text, mask, noise_level)
     attention = functools.partial(Attention, self.head_width, self.self_attention, self.groups, self.dtype)
     plain = functools.partial(
-      recomputing(Block, self.remat),
+      with_remat(Block, self.remat),
       activation=self.activation,
       rescale=self.rescale,
       groups=self.groups,
@@ -357,7 +357,7 @@ class UNet(nn.Module):
       return makers[self.step]
 
     seen = (x,) if low_res is None else (x, low_res)
-    x = fold(jnp.concatenate(seen, axis=-1), self.patch)
+    x = space_to_depth(jnp.concatenate(seen, axis=-1), self.patch)
     x = nn.Conv(self.widths[0], (3, 3), dtype=self.dtype, name="conv_in")(x).astype(jnp.float32)
     left = [x]
     for i, (width, blocks, make_block) in enumerate(levels):
@@ -367,14 +367,14 @@ class UNet(nn.Module):
     x = plain(self.widths[last], name="middle_1")(x, condition)
     for i, (width, blocks, make_block) in reversed(list(enumerate(levels))):
       left, taken = left[: -blocks - 1], left[-blocks - 1 :]
-      x = Up(width, make_block, step(double, i, i - 1), name=f"up_{last - i}")(x, taken, condition)
+      x = Up(width, make_block, step(upsample_nearest, i, i - 1), name=f"up_{last - i}")(x, taken, condition)
     x = ACTIVATIONS[self.activation](group_norm(self.groups, "norm")(x))
     channels = self.out_channels * self.patch**2
     x = nn.Conv(channels, (3, 3), kernel_init=zeros, dtype=self.dtype, name="conv_out")(x)
-    x = unfold(x.astype(jnp.float32), self.patch)
+    x = depth_to_space(x.astype(jnp.float32), self.patch)
     if self.around:
       shares = nn.Dense(len(seen), kernel_init=zeros, name="around")(condition.embedding)
-      skip = sum(share[:, None, None, None] * picture for share, picture in zip(shares.T, seen, strict=True))
+      skip = sum(share[:, None, None, None] * image for share, image in zip(shares.T, seen, strict=True))
       x = x.at[..., :3].add(skip)
     return x
 
@@ -398,12 +398,12 @@ class UNet(nn.Module):
     """Raises what `__call__` says."""
     (_, height, width, channels), halvings = x.shape, len(self.widths) - 1
     if height % self.patch or width % self.patch:
-      raise ValueError(f"pictures of {height}x{width} cannot be cut into patches of {self.patch}x{self.patch}")
+      raise ValueError(f"images of {height}x{width} cannot be cut into patches of {self.patch}x{self.patch}")
     height, width = height // self.patch, width // self.patch
     if channels != 3:
-      raise ValueError(f"pictures have 3 channels, not {channels}; a picture of low resolution is passed as low_res")
+      raise ValueError(f"images have 3 channels, not {channels}; an image of low resolution is passed as low_res")
     if height % 2**halvings or width % 2**halvings:
-      raise ValueError(f"pictures of {height}x{width} cannot be halved {halvings} times, as this model does")
+      raise ValueError(f"images of {height}x{width} cannot be halved {halvings} times, as this model does")
     if text.shape[-1] != self.text_width:
       raise ValueError(f"this model reads tokens of {self.text_width} channels, not {text.shape[-1]}")
     given = {"low_res": low_res, "noise_level": noise_level}
@@ -421,7 +421,7 @@ def layer_norm(name: str) -> nn.LayerNorm:
 
 
 def group_norm(groups: int, name: str) -> GroupNorm:
-  """Group norm of pixels or of text, over all that stand in one picture or in one text."""
+  """Group norm of pixels or of text, over all that stand in one image or in one text."""
   return GroupNorm(groups, EPS, name=name)
 
 

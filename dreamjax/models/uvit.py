@@ -1,10 +1,10 @@
-"""aMUSEd's transformer: from a picture's tokens, some of them masked, and a text to the logits of all tokens.
+"""aMUSEd's transformer: from an image's tokens, some of them masked, and a text to the logits of all tokens.
 
 "aMUSEd: An Open MUSE Reproduction" (Patil et al., 2401.01808), section 3: a U-ViT ("simple diffusion", Hoogeboom et
 al., 2301.11093), which is a row of transformer layers between two rows of convolutional blocks. Only the convolutions
 know where a token stands. The one of 512 pixels halves height and width in front of all blocks and doubles them behind.
 
-  (1) e = silu(mlp([pooled text; sinusoids of some numbers about the picture])),  film(x) = (1 + scale) x + shift,
+  (1) e = silu(mlp([pooled text; sinusoids of some numbers about the image])),  film(x) = (1 + scale) x + shift,
       [scale; shift] = e W
   (2) block(x): x' = film(x + response(gelu(norm(depthwise(x)) W)) W'),  x'' = x' + attention(norm(x'), silu(text) W''),
       y = x'' + attention(norm(x''), silu(text) W'')
@@ -25,8 +25,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from dreamjax.models.attention import attend
-from dreamjax.models.layers import in_turn, recomputing
-from dreamjax.models.unet import sinusoid, unfold
+from dreamjax.models.layers import apply_layers, with_remat
+from dreamjax.models.unet import depth_to_space, sinusoid
 
 BLOCK_EPS = 1e-6  # of the norms in front of a block's attention
 RESPONSE_EPS = 1e-6  # of eq. 4
@@ -167,7 +167,7 @@ class UViT(nn.Module):
   """The transformer of aMUSEd.
 
   Attributes:
-    side: tokens of a picture's row, and of its column. Other squares pass too, if they can be halved as often.
+    side: tokens of an image's row, and of its column. Other squares pass too, if they can be halved as often.
     codebook: tokens that there are.
     vocab: rows of the table of tokens, more than `codebook`. The last one is the mask's: `mask_id`.
     token_width: channels of that table, and of what the logits are made from.
@@ -180,12 +180,12 @@ class UViT(nn.Module):
     depth: layers.
     text_width: channels of the text's tokens.
     pooled_width: channels of the pooled text.
-    numbers: about a picture, of which the model is told.
+    numbers: about an image, of which the model is told.
     number_width: channels of the sinusoid of each.
     halved: whether blocks and layers see half the height and width.
     eps: of the norms but those in front of the blocks' attention.
     remat: what the way back computes anew of what is inside a layer or block, of `layers.REMATS`.
-    scan: whether the layers are a loop, see `layers.in_turn`.
+    scan: whether the layers are a loop, see `layers.apply_layers`.
     dtype: in which matrix products and convolutions are computed; the rest is float32.
   """
 
@@ -233,12 +233,12 @@ class UViT(nn.Module):
     """Predicts.
 
     Args:
-      tokens: of square pictures, row by row, or `mask_id` where they are masked.
+      tokens: of square images, row by row, or `mask_id` where they are masked.
       text: tokens of the text encoder; of CLIP's, those that enter its last block.
       mask: true where there is a token of text, false where there is padding; no text may be all padding. None lets
         padding count as tokens, as aMUSEd was trained.
       pooled: the text's embedding.
-      numbers: about each picture; aMUSEd's are width and height in pixels, the two coordinates of where it was cut out
+      numbers: about each image; aMUSEd's are width and height in pixels, the two coordinates of where it was cut out
         of a larger one, and a score of its beauty, of which 6 is high.
 
     Raises:
@@ -251,8 +251,8 @@ class UViT(nn.Module):
     def project(x: Float[Array, "b *places c"], width: int, name: str) -> Float[Array, "b *places {width}"]:
       return dense(width, dtype=self.dtype, name=name)(x).astype(jnp.float32)
 
-    block = functools.partial(recomputing(Block, self.remat), self.block_heads, self.eps, self.dtype)
-    layer = functools.partial(recomputing(Layer, self.remat), self.heads, self.mlp, self.eps, self.dtype)
+    block = functools.partial(with_remat(Block, self.remat), self.block_heads, self.eps, self.dtype)
+    layer = functools.partial(with_remat(Layer, self.remat), self.heads, self.mlp, self.eps, self.dtype)
     table = nn.Embed(self.vocab, self.token_width, embedding_init=nn.initializers.normal(STD), name="tokens")
     x = project(norm(name="tokens_norm")(table(tokens)), self.block_width, "conv_in")
     x = x.reshape(len(x), side, side, -1)
@@ -264,12 +264,12 @@ class UViT(nn.Module):
     square = x.shape
     x = x.reshape(square[0], -1, self.block_width)
     x = project(norm(name="enter_norm")(x), self.width, "enter")
-    x = in_turn([layer(name=f"layer_{i}") for i in range(self.depth)], x, condition, scan=self.scan)
+    x = apply_layers([layer(name=f"layer_{i}") for i in range(self.depth)], x, condition, scan=self.scan)
     x = project(norm(name="leave_norm")(x), self.block_width, "leave").reshape(square)
     for i in range(self.blocks):
       x = block(name=f"up_{i}")(x, condition)
     if self.halved:
-      x = unfold(project(norm(name="upsample_norm")(x), 4 * self.block_width, "upsample"), 2)
+      x = depth_to_space(project(norm(name="upsample_norm")(x), 4 * self.block_width, "upsample"), 2)
     x = project(x.reshape(*tokens.shape, -1), self.token_width, "conv_out")
     return project(norm(name="norm")(x), self.codebook, "logits")
 
@@ -289,7 +289,7 @@ class UViT(nn.Module):
     return Condition(embedding, nn.RMSNorm(self.eps, name="text_norm")(text), mask)
 
   def _check(self, tokens: Array, text: Array, pooled: Array, numbers: Array) -> int:
-    """The side of the pictures; raises what `__call__` says."""
+    """The side of the images; raises what `__call__` says."""
     side = round(tokens.shape[1] ** 0.5)
     if side * side != tokens.shape[1]:
       raise ValueError(f"{tokens.shape[1]} tokens are no square")
@@ -300,11 +300,11 @@ class UViT(nn.Module):
     if pooled.shape[-1] != self.pooled_width:
       raise ValueError(f"this model reads a pooled text of {self.pooled_width} channels, not {pooled.shape[-1]}")
     if numbers.shape[-1] != self.numbers:
-      raise ValueError(f"this model is told {self.numbers} numbers about a picture, not {numbers.shape[-1]}")
+      raise ValueError(f"this model is told {self.numbers} numbers about an image, not {numbers.shape[-1]}")
     return side
 
 
-# The two that were published, for pictures of 256 and of 512 pixels.
+# The two that were published, for images of 256 and of 512 pixels.
 AMUSED_256 = UViT(
   side=16, codebook=8192, vocab=8256, token_width=768, block_width=768, block_heads=12, blocks=3, width=1024, heads=16,
   mlp=2816, depth=22, text_width=768, pooled_width=768,

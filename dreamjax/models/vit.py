@@ -15,10 +15,10 @@ from dreamjax.models.transformer import Block, PatchTokens, layer_norm
 
 
 class ViT(nn.Module):
-  """Pictures to tokens.
+  """Images to tokens.
 
   Attributes:
-    image: side of the pictures; position embeddings are not interpolated to any other.
+    image: side of the images; position embeddings are not interpolated to any other.
     patch: side of a patch.
     width: channels of a token.
     depth: blocks.
@@ -39,7 +39,7 @@ class ViT(nn.Module):
 
   @nn.compact
   def __call__(self, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b n d"], dict[str, Any]]:
-    """Encodes pictures.
+    """Encodes images.
 
     Args:
       images: normalised as the weights expect it.
@@ -49,7 +49,7 @@ class ViT(nn.Module):
       the first block and of what each block returns.
 
     Raises:
-      ValueError: if the pictures are of another size than `image`.
+      ValueError: if the images are of another size than `image`.
     """
     tokens = PatchTokens(self.image, self.patch, self.width, use_bias=True, std=0.02, dtype=self.dtype, name="embed")
     hidden = [tokens(images)]

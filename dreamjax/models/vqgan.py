@@ -1,4 +1,4 @@
-"""The VQGAN: pictures to few tokens of a codebook, and back.
+"""The VQGAN: images to few tokens of a codebook, and back.
 
 "Taming Transformers for High-Resolution Image Synthesis" (Esser et al., 2012.09841), section 3.1, without attention, as
 Muse has it (2301.00704, section 2.2) and aMUSEd after it:
@@ -43,7 +43,7 @@ class VQGAN(nn.Module):
 
   @property
   def factor(self) -> int:
-    """Pixels of a picture's row for one token."""
+    """Pixels of an image's row for one token."""
     return self.patch * 2 ** (len(self.widths) - 1)
 
   def setup(self) -> None:
@@ -71,14 +71,14 @@ class VQGAN(nn.Module):
     return self.decode_vectors(self.encode(images))
 
   def encode(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 e"]:
-    """z of pictures.
+    """z of images.
 
     Raises:
       ValueError: if their height or width cannot be divided by `factor`.
     """
     _, height, width, _ = images.shape
     if height % self.factor or width % self.factor:
-      raise ValueError(f"pictures of {height}x{width} cannot be cut into squares of {self.factor}x{self.factor} pixels")
+      raise ValueError(f"images of {height}x{width} cannot be cut into squares of {self.factor}x{self.factor} pixels")
     return self.before(self.encoder(images)).astype(jnp.float32)
 
   def quantise(self, z: Float[Array, "b h w e"]) -> Int[Array, "b n"]:
@@ -88,23 +88,23 @@ class VQGAN(nn.Module):
     return jnp.argmin(jnp.sum(jnp.square(self.vectors), axis=-1)[None, None] - 2 * inner, axis=-1).astype(jnp.int32)
 
   def tokens(self, images: Float[Array, "b h w 3"]) -> Int[Array, "b n"]:
-    """The tokens of pictures."""
+    """The tokens of images."""
     return self.quantise(self.encode(images))
 
   def decode(self, tokens: Int[Array, "b n"]) -> Float[Array, "b h w 3"]:
-    """Square pictures of tokens."""
+    """Square images of tokens."""
     side = round(tokens.shape[1] ** 0.5)
     if side * side != tokens.shape[1]:
       raise ValueError(f"{tokens.shape[1]} tokens are no square")
     return self.decode_vectors(self.vectors[tokens].reshape(len(tokens), side, side, self.embedding))
 
   def decode_vectors(self, z: Float[Array, "b h w e"]) -> Float[Array, "b h2 w2 3"]:
-    """Pictures of vectors, be they of the codebook or not."""
+    """Images of vectors, be they of the codebook or not."""
     return self.decoder(self.after(z).astype(jnp.float32))
 
 
 class Discriminator(nn.Module):
-  """Tells pictures from reconstructions, patch by patch (Isola et al., 1611.07004, section 3.2.2).
+  """Tells images from reconstructions, patch by patch (Isola et al., 1611.07004, section 3.2.2).
 
   Attributes:
     widths: channels of the convolutions, each of which halves height and width.
@@ -116,7 +116,7 @@ class Discriminator(nn.Module):
 
   @nn.compact
   def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2"]:
-    """Logits: above 0 where a patch looks like one of a picture."""
+    """Logits: above 0 where a patch looks like one of an image."""
     x = images
     for i, width in enumerate(self.widths):
       x = nn.Conv(width, (4, 4), 2, padding=1, name=f"conv_{i}")(x)

@@ -9,9 +9,9 @@ room stands on `dreamjax.models`.
 
 from dreamjax.theta.files import Base, Card, Personalisation, content_hash, load, read_card, save
 from dreamjax.theta.intercept import apply
-from dreamjax.theta.kinds import Adapters, Branches, Embeddings, Full, LoRA, SoftPrompt, Theta, stack, unstack
+from dreamjax.theta.kinds import Adapters, Embeddings, Full, LoRA, SoftPrompt, StackedThetas, Theta, stack, unstack
 
 __all__ = [
-  "Adapters", "Base", "Branches", "Card", "Embeddings", "Full", "LoRA", "Personalisation", "SoftPrompt", "Theta",
+  "Adapters", "Base", "StackedThetas", "Card", "Embeddings", "Full", "LoRA", "Personalisation", "SoftPrompt", "Theta",
   "apply", "content_hash", "load", "read_card", "save", "stack", "unstack",
 ]  # fmt: skip

@@ -14,14 +14,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from dreamjax.models.spread import keep_rows
-from dreamjax.theta.kinds import AnyArray, Branches, Path, Theta
+from dreamjax.parallel.sharding import keep_batch_sharded
+from dreamjax.theta.kinds import AnyArray, Path, StackedThetas, Theta
 
 
-def apply(module: nn.Module, params: dict[str, Any], theta: Theta | Branches | None, *args: Any, **kwargs: Any) -> Any:
+def apply(
+  module: nn.Module, params: dict[str, Any], theta: Theta | StackedThetas | None, *args: Any, **kwargs: Any
+) -> Any:
   """`module.apply({"params": params}, *args, **kwargs)` of the personalised module.
 
-  On a mesh of devices rows stay spread over it, see `models.spread`.
+  On a mesh of devices rows stay spread over it, see `parallel.sharding`.
 
   Args:
     module: of any sort.
@@ -38,7 +40,7 @@ def apply(module: nn.Module, params: dict[str, Any], theta: Theta | Branches | N
   variables = {**variables, "params": jax.tree.map(_whole, variables["params"])}
   called: set[Path] = set()
   changed: set[Path] = set()
-  with nn.intercept_methods(_interceptor(called, changed)), nn.intercept_methods(keep_rows):
+  with nn.intercept_methods(_interceptor(called, changed)), nn.intercept_methods(keep_batch_sharded):
     out = module.apply(variables, *args, **kwargs)
   layers = {path[:-1] for path in flatten_dict(variables.get("theta", {}))}
   if lost := sorted("/".join(layer) for layer in (called - changed) & layers):

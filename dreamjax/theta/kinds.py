@@ -320,7 +320,7 @@ class SoftPrompt(struct.PyTreeNode):
 Theta = Full | Embeddings | LoRA | Adapters | SoftPrompt
 
 
-class Branches(struct.PyTreeNode):
+class StackedThetas(struct.PyTreeNode):
   """What several thetas put beside one module's parameters; under `jax.vmap` over it, each branch has its own.
 
   Attributes:
@@ -330,7 +330,7 @@ class Branches(struct.PyTreeNode):
   collection: dict[str, Any]
 
   @classmethod
-  def of(cls, params: dict[str, Any], thetas: Sequence["Theta | None"]) -> "Branches":
+  def of(cls, params: dict[str, Any], thetas: Sequence["Theta | None"]) -> "StackedThetas":
     """Thetas side by side, be they of different kinds and ranks: what one lacks is zero, which changes nothing.
 
     Args:

@@ -1,12 +1,12 @@
 """The toybox: a small 3D world of toys, drawn in pure JAX, on which every method is trained, shown and measured.
 
-A picture begins as `Labels` (integers that say what it shows: `labels.py`, `vocabulary.py`) and a `View` (what the
+An image begins as `Labels` (integers that say what it shows: `labels.py`, `vocabulary.py`) and a `View` (what the
 labels leave open). `world.build` turns both into a `Scene`, a pytree of quadrics and boxes; `render.render` draws it,
 with depth, mask, normals and keypoints, by closed-form ray intersection; `styles.apply_style` redraws it as a
 watercolour, a mosaic and so on; and `captions.caption` says in English what is there, so that `captions.parse` can
 read it back.
 
-Where pictures come from is in `source.py`: `Stream` (an endless, indexable source, rendered on the device), `photos`
+Where images come from is in `source.py`: `Stream` (an endless, indexable source, rendered on the device), `photos`
 (what a user would have of one subject) and what is held out. `tfds_toybox.py` holds the same examples as a TensorFlow
 Datasets builder.
 """

@@ -14,7 +14,7 @@ from dreamjax.toybox import captions
 from dreamjax.toybox.labels import Labels
 from dreamjax.toybox.source import Stream
 
-_CHUNK = 512  # pictures drawn between two marks of progress
+_CHUNK = 512  # images drawn between two marks of progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Album:
     return self.images.shape[0]
 
   def captions(self, indices: Sequence[int] | np.ndarray) -> list[str]:
-    """What the pictures with these indices show, in English."""
+    """What the images with these indices show, in English."""
     return [captions.caption(jax.tree.map(lambda x, i=i: x[i], self.labels)) for i in indices]
 
 
@@ -44,13 +44,13 @@ def draw(folder: pathlib.Path, stream: Stream, count: int, progress: Callable[[i
     folder: made where missing; holds `images.npy` and `album.json`.
     stream: whose examples.
     count: how many.
-    progress: called with the number of pictures that are there, as they are drawn.
+    progress: called with the number of images that are there, as they are drawn.
 
   Raises:
     ValueError: for a count below 1, or if the folder holds another album.
   """
   if count < 1:
-    raise ValueError(f"an album needs at least one picture, not {count}")
+    raise ValueError(f"an album needs at least one image, not {count}")
   wanted = {"stream": json.loads(json.dumps(dataclasses.asdict(stream))), "count": count}
   folder.mkdir(parents=True, exist_ok=True)
   images, drawn = _open(folder, wanted, (count, stream.resolution, stream.resolution, 3))
@@ -70,7 +70,7 @@ def draw(folder: pathlib.Path, stream: Stream, count: int, progress: Callable[[i
 
 
 def _open(folder: pathlib.Path, wanted: dict[str, Any], shape: tuple[int, ...]) -> tuple[np.ndarray, int]:
-  """The album's pictures, open to be written, and how many are there."""
+  """The album's images, open to be written, and how many are there."""
   known = folder / "album.json"
   if known.exists():
     found = json.loads(known.read_text())

@@ -15,7 +15,7 @@ _BARK, _LEAF, _PINE = flat(0.42, 0.29, 0.18, 0.02), flat(0.25, 0.55, 0.2, 0.05),
 
 
 def _across(u: float, z: float) -> float:
-  """x of the place at depth z that is seen `u` across the picture: -1 at its left edge, 1 at its right."""
+  """x of the place at depth z that is seen `u` across the image: -1 at its left edge, 1 at its right."""
   return u * 0.31 * (2.2 - z)
 
 
@@ -68,7 +68,7 @@ def _wall(b: Builder, colour: tuple[float, float, float], z: float = -2.0) -> No
   b.box((0, 0.08, z + 0.02), (9, 0.08, 0.03), WHITE)
 
 
-def _picture(b: Builder, u: float, y: float, paint: Paint, z: float = -1.96) -> None:
+def _image(b: Builder, u: float, y: float, paint: Paint, z: float = -1.96) -> None:
   x = _across(u, z)
   b.box((x, y, z), (0.3, 0.23, 0.03), WOOD)
   b.box((x, y, z + 0.02), (0.25, 0.18, 0.03), paint)
@@ -150,7 +150,7 @@ def _wooden_floor(b: Builder, t: Traits, v: str) -> None:
   with b.essential():
     _wall(b, (0.9, 0.88, 0.78))
   meadow = Paint((0.35, 0.65, 0.3), (0.4, 0.7, 0.9), Pattern.CAP, (0.1, 1.0, 0.0, 0.0))
-  _picture(b, -0.5 + 0.2 * t.a, 1.1, meadow)
+  _image(b, -0.5 + 0.2 * t.a, 1.1, meadow)
   x = _across(0.8 + 0.1 * t.b, -1.6)
   b.quadric((x, 0.15, -1.6), (0.16, 0.15, 0.16), flat(0.75, 0.38, 0.25), profile=scene.frustum(0.75, 1.1))
   for lean in (-30, 0, 28):
@@ -326,7 +326,7 @@ def _white_rug(b: Builder, t: Traits, v: str) -> None:
   for at, half in (((x, 0.2, -1.5), (0.6, 0.13, 0.28)), ((x, 0.42, -1.75), (0.6, 0.24, 0.09))):
     b.box(at, half, flat(0.88, 0.5, 0.28, 0.02))
   abstract = Paint((0.95, 0.8, 0.3), (0.8, 0.3, 0.3), Pattern.CHECKER, (0.12, 0.0, 0.0, 0.0))
-  _picture(b, -0.55 + 0.2 * t.b, 1.1, abstract)
+  _image(b, -0.55 + 0.2 * t.b, 1.1, abstract)
 
 
 def _desert(b: Builder, t: Traits, v: str) -> None:

@@ -1,4 +1,4 @@
-"""Batches of pictures, made on the device: one after the other on a CPU, many at once on an accelerator."""
+"""Batches of images, made on the device: one after the other on a CPU, many at once on an accelerator."""
 
 from collections.abc import Callable
 from typing import TypeVar

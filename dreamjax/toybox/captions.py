@@ -1,4 +1,4 @@
-"""Captions of toybox pictures: a small English grammar that says labels, and reads them back exactly.
+"""Captions of toybox images: a small English grammar that says labels, and reads them back exactly.
 
 The tables below hold the wordings of every label; `caption` draws from them and `parse` is compiled from them, so that
 what one says the other understands. The wordings are those of the DreamBooth prompts (Ruiz et al., 2022) and the style
@@ -178,12 +178,12 @@ class Parsed:
 
 
 def caption(labels: Labels, *, colour: bool = True, style: bool = True) -> str:
-  """Says the labels of one picture, in the wording that `labels.paraphrase` chooses.
+  """Says the labels of one image, in the wording that `labels.paraphrase` chooses.
 
   Colours, markings, states and the studio are sometimes left unsaid; everything else is always said.
 
   Args:
-    labels: the labels of one picture, ints or arrays without axes.
+    labels: the labels of one image, ints or arrays without axes.
     colour: whether the subject's colour may be said.
     style: whether the style is said; the rest of the caption's wording does not depend on it.
 
@@ -201,10 +201,10 @@ def caption(labels: Labels, *, colour: bool = True, style: bool = True) -> str:
 
 
 def split(labels: Labels) -> tuple[str, str]:
-  """Says the labels of one picture as StyleDrop does, in two halves which joined by a space are a caption.
+  """Says the labels of one image as StyleDrop does, in two halves which joined by a space are a caption.
 
   Args:
-    labels: the labels of one picture, ints or arrays without axes.
+    labels: the labels of one image, ints or arrays without axes.
 
   Returns:
     The content, such as "a red dog in the snow", and the style, such as "in watercolor painting style"; the style of a
@@ -261,11 +261,11 @@ def parse(text: str) -> Parsed:
 
 
 def matches(parsed: Parsed, labels: Labels) -> bool:
-  """Whether everything that a caption says is true of the labels of one picture.
+  """Whether everything that a caption says is true of the labels of one image.
 
   Args:
     parsed: the caption. Its unsaid property, accessory, style and second toy say that there is none.
-    labels: the labels of one picture, ints or arrays without axes.
+    labels: the labels of one image, ints or arrays without axes.
   """
   said = dataclasses.asdict(parsed).items()
   return all(index is None or index == int(getattr(labels, name)) for name, index in said)

@@ -1,6 +1,6 @@
-"""What the drawing styles are made of: lines, smoothing, warps, cells and light for pictures of any resolution.
+"""What the drawing styles are made of: lines, smoothing, warps, cells and light for images of any resolution.
 
-Lengths are in points, 128ths of the picture's side, so that a style looks alike at every resolution.
+Lengths are in points, 128ths of the image's side, so that a style looks alike at every resolution.
 """
 
 from collections.abc import Callable
@@ -12,13 +12,13 @@ import numpy as np
 
 from dreamjax.toybox.noise import hash_cells, smoothstep
 
-#: The picture's side in points.
+#: The image's side in points.
 SIDE = 128.0
 _FAR = 40.0  # nothing is told apart beyond
 
 
 def points(size: int) -> tuple[Float[Array, "h w"], Float[Array, "h w"]]:
-  """Where the pixels of a size x size picture are, (x, y) in points from its upper left corner."""
+  """Where the pixels of a size x size image are, (x, y) in points from its upper left corner."""
   steps = (jnp.arange(size, dtype=jnp.float32) + 0.5) * (SIDE / size)
   return jnp.tile(steps[None], (size, 1)), jnp.tile(steps[:, None], (1, size))
 
@@ -35,7 +35,7 @@ def saturate(rgb: Float[Array, "*b 3"], by: Array | float) -> Float[Array, "*b 3
 
 
 def mix(a: Array, b: Array, w: Float[Array, "h w"]) -> Float[Array, "h w 3"]:
-  """Colour or picture `a`, covered by `b` as far as `w` says."""
+  """Colour or image `a`, covered by `b` as far as `w` says."""
   a, b = (c.reshape((1,) * (3 - c.ndim) + c.shape) for c in (a, b))
   return a + (b - a) * w[..., None]
 
@@ -71,7 +71,7 @@ def snap(rgb: Float[Array, "h w 3"], palette: np.ndarray, brightness: float = 0.
 
 
 def shift(image: Shaped[Array, "h w *c"], down: int, right: int) -> Shaped[Array, "h w *c"]:
-  """The picture moved by whole pixels; what comes in repeats the margin."""
+  """The image moved by whole pixels; what comes in repeats the margin."""
   h, w = image.shape[:2]
   pad = [(max(down, 0), max(-down, 0)), (max(right, 0), max(-right, 0))] + [(0, 0)] * (image.ndim - 2)
   padded = jnp.pad(image, pad, mode="edge")
@@ -91,7 +91,7 @@ def blur(image: Float[Array, "h w *c"], radius: Array | float) -> Float[Array, "
 
 
 def sample(image: Float[Array, "h w c"], x: Array, y: Array) -> Array:
-  """The picture at places in points, interpolated."""
+  """The image at places in points, interpolated."""
   size = image.shape[0]
   x, y = (jnp.clip(a * (size / SIDE) - 0.5, 0.0, size - 1.001) for a in (x, y))
   ix, iy = jnp.floor(x), jnp.floor(y)

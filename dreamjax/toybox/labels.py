@@ -1,4 +1,4 @@
-"""The labels of toybox pictures: what a picture shows, as a pytree of integers, so that it lives on the device."""
+"""The labels of toybox images: what an image shows, as a pytree of integers, so that it lives on the device."""
 
 from flax import struct
 from jaxtyping import Array, Int
@@ -8,7 +8,7 @@ from dreamjax.toybox import vocabulary
 
 @struct.dataclass
 class Labels:
-  """What one picture shows (or, with a leading batch axis, many). Indices are into `vocabulary`'s tuples.
+  """What one image shows (or, with a leading batch axis, many). Indices are into `vocabulary`'s tuples.
 
   Attributes:
     cls: the class of the subject.
@@ -44,7 +44,7 @@ class Labels:
 
 
 def names(labels: Labels) -> dict[str, str | int | None]:
-  """The labels of one picture as words; numbers of identities stay numbers, and what is not there is None."""
+  """The labels of one image as words; numbers of identities stay numbers, and what is not there is None."""
   other = int(labels.other_cls) >= 0
   cls = vocabulary.CLASSES[int(labels.cls)]
   return {

@@ -1,4 +1,4 @@
-"""Scene in, picture out: a primary and a shadow ray per sample, and a reflected one where the ground is a mirror."""
+"""Scene in, image out: a primary and a shadow ray per sample, and a reflected one where the ground is a mirror."""
 
 import functools
 
@@ -26,7 +26,7 @@ def camera_axes(camera: Camera) -> tuple[Array, Array, Array]:
 
 
 def project(camera: Camera, points: Float[Array, "k 3"]) -> tuple[Float[Array, "k 2"], Float[Array, " k"]]:
-  """Where points are seen: (x, y) in the picture, in [0, 1] from its upper left corner, and their depth."""
+  """Where points are seen: (x, y) in the image, in [0, 1] from its upper left corner, and their depth."""
   right, up, forward = camera_axes(camera)
   offset = points - camera.position[None]
   depth = offset @ forward
@@ -35,7 +35,7 @@ def project(camera: Camera, points: Float[Array, "k 3"]) -> tuple[Float[Array, "
 
 
 def unproject(camera: Camera, xy: Float[Array, "k 2"], depth: Float[Array, " k"]) -> Float[Array, "k 3"]:
-  """The inverse of `project`: the scene point at a place in the picture and a depth."""
+  """The inverse of `project`: the scene point at a place in the image and a depth."""
   right, up, forward = camera_axes(camera)
   half = jnp.tan(camera.fov / 2)
   x, y = (2 * xy[:, 0] - 1) * half, (1 - 2 * xy[:, 1]) * half
@@ -43,7 +43,7 @@ def unproject(camera: Camera, xy: Float[Array, "k 2"], depth: Float[Array, " k"]
 
 
 def _camera_rays(camera: Camera, size: int) -> tuple[Vec, Vec]:
-  """Rays through the middles of size x size squares of the picture, row by row."""
+  """Rays through the middles of size x size squares of the image, row by row."""
   right, up, forward = camera_axes(camera)
   half = jnp.tan(camera.fov / 2)
   steps = ((jnp.arange(size, dtype=jnp.float32) + 0.5) / size * 2 - 1) * half
@@ -166,7 +166,7 @@ def _bounce(
 
 
 def _keypoints(scene: Scene) -> tuple[Float[Array, "k 2"], Array]:
-  """Places in the picture of the subject's keypoints, and whether they are seen."""
+  """Places in the image of the subject's keypoints, and whether they are seen."""
   xy, depth = project(scene.camera, scene.keypoints)
   origin = tuple(scene.camera.position[k] for k in range(3))
   towards = normalise(tuple(scene.keypoints[:, k] - origin[k] for k in range(3)))
@@ -184,7 +184,7 @@ def _to_srgb(x: Array) -> Array:
 def render(scene: Scene, resolution: int, supersample: int = SUPERSAMPLE) -> Frame:
   """Draws a scene.
 
-  Pure and jittable. To draw many, prefer `render_batch` to `jax.vmap`: under `vmap` every picture pays for the most
+  Pure and jittable. To draw many, prefer `render_batch` to `jax.vmap`: under `vmap` every image pays for the most
   crowded scene of the batch and for every kind of ground.
 
   Args:
@@ -193,7 +193,7 @@ def render(scene: Scene, resolution: int, supersample: int = SUPERSAMPLE) -> Fra
     supersample: a pixel is the mean of supersample x supersample rays; static.
 
   Returns:
-    The picture and its ground truth.
+    The image and its ground truth.
 
   Raises:
     ValueError: if `resolution` or `supersample` is below 1.

@@ -1,4 +1,4 @@
-"""A toybox scene: a pytree of fixed-size arrays that `render.render` turns into a picture.
+"""A toybox scene: a pytree of fixed-size arrays that `render.render` turns into an image.
 
 Coordinates are right-handed: x to the right, y up, z towards the camera; the ground is the plane y = 0 and a toy is
 about one unit tall. Everything solid is one of two shapes, each with a closed-form ray intersection:
@@ -112,7 +112,7 @@ class Camera:
 
   Attributes:
     position: where it is.
-    target: the point that it sees in the middle of the picture.
+    target: the point that it sees in the middle of the image.
     fov: vertical angle of view in radians.
   """
 
@@ -181,7 +181,7 @@ class Scene:
 
 @struct.dataclass
 class Frame:
-  """A rendered picture with its ground truth.
+  """A rendered image with its ground truth.
 
   Attributes:
     rgb: sRGB in [0, 1], averaged over the samples of a pixel.
@@ -190,8 +190,8 @@ class Frame:
     mask: share of the pixel's samples in which the subject is nearest, in [0, 1].
     foreground: the same for the subject, what it wears, and the second toy.
     normal: unit surface normal (scene axes) at that surface; towards the camera for sky.
-    keypoints: positions in the picture, (x, y) in [0, 1] from its upper left corner.
-    visible: whether the keypoint is inside the picture with nothing but its own part in front of it.
+    keypoints: positions in the image, (x, y) in [0, 1] from its upper left corner.
+    visible: whether the keypoint is inside the image with nothing but its own part in front of it.
   """
 
   rgb: Float[Array, "*b h w 3"]

@@ -1,4 +1,4 @@
-"""Where toybox pictures come from: what is drawn how often, what is held out, and the stream that renders it.
+"""Where toybox images come from: what is drawn how often, what is held out, and the stream that renders it.
 
 An example is a pure function of (seed, index): whoever asks for it, on whatever machine, in whatever batch, gets the
 same one. Resuming a run therefore needs no more than its step.
@@ -26,7 +26,7 @@ HELD_OUT_SUBJECTS = 1 << 16
 
 _CLASSES, _CONTEXTS = len(vocabulary.CLASSES), len(vocabulary.CONTEXTS)
 
-#: Pairs (class, context) that no training picture shows, two per class, but never the studio (the last context).
+#: Pairs (class, context) that no training image shows, two per class, but never the studio (the last context).
 HELD_OUT_COMBINATIONS = frozenset(
   (vocabulary.CLASSES[i], vocabulary.CONTEXTS[(5 * i + offset) % (_CONTEXTS - 1)])
   for i in range(_CLASSES)
@@ -51,14 +51,14 @@ _STATE_COUNT = np.array([len(vocabulary.STATES[name]) for name in vocabulary.CLA
 
 @dataclasses.dataclass(frozen=True)
 class Variety:
-  """How varied pictures are: the dial between what a small network can master and all that the world holds.
+  """How varied images are: the dial between what a small network can master and all that the world holds.
 
   Attributes:
     classes: the classes drawn.
     contexts: the contexts drawn.
     styles: the styles drawn besides the plain rendering (held-out ones only ever appear in the split "styles").
     subjects: how many of the split's identities there are per class; None for all.
-    style_share: share of the pictures drawn in a style (in the split "styles", all are).
+    style_share: share of the images drawn in a style (in the split "styles", all are).
     accessory_share: share in which the subject wears something.
     other_share: share with a second toy.
     property_share: share with a property word.
@@ -98,7 +98,7 @@ def _weights(names: tuple[str, ...], words: tuple[str, ...]) -> np.ndarray:
 
 
 def sample_labels(key: jax.Array, subject_key: jax.Array, variety: Variety, split: str) -> Labels:
-  """What a random picture of a split shows (scalars; `jax.vmap` it over keys). `subject_key` alone fixes whom."""
+  """What a random image of a split shows (scalars; `jax.vmap` it over keys). `subject_key` alone fixes whom."""
   dice, whose = Dice(key, 24), Dice(subject_key, 24)
   allowed = _weights(variety.classes, vocabulary.CLASSES)[:, None] * _weights(variety.contexts, vocabulary.CONTEXTS)
   allowed = allowed * (_HELD_OUT if split == "combinations" else ~_HELD_OUT)
@@ -174,7 +174,7 @@ class Stream:
   Attributes:
     seed: two streams with different seeds have nothing in common.
     split: "train", or what it holds out: "subjects", "combinations", "styles".
-    variety: how varied the pictures are.
+    variety: how varied the images are.
     resolution: height and width in pixels.
     photos: how many examples in a row show the same subject, each in its own way.
   """
@@ -228,7 +228,7 @@ _restyle = jax.jit(restyle)
 
 
 def _draw(labels: Labels, keys: jax.Array, dial: world.Dial, resolution: int) -> Frame:
-  """Pictures, by several small programs: a first plain picture need not wait for the styles to be compiled."""
+  """Images, by several small programs: a first plain image need not wait for the styles to be compiled."""
   frames = render.render_batch(_scenes(labels, keys, dial), resolution)
   return _restyle(frames, labels.style, keys) if np.any(jax.device_get(labels.style)) else frames
 
@@ -255,7 +255,7 @@ def record(frame: Frame, labels: Labels) -> dict[str, Any]:
 def photos(
   cls: str, subject: int, n: int = 5, seed: int = 0, resolution: int = 128, style: str = "photo"
 ) -> tuple[Frame, Labels]:
-  """The pictures of one subject that a user would have: its own colours, everyday contexts, several poses and views.
+  """The images of one subject that a user would have: its own colours, everyday contexts, several poses and views.
 
   Args:
     cls: the class's name.

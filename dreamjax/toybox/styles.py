@@ -1,6 +1,6 @@
-"""The drawing styles: pure functions that redraw a rendered picture with the help of its ground truth.
+"""The drawing styles: pure functions that redraw a rendered image with the help of its ground truth.
 
-All styles start from the same sketch of the picture (`Sketch`): its smoothed colours, its lines, its surfaces and some
+All styles start from the same sketch of the image (`Sketch`): its smoothed colours, its lines, its surfaces and some
 noise, warped by an unsteady hand. A style's `Recipe` says how unsteady the hand is and which lines it draws; its
 painter does the rest. That way the costly part is compiled once for all styles. Lengths are in points, see `filters`.
 """
@@ -18,7 +18,7 @@ from dreamjax.toybox import filters, vocabulary
 from dreamjax.toybox.filters import blur, colour, lines, luma, mix, ramp, saturate, shift, snap
 from dreamjax.toybox.noise import fractal_noise, hash_cells, smoothstep
 
-Picture = Float[Array, "h w 3"]
+Image = Float[Array, "h w 3"]
 Plane = Float[Array, "h w"]
 
 
@@ -50,13 +50,13 @@ class Recipe(NamedTuple):
 
 @struct.dataclass
 class Sketch:
-  """What the painters paint from. Pictures are warped by the recipe's wobble and drip.
+  """What the painters paint from. Images are warped by the recipe's wobble and drip.
 
   Attributes:
     x: place of each pixel, in points from the left.
     y: and from above.
-    rgb: the picture.
-    soft: the picture with its textures flattened.
+    rgb: the image.
+    soft: the image with its textures flattened.
     mask: the subject's matte.
     normal: unit normals, rounded.
     ink: lines as the recipe asks for, 0 to 1.
@@ -70,16 +70,16 @@ class Sketch:
 
   x: Plane
   y: Plane
-  rgb: Picture
-  soft: Picture
+  rgb: Image
+  soft: Image
   mask: Plane
-  normal: Picture
+  normal: Image
   ink: Plane
   contour: Plane
   flow: Float[Array, "h w 2"]
   cloud: Plane
   grain: Plane
-  hatch: Picture
+  hatch: Image
   seed: Int[Array, ""]
 
 
@@ -103,7 +103,7 @@ def _noises(x: Plane, y: Plane, seed: Int[Array, ""]) -> Float[Array, "n h w"]:
   return jax.lax.map(noise, (rows, jnp.arange(len(_NOISES))))
 
 
-def _sketch(recipe: Array, rgb: Picture, depth: Plane, normal: Picture, mask: Plane, key: jax.Array) -> Sketch:
+def _sketch(recipe: Array, rgb: Image, depth: Plane, normal: Image, mask: Plane, key: jax.Array) -> Sketch:
   """The sketch for a row of `RECIPES`."""
   recipe = Recipe(*recipe)
   size = rgb.shape[0]
@@ -136,7 +136,7 @@ def _sketch(recipe: Array, rgb: Picture, depth: Plane, normal: Picture, mask: Pl
 
 
 def _margin(s: Sketch) -> Plane:
-  """Distance from the nearest side of the picture, in points."""
+  """Distance from the nearest side of the image, in points."""
   return jnp.minimum(jnp.minimum(s.x, filters.SIDE - s.x), jnp.minimum(s.y, filters.SIDE - s.y))
 
 
@@ -146,23 +146,23 @@ def _fill(s: Sketch) -> Plane:
   return smoothstep(0.24, 0.14, tone) * s.mask * smoothstep(0.04, 0.16, blur(tone, 6.0) - tone)
 
 
-def _lit(normal: Picture, x: float, y: float, z: float) -> Plane:
+def _lit(normal: Image, x: float, y: float, z: float) -> Plane:
   """Light from a direction: 1 where the surface faces it, 0 where it is turned away."""
   length = (x * x + y * y + z * z) ** 0.5
   return (normal[..., 0] * x + normal[..., 1] * y + normal[..., 2] * z) / length * 0.5 + 0.5
 
 
 RECIPES: dict[str, Recipe] = {}
-PAINTERS: dict[str, Callable[[Sketch], Picture]] = {}
+PAINTERS: dict[str, Callable[[Sketch], Image]] = {}
 
 
 def _style(name: str, **recipe: float):
-  """Registers a painter under a style's name, and makes of it a function of the picture and its ground truth."""
+  """Registers a painter under a style's name, and makes of it a function of the image and its ground truth."""
 
   def register(painter):
     RECIPES[name], PAINTERS[name] = Recipe(**recipe), painter
 
-    def style(rgb: Picture, depth: Plane, normal: Picture, mask: Plane, key: jax.Array) -> Picture:
+    def style(rgb: Image, depth: Plane, normal: Image, mask: Plane, key: jax.Array) -> Image:
       sketch = _sketch(jnp.asarray(RECIPES[name], jnp.float32), rgb, depth, normal, mask, key)
       return jnp.clip(painter(sketch), 0.0, 1.0)
 
@@ -173,7 +173,7 @@ def _style(name: str, **recipe: float):
 
 
 @_style("watercolor painting", wobble=1.4, width=1.2, outline=0.9, crease=0.5, detail=0.8, scenery=0.7)
-def watercolor(s: Sketch) -> Picture:
+def watercolor(s: Sketch) -> Image:
   """Transparent washes on rough paper: blotches, pigment that pools at edges, and a margin that is left white."""
   density = jnp.maximum(-jnp.log(jnp.clip(saturate(s.soft, 1.6), 0.05, 1.0)) - 0.1, 0.0)
   margin = _margin(s) + 15.0 * (s.flow[..., 0] - 0.5) + 4.0 * (s.cloud - 0.5)
@@ -187,7 +187,7 @@ def watercolor(s: Sketch) -> Picture:
 
 
 @_style("oil painting", wobble=0.6)
-def oil(s: Sketch) -> Picture:
+def oil(s: Sketch) -> Image:
   """Thick brush strokes that follow the forms: large ones first, then small ones wherever those missed something."""
   most = 64
   tone = blur(luma(s.rgb) + 0.6 * s.mask, 2.0)
@@ -234,14 +234,14 @@ def oil(s: Sketch) -> Picture:
 
 
 @_style("line drawing", wobble=0.25, width=1.15, rim=1.7, crease=0.9, detail=0.9, scenery=0.62)
-def line_drawing(s: Sketch) -> Picture:
+def line_drawing(s: Sketch) -> Image:
   """Clean black ink on white paper; what is darkest on the subject is filled in."""
   ink = jnp.maximum(jnp.maximum(s.ink, s.contour), _fill(s))
   return mix(colour(1.0, 1.0, 1.0), colour(0.03, 0.03, 0.05), ink)
 
 
 @_style("pencil sketch", wobble=1.0, width=1.2, rim=1.3, crease=0.9, detail=0.8, scenery=0.65)
-def pencil(s: Sketch) -> Picture:
+def pencil(s: Sketch) -> Image:
   """Graphite hatched in three directions, the darker the more, on toothy paper; it fades towards the margin."""
   gap = s.contour * smoothstep(0.5, 0.1, s.mask)
   dark = (1.0 - luma(s.soft)) * (0.55 + 0.5 * s.mask) * (1.0 - 0.8 * gap)
@@ -256,7 +256,7 @@ def pencil(s: Sketch) -> Picture:
 
 
 @_style("flat cartoon illustration", wobble=0.3, width=1.3, rim=2.8, crease=0.5, detail=0.35, scenery=0.55)
-def flat_cartoon(s: Sketch) -> Picture:
+def flat_cartoon(s: Sketch) -> Image:
   """Flat clean colours in two tones and a bold dark outline."""
   bright = jnp.max(s.soft, axis=-1, keepdims=True)
   hue = jnp.round(saturate(s.soft / jnp.maximum(bright, 0.02), 1.25) * 6.0) / 6.0
@@ -275,7 +275,7 @@ _CRAYONS = np.array(
 
 
 @_style("kid crayon drawing", wobble=2.6, width=1.7, rim=3.0, crease=0.55, detail=0.6, scenery=0.6)
-def kid_crayon(s: Sketch) -> Picture:
+def kid_crayon(s: Sketch) -> Image:
   """A child's crayons: the colours of one box, scribbled over the lines, with the paper showing through."""
   wax = snap(saturate(s.soft, 1.5), _CRAYONS, 0.45)
   strokes = jnp.where(s.mask > 0.47, s.hatch[..., 0], s.hatch[..., 1])
@@ -299,7 +299,7 @@ _CONSOLE = np.array([[int(c[k : k + 2], 16) / 255 for k in (0, 2, 4)] for c in _
 
 
 @_style("pixel art")
-def pixel_art(s: Sketch) -> Picture:
+def pixel_art(s: Sketch) -> Image:
   """A sprite of 32 x 32 pixels in few colours with a dark outline, as on an old game console."""
   n = 32
   x, y = filters.points(n)
@@ -315,7 +315,7 @@ def pixel_art(s: Sketch) -> Picture:
 
 
 @_style("sticker", width=1.2, scenery=0.0, detail=0.3, crease=0.3)
-def sticker(s: Sketch) -> Picture:
+def sticker(s: Sketch) -> Image:
   """The subject cut out with a thick white rim and a soft shadow, on a plain pastel sheet."""
   wide = blur(s.mask, 2.6)
   rim = smoothstep(0.06, 0.1, wide)
@@ -330,7 +330,7 @@ def sticker(s: Sketch) -> Picture:
 
 
 @_style("3d clay rendering", wobble=0.7, width=1.6, rim=2.2, rounding=0.9, crease=0.9, detail=0.5)
-def clay(s: Sketch) -> Picture:
+def clay(s: Sketch) -> Image:
   """Everything kneaded from matte coloured clay, softly lit, with dents and fingerprints."""
   bright = jnp.max(s.soft, axis=-1, keepdims=True)
   hue = s.soft / jnp.maximum(bright, 0.08)
@@ -345,7 +345,7 @@ def clay(s: Sketch) -> Picture:
 
 
 @_style("glowing neon", wobble=0.3, width=2.0, crease=0.6, detail=0.6, scenery=0.45)
-def neon(s: Sketch) -> Picture:
+def neon(s: Sketch) -> Image:
   """Glass tubes bent along the lines, glowing in pure colours before a black wall."""
   low, high = jnp.min(s.soft, axis=-1, keepdims=True), jnp.max(s.soft, axis=-1, keepdims=True)
   turn = 6.2832 * (s.cloud + 0.4 * s.mask)[..., None] + jnp.asarray([0.0, 2.1, 4.2], jnp.float32)[None, None]
@@ -362,7 +362,7 @@ def neon(s: Sketch) -> Picture:
 
 
 @_style("wooden sculpture", wobble=0.3, width=1.3, rim=2.0, rounding=0.9, crease=0.9, detail=0.8)
-def wooden(s: Sketch) -> Picture:
+def wooden(s: Sketch) -> Image:
   """Carved from pale wood before darker boards, with rings and grain."""
   tone = luma(s.soft)
   away = jnp.hypot(s.x - 40.0 + 26.0 * s.normal[..., 0], 0.22 * (s.y - 150.0) + 30.0 * s.normal[..., 1])
@@ -384,7 +384,7 @@ def wooden(s: Sketch) -> Picture:
 
 
 @_style("melting golden 3d rendering", drip=7.0, wobble=1.0, width=1.6, rounding=1.4, crease=0.8, detail=0.5)
-def melting_gold(s: Sketch) -> Picture:
+def melting_gold(s: Sketch) -> Image:
   """Polished gold that melts: drops run down from every edge and gather in a puddle."""
   step = filters.SIDE / s.rgb.shape[0]
 
@@ -430,7 +430,7 @@ def melting_gold(s: Sketch) -> Picture:
 
 
 def _tiles(s: Sketch, n: int, jitter: float, round_: float, keep: float) -> tuple[Array, Array, Array, Array]:
-  """Cells that keep within the picture's own borders: (cell of each pixel, colours of the cells, their x, y)."""
+  """Cells that keep within the image's own borders: (cell of each pixel, colours of the cells, their x, y)."""
   x, y = filters.cell_centres(n, n, jitter, s.seed)
   guide = jnp.concatenate([s.soft, 1.2 * s.mask[..., None]], axis=-1)
   picked = filters.sample(guide, x[None], y[None])[0]
@@ -446,7 +446,7 @@ def _tiles(s: Sketch, n: int, jitter: float, round_: float, keep: float) -> tupl
 
 
 @_style("mosaic")
-def mosaic(s: Sketch) -> Picture:
+def mosaic(s: Sketch) -> Image:
   """Small stone tiles, each of its own tint and tilt, set in grey grout."""
   n = 25
   cell, rgb, x, y = _tiles(s, n, 0.45, 0.15, 1.6)
@@ -461,7 +461,7 @@ def mosaic(s: Sketch) -> Picture:
 
 
 @_style("stained glass window", width=0.9, rim=2.2, outline=0.8, crease=0.4, detail=0.7, scenery=0.0)
-def stained_glass(s: Sketch) -> Picture:
+def stained_glass(s: Sketch) -> Image:
   """Panes of luminous glass between dark strips of lead, with the subject's features painted on."""
   n = 10
   cell, rgb, x, y = _tiles(s, n, 0.8, 1.0, 0.9)
@@ -481,7 +481,7 @@ def stained_glass(s: Sketch) -> Picture:
 
 
 @_style("blueprint", wobble=0.0, width=1.1, crease=0.9, detail=0.6, scenery=0.45)
-def blueprint(s: Sketch) -> Picture:
+def blueprint(s: Sketch) -> Image:
   """White construction lines on blue paper with a grid, the subject's measures and a title block."""
   size = s.rgb.shape[0]
   pixel = filters.SIDE / size
@@ -511,7 +511,7 @@ def blueprint(s: Sketch) -> Picture:
 
 
 @_style("halftone pop art", wobble=0.3, width=1.5, rim=3.0, crease=0.6, detail=0.4, scenery=0.55)
-def pop_art(s: Sketch) -> Picture:
+def pop_art(s: Sketch) -> Image:
   """A printed comic panel: punchy flat inks, dots in the place of shades, bold black outlines."""
   u, v = (s.x + s.y) * 0.7071, (s.x - s.y) * 0.7071
   pitch = 4.6
@@ -528,7 +528,7 @@ def pop_art(s: Sketch) -> Picture:
 
 
 @_style("chalkboard drawing", wobble=1.2, width=1.3, rim=1.8, crease=0.8, detail=0.7, scenery=0.55)
-def chalkboard(s: Sketch) -> Picture:
+def chalkboard(s: Sketch) -> Image:
   """Dusty chalk on a green board: white lines, and colours rubbed on with the flat of the chalk."""
   board = mix(
     colour(0.09, 0.19, 0.15), colour(0.19, 0.3, 0.25), smoothstep(0.25, 0.85, s.cloud) * (0.4 + 0.6 * s.hatch[..., 1])
@@ -545,7 +545,7 @@ def chalkboard(s: Sketch) -> Picture:
 
 
 @_style("vintage sepia photograph", width=1.0)
-def sepia(s: Sketch) -> Picture:
+def sepia(s: Sketch) -> Image:
   """A faded brown print with soft focus, dark corners, grain and scratches, and a pale worn margin."""
   tone = luma(blur(s.rgb, 0.7))
   tone = 0.5 + (tone - 0.5) * 0.95 + 0.16 * (s.grain - 0.5) + 0.14 * (s.cloud - 0.5)
@@ -558,18 +558,16 @@ def sepia(s: Sketch) -> Picture:
   return mix(print_, card, smoothstep(7.6, 6.8, _margin(s)))
 
 
-def apply_style(
-  style: Int[Array, ""], rgb: Picture, depth: Plane, normal: Picture, mask: Plane, key: jax.Array
-) -> Picture:
-  """Redraws a picture in a style.
+def apply_style(style: Int[Array, ""], rgb: Image, depth: Plane, normal: Image, mask: Plane, key: jax.Array) -> Image:
+  """Redraws an image in a style.
 
   Args:
     style: index into `vocabulary.STYLES`.
-    rgb: the rendered picture, square, at least 16 x 16.
+    rgb: the rendered image, square, at least 16 x 16.
     depth: distance of each pixel.
     normal: surface normal of each pixel.
     mask: the matte of what must stay readable.
-    key: random key; the same key gives the same picture.
+    key: random key; the same key gives the same image.
 
   Returns:
     The drawing, in [0, 1].

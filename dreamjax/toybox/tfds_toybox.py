@@ -1,8 +1,8 @@
-"""The toybox as a TensorFlow Datasets data set: pictures drawn once, kept on disk, and read by their number.
+"""The toybox as a TensorFlow Datasets data set: images drawn once, kept on disk, and read by their number.
 
 Importing this module registers the name; neither writing nor reading needs TensorFlow:
 
-  toys = tfds.data_source("toybox/tiny", split="train", data_dir=...)  # draws the pictures if they are not there yet
+  toys = tfds.data_source("toybox/tiny", split="train", data_dir=...)  # draws the images if they are not there yet
   toys = Toybox(config=ToyboxConfig("dogs", variety=source.Variety(classes=("dog",))), data_dir=...)
   toys.download_and_prepare()
   toys.as_data_source("styles")[7]
@@ -25,7 +25,7 @@ import tensorflow_datasets as tfds
 
 from dreamjax.toybox import classes, labels, source, vocabulary
 
-# Pictures that are drawn at a time, and batches in a file: 2048 pictures of 25 kB.
+# Images that are drawn at a time, and batches in a file: 2048 images of 25 kB.
 _BATCH = 32
 _BATCHES_PER_FILE = 64
 
@@ -37,10 +37,10 @@ class ToyboxConfig(tfds.core.BuilderConfig):
   """What a data set holds. TFDS finds it on disk by its name, so give another content another name.
 
   Attributes:
-    seed: of the stream of pictures.
+    seed: of the stream of images.
     variety: how varied they are.
     resolution: height and width in pixels.
-    counts: the number of pictures per split; a split that is not mentioned is not built.
+    counts: the number of images per split; a split that is not mentioned is not built.
   """
 
   seed: int = 0
@@ -55,7 +55,7 @@ class ToyboxConfig(tfds.core.BuilderConfig):
     for split, count in self.counts.items():
       vocabulary.index(source.SPLITS, split, "split")
       if count < 1:
-        raise ValueError(f"a split needs at least one picture, and {split!r} has {count}: leave it out instead")
+        raise ValueError(f"a split needs at least one image, and {split!r} has {count}: leave it out instead")
     if not self.counts or self.resolution < 1:
       raise ValueError(f"there is nothing to draw in {dict(self.counts)} at resolution {self.resolution}")
 
@@ -80,9 +80,9 @@ _TINY = ToyboxConfig(
 
 # A GeneratorBasedBuilder sorts its examples, for which it needs TensorFlow as soon as a split exceeds 1000 MiB.
 class Toybox(tfds.core.ShardBasedBuilder):
-  """A small 3D world of toys: pictures with captions, depth, masks, keypoints and labels."""
+  """A small 3D world of toys: images with captions, depth, masks, keypoints and labels."""
 
-  # Whatever changes the pictures, in the renderer or in the vocabulary, takes a new version.
+  # Whatever changes the images, in the renderer or in the vocabulary, takes a new version.
   VERSION = tfds.core.Version("1.0.0")
   RELEASE_NOTES = {"1.0.0": "The first release."}
   BUILDER_CONFIGS = [ToyboxConfig("full", description="All that the world holds, at 128 px."), _TINY]
@@ -116,15 +116,15 @@ class Toybox(tfds.core.ShardBasedBuilder):
     return tfds.core.DatasetInfo(
       builder=self,
       description="""
-      Pictures of a small 3D world of toys, drawn by dreamjax: a dog, a teapot or a face, in one of its poses and one of
+      Images of a small 3D world of toys, drawn by dreamjax: a dog, a teapot or a face, in one of its poses and one of
       many contexts, sometimes dressed, beside another toy or in a style, with a caption worded like the prompts of
       DreamBooth. A class and a number make a subject, which looks the same wherever it is, so that personalisation has
-      something to be measured against. The splits but "train" show what no picture of "train" does: other subjects,
+      something to be measured against. The splits but "train" show what no image of "train" does: other subjects,
       other combinations of class and context, other styles.
       """,
       features=tfds.features.FeaturesDict(
         {
-          "image": tfds.features.Image(shape=(*shape, 3), encoding_format="png", doc="the picture, sRGB"),
+          "image": tfds.features.Image(shape=(*shape, 3), encoding_format="png", doc="the image, sRGB"),
           "depth": tfds.features.Tensor(
             shape=shape, dtype=np.float16, encoding="zlib", doc="distance along the viewing direction; 10000 for sky"
           ),
@@ -134,7 +134,7 @@ class Toybox(tfds.core.ShardBasedBuilder):
           "keypoints": tfds.features.Tensor(
             shape=(points, 3), dtype=np.float32, doc="(x, y, visible); x and y in [0, 1] from the upper left corner"
           ),
-          "caption": tfds.features.Text(doc="what the picture shows, in English"),
+          "caption": tfds.features.Text(doc="what the image shows, in English"),
           "labels": tfds.features.FeaturesDict({f.name: _label(f.name) for f in dataclasses.fields(labels.Labels)}),
         }
       ),
@@ -200,8 +200,8 @@ def _bytes(shares: np.ndarray) -> np.ndarray:
   return np.round(shares * 255).astype(np.uint8)
 
 
-# TFDS takes a picture that is encoded already; to encode an array, it would need TensorFlow.
-def _png(picture: np.ndarray) -> bytes:
+# TFDS takes an image that is encoded already; to encode an array, it would need TensorFlow.
+def _png(image: np.ndarray) -> bytes:
   buffer = io.BytesIO()
-  Image.fromarray(picture).save(buffer, "png")
+  Image.fromarray(image).save(buffer, "png")
   return buffer.getvalue()

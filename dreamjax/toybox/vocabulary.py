@@ -1,4 +1,4 @@
-"""The words of the toybox: every label of a picture is an index into one of these tuples.
+"""The words of the toybox: every label of an image is an index into one of these tuples.
 
 The order is part of the data's format (labels are stored as integers): append, never reorder.
 """
@@ -49,7 +49,7 @@ STATES = {
   "face": ("neutral", "smiling", "sad", "surprised"),
 }
 
-#: How the picture is drawn; index 0 is the plain rendering.
+#: How the image is drawn; index 0 is the plain rendering.
 STYLES = (
   "photo", "watercolor painting", "oil painting", "line drawing", "pencil sketch", "flat cartoon illustration",
   "kid crayon drawing", "pixel art", "sticker", "3d clay rendering", "glowing neon", "wooden sculpture",
@@ -57,7 +57,7 @@ STYLES = (
   "chalkboard drawing", "vintage sepia photograph",
 )  # fmt: skip
 
-#: Styles that no training picture has: StyleDrop must learn them from one picture.
+#: Styles that no training image has: StyleDrop must learn them from one image.
 HELD_OUT_STYLES = ("kid crayon drawing", "glowing neon", "melting golden 3d rendering", "stained glass window")
 
 

@@ -23,14 +23,14 @@ _SHINY, _CUBE = (vocabulary.PROPERTIES.index(p) for p in ("shiny", "cube shaped"
 
 @struct.dataclass
 class View:
-  """What a picture's labels leave open. Angles in radians.
+  """What an image's labels leave open. Angles in radians.
 
   Attributes:
     yaw: the subject turned to its left from facing the camera.
     head_turn: its head turned further.
     azimuth: the camera moved around the subject.
     elevation: and above it.
-    fill: share of the picture's height or width that the subject fills.
+    fill: share of the image's height or width that the subject fills.
     sun_azimuth: where the sun is, 0 behind the camera.
     sun_elevation: how high.
     other_yaw: the second toy turned.
@@ -139,7 +139,7 @@ def _background(labels: Labels, view: View, coat: Coat) -> tuple[Primitives, Pri
 
 
 def _camera(quadrics: Primitives, boxes: Primitives, view: View) -> Camera:
-  """A camera that looks at the middle of the toys and is just far enough away for them to fill the picture as asked."""
+  """A camera that looks at the middle of the toys and is just far enough away for them to fill the image as asked."""
   ca, sa, ce, se = (f(a) for a in (view.azimuth, view.elevation) for f in (jnp.cos, jnp.sin))
   back = jnp.stack([sa * ce, se, ca * ce])  # from the toys to the camera
   axes = jnp.stack([jnp.stack([ca, 0.0 * ca, -sa]), jnp.cross(back, jnp.stack([ca, 0.0 * ca, -sa])), back])
@@ -221,7 +221,7 @@ class Dial:
     light: of the sun.
     layout: of the background's jitter.
     clutter: share of the dispensable background that is there.
-    fill: smallest and largest share of the picture that the subject fills.
+    fill: smallest and largest share of the image that the subject fills.
   """
 
   views: float = 1.0

@@ -13,7 +13,7 @@ from dreamjax.train.state import TrainState
 class _Manager(ocp.CheckpointManager):
   """Orbax's, but for that it does not ask whether the program is to end.
 
-  `data.hosts` does, by a count of its own. JAX's service, which takes the last number that anyone asked with for where
+  `parallel.processes` does, by a count of its own. JAX's service, which takes the last number that anyone asked with for where
   the program is, would wait for a step that never comes if both asked.
   """
 

@@ -1,4 +1,4 @@
-"""Logs of a training: JSON lines, sheets of pictures, and TensorBoard's event files if they are asked for."""
+"""Logs of a training: JSON lines, sheets of images, and TensorBoard's event files if they are asked for."""
 
 from collections.abc import Mapping, Sequence
 import json
@@ -9,14 +9,14 @@ import jax
 from jaxtyping import Float
 import numpy as np
 
-from dreamjax.data import hosts
 from dreamjax.data.contact_sheet import contact_sheet
+from dreamjax.parallel import processes
 
 
 class Sheet(NamedTuple):
-  """Pictures to be looked at, [n, h, w, 3] in [-1, 1], and a caption for each."""
+  """Images to be looked at, [n, h, w, 3] in [-1, 1], and a caption for each."""
 
-  pictures: Float[np.ndarray, "n h w 3"] | Float[jax.Array, "n h w 3"]
+  images: Float[np.ndarray, "n h w 3"] | Float[jax.Array, "n h w 3"]
   captions: Sequence[str]
 
 
@@ -27,7 +27,7 @@ class Log:
   of two lines of a step the later one counts.
 
   Args:
-    path: the file. Pictures go into the folder `samples` beside it, event files into `tensorboard`.
+    path: the file. Images go into the folder `samples` beside it, event files into `tensorboard`.
     tensorboard: whether TensorBoard's event files are written, too.
 
   Raises:
@@ -35,7 +35,7 @@ class Log:
   """
 
   def __init__(self, path: pathlib.Path, tensorboard: bool = False) -> None:
-    self._writes, self._path = hosts.leads(), path
+    self._writes, self._path = processes.is_main_process(), path
     if self._writes:
       path.parent.mkdir(parents=True, exist_ok=True)
     self._events = _event_writer(path.parent / "tensorboard") if tensorboard and self._writes else None
@@ -52,10 +52,10 @@ class Log:
       self._events.flush()
 
   def sheet(self, step: int, name: str, sheet: Sheet) -> None:
-    """Writes pictures above their captions into one file, `samples/NAME-STEP.png`."""
+    """Writes images above their captions into one file, `samples/NAME-STEP.png`."""
     if not self._writes:
       return
-    page = contact_sheet(list(np.asarray(sheet.pictures, np.float32) / 2 + 0.5), sheet.captions)
+    page = contact_sheet(list(np.asarray(sheet.images, np.float32) / 2 + 0.5), sheet.captions)
     folder = self._path.parent / "samples"
     folder.mkdir(exist_ok=True)
     page.save(folder / f"{name}-{step}.png")

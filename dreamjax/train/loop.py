@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import tqdm
 
-from dreamjax.data import hosts
+from dreamjax.parallel import processes
+from dreamjax.parallel.sharding import make_mesh, shard_batch, shard_params
 from dreamjax.train.checkpoints import Checkpoints
 from dreamjax.train.logs import Log, Sheet
-from dreamjax.train.sharding import make_mesh, place, shard_rows
 from dreamjax.train.state import TrainState
 from dreamjax.train.step import Step
 
@@ -44,9 +44,9 @@ def fit(
     log_every: metrics are averaged over so many updates and logged.
     save_every: a checkpoint is begun after so many updates, and after the last.
     inspect: called whenever a checkpoint was begun; what it returns by name is logged: scalars, and sheets
-      of pictures.
+      of images.
     enough: asked after each `inspect`; the training ends early if it says so.
-    mesh: the devices, see `train.sharding`, which says what of the state each has, and of the rows of every batch. By
+    mesh: the devices, see `parallel.sharding`, which says what of the state each has, and of the rows of every batch. By
       default the first device alone. The result depends on it by rounding only, and a training may go on on another.
     tensorboard: whether the log is written for TensorBoard, too.
 
@@ -54,20 +54,20 @@ def fit(
     The state after the last update.
 
   Raises:
-    hosts.Preempted: behind a checkpoint, if the process is told to end (SIGTERM): called again, it goes on there.
+    processes.Preempted: behind a checkpoint, if the process is told to end (SIGTERM): called again, it goes on there.
     FloatingPointError: when a metric is not finite. It names the step and the last checkpoint, which came before.
     ValueError: if the workdir holds checkpoints of another model or optimizer, if a batch cannot be divided evenly over
       the devices, or if TensorBoard's files are asked for and TensorFlow is not installed.
   """
   mesh = make_mesh((1, 1, 1)) if mesh is None else mesh
   log = Log(workdir / "log.jsonl", tensorboard)
-  state = place(state, mesh)
+  state = shard_params(state, mesh)
   run = _compiled(step, state, mesh)
-  draw = lambda i: shard_rows(batches(i), mesh)  # noqa: E731
+  draw = lambda i: shard_batch(batches(i), mesh)  # noqa: E731
   with (
     Checkpoints(workdir / "checkpoints") as checkpoints,
     concurrent.futures.ThreadPoolExecutor(1) as ahead,
-    hosts.watched() as is_to_end,
+    processes.watch_preemption() as is_to_end,
   ):
     if checkpoints.latest() is not None:
       state = checkpoints.restore(state)
@@ -75,7 +75,9 @@ def fit(
     coming = ahead.submit(draw, first) if first < steps else None
     seen: list[dict[str, jax.Array]] = []
     began = time.perf_counter()
-    bar = tqdm.trange(first, steps, initial=first, total=steps, unit=" steps", desc="training", disable=hosts.quiet())
+    bar = tqdm.trange(
+      first, steps, initial=first, total=steps, unit=" steps", desc="training", disable=processes.disable_progress()
+    )
     for i in bar:
       batch = coming.result()
       coming = ahead.submit(draw, i + 1) if i + 1 < steps else None
@@ -95,7 +97,7 @@ def fit(
         checkpoints.save(state)
         if ends:
           checkpoints.wait()
-          raise hosts.Preempted(f"the machine is to be given up; the checkpoint of step {done} is on disk")
+          raise processes.Preempted(f"the machine is to be given up; the checkpoint of step {done} is on disk")
         if inspect is not None:
           _write(log, done, inspect(state))
           began = time.perf_counter()
@@ -138,7 +140,7 @@ def _compiled(step: Step, state: TrainState, mesh: jax.sharding.Mesh) -> Step:
 
 
 def _write(log: Log, step: int, found: Mapping[str, Any]) -> None:
-  """Logs scalars and sheets of pictures."""
+  """Logs scalars and sheets of images."""
   sheets = {name: x for name, x in found.items() if isinstance(x, Sheet)}
   if scalars := {name: float(x) for name, x in found.items() if name not in sheets}:
     log.write(step, scalars)

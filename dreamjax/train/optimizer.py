@@ -9,7 +9,7 @@ import ml_collections
 import optax
 from optax import contrib
 
-from dreamjax.train.sharding import path
+from dreamjax.parallel.sharding import path_name
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -71,7 +71,7 @@ def _as_matrix(keys: Any, x: Any) -> contrib.MuonDimensionNumbers | None:
 
   Of a table of tokens or a codebook a step reaches few rows, which are not to be moved as one matrix.
   """
-  if not path(keys).endswith("kernel"):
+  if not path_name(keys).endswith("kernel"):
     return None
   return contrib.MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1)
 
@@ -82,7 +82,7 @@ def _factors(multipliers: Any, theta: Any) -> Any:
 
   def factor(keys, _) -> float:
     for expression, value in multipliers:
-      if re.search(expression, path(keys)):
+      if re.search(expression, path_name(keys)):
         used.add(expression)
         return float(value)
     return 1.0

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 import optax
 
-from dreamjax.train.sharding import place, shardings
+from dreamjax.parallel.sharding import param_shardings, shard_params
 
 
 @struct.dataclass
@@ -42,6 +42,6 @@ class TrainState:
     step = jnp.zeros((), jnp.int32)
     if mesh is None:
       return cls(step=step, theta=theta, frozen=frozen, opt_state=tx.init(theta))
-    step, theta, frozen = place((step, theta, frozen), mesh)
-    places = shardings(jax.eval_shape(tx.init, theta), mesh)
+    step, theta, frozen = shard_params((step, theta, frozen), mesh)
+    places = param_shardings(jax.eval_shape(tx.init, theta), mesh)
     return cls(step=step, theta=theta, frozen=frozen, opt_state=jax.jit(tx.init, out_shardings=places)(theta))

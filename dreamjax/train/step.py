@@ -36,7 +36,7 @@ def make_step(
     step(state, batch) -> (state, metrics). The metrics are the loss, what it names, and the global norms of the
     gradient and of the update.
   """
-  differentiate = in_pieces(jax.value_and_grad(loss, has_aux=True), pieces, unroll)
+  differentiate = accumulate(jax.value_and_grad(loss, has_aux=True), pieces, unroll)
 
   def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -51,7 +51,7 @@ def make_step(
   return step
 
 
-def in_pieces(function: Callable[..., Any], pieces: int, unroll: bool | None = None) -> Callable[..., Any]:
+def accumulate(function: Callable[..., Any], pieces: int, unroll: bool | None = None) -> Callable[..., Any]:
   """The mean of function(theta, frozen, piece, key) over equal parts of a batch, each with a key of its own.
 
   Piece j has the rows j, j + pieces, j + 2 pieces and so on. Rows that are spread over devices so stay where they are,

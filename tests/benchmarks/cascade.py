@@ -1,8 +1,8 @@
 """Measures toybox-cascade and DreamBooth on it, with the toybox's encoders, on toys that none of them saw.
 
-python tests/benchmarks/cascade.py captions            # 500 captions: does the picture show what they say
-python tests/benchmarks/cascade.py speed               # seconds a picture
-python tests/benchmarks/cascade.py dreambooth          # 10 subjects, 10 prompts, 4 pictures each
+python tests/benchmarks/cascade.py captions            # 500 captions: does the image show what they say
+python tests/benchmarks/cascade.py speed               # seconds an image
+python tests/benchmarks/cascade.py dreambooth          # 10 subjects, 10 prompts, 4 images each
 python tests/benchmarks/cascade.py prior               # with and without the class-prior loss
 python tests/benchmarks/cascade.py noun                # with the right class noun, a wrong one, none
 python tests/benchmarks/cascade.py sr                  # the stage of super-resolution, tuned and not
@@ -27,7 +27,7 @@ from dreamjax import cli, generators
 from dreamjax.commands import configs, truth
 from dreamjax.data import image_folder
 from dreamjax.data.image_folder import to_uint8
-from dreamjax.diffusion.resolution import shrink
+from dreamjax.diffusion.resolution import downsample
 from dreamjax.eval import metrics, protocols
 from dreamjax.generators import cascade as cascades
 from dreamjax.methods import dreambooth
@@ -84,21 +84,21 @@ class Bench:
     )
 
   def draw(self, prompts: list[str], theta: Any = None, n: int = 4, seed: int = 0) -> list[np.ndarray]:
-    """Pictures, as bytes."""
+    """Images, as bytes."""
     drawn = generators.sample(self.generator, self.params, prompts, theta=theta, n=n, seed=seed)
     return [to_uint8(x / 2 + 0.5) for x in drawn]
 
-  def dino(self, pictures: list[np.ndarray]) -> jax.Array:
+  def dino(self, images: list[np.ndarray]) -> jax.Array:
     """Embeddings."""
-    return jnp.asarray(self.judge.dino(pictures))
+    return jnp.asarray(self.judge.dino(images))
 
   def candidates(self, cls: str) -> jax.Array:
     """Prototypes for `metrics.retrieval` of subjects of a class, the one that is learned first."""
     real = [
       to_uint8(np.asarray(source.photos(cls, source.TRAIN_SUBJECTS + i, PHOTOS)[0].rgb)) for i in range(CANDIDATES)
     ]
-    seen = self.dino([picture for pictures in real for picture in pictures]).reshape(CANDIDATES, PHOTOS, -1)
-    return jnp.stack([metrics.prototype(pictures) for pictures in seen])
+    seen = self.dino([image for images in real for image in images]).reshape(CANDIDATES, PHOTOS, -1)
+    return jnp.stack([metrics.prototype(images) for images in seen])
 
 
 def say(name: str, values: list[np.ndarray]) -> None:
@@ -110,24 +110,24 @@ def say(name: str, values: list[np.ndarray]) -> None:
 
 
 def captions(bench: Bench, count: int = 500) -> None:
-  """Probe accuracy on held-out captions, beside the same of real pictures."""
+  """Probe accuracy on held-out captions, beside the same of real images."""
   frame, labels = source.Stream(seed=1, split="subjects", resolution=bench.generator.resolution).draw(range(count))
   texts = album.Album(np.empty((count, 0)), jax.device_get(labels)).captions(range(count))
   drawn = generators.sample(bench.generator, bench.params, texts)
-  small = shrink(2 * jnp.asarray(frame.rgb) - 1, bench.generator.stages[0].image)
-  for name, pictures in (("drawn", drawn), ("real", 2 * np.asarray(frame.rgb) - 1), ("real, small", np.asarray(small))):
-    found = truth.accuracy(list(pictures), texts, bench.judge.probe)
+  small = downsample(2 * jnp.asarray(frame.rgb) - 1, bench.generator.stages[0].image)
+  for name, images in (("drawn", drawn), ("real", 2 * np.asarray(frame.rgb) - 1), ("real, small", np.asarray(small))):
+    found = truth.accuracy(list(images), texts, bench.judge.probe)
     print(f"{name}: " + ", ".join(f"{head} {value:.3f}" for head, value in found.items()), flush=True)
 
 
 def speed(bench: Bench, repeats: int = 5) -> None:
-  """Seconds a picture, eight at a time, after a first batch."""
+  """Seconds an image, eight at a time, after a first batch."""
   seconds = []
   for i in range(repeats + 1):
     began = time.perf_counter()
     generators.sample(bench.generator, bench.params, ["a dog on the beach"] * 8, seed=i)
     seconds.append((time.perf_counter() - began) / 8)
-  print(f"seconds a picture: {statistics.median(seconds[1:]):.2f} ({min(seconds[1:]):.2f} to {max(seconds[1:]):.2f})")
+  print(f"seconds an image: {statistics.median(seconds[1:]):.2f} ({min(seconds[1:]):.2f} to {max(seconds[1:]):.2f})")
 
 
 def places() -> list[protocols.Prompt]:
@@ -142,7 +142,7 @@ def write(prompts: list[protocols.Prompt], word: str, noun: str) -> list[str]:
 
 
 def subjects(bench: Bench) -> None:
-  """Retrieval among subjects of the class and context accuracy, of tuned, untuned and real pictures."""
+  """Retrieval among subjects of the class and context accuracy, of tuned, untuned and real images."""
   prompts = places()
   known = [vocabulary.CONTEXTS.index(prompt.labels["context"]) for prompt in prompts]
   wanted = jnp.asarray(np.repeat(known, 4))
@@ -150,16 +150,16 @@ def subjects(bench: Bench) -> None:
   for cls in bench.classes:
     candidates = bench.candidates(cls)
 
-    def retrieval(pictures: list[np.ndarray], candidates: jax.Array = candidates) -> np.ndarray:
-      return np.asarray(metrics.retrieval(bench.dino(pictures), candidates, jnp.zeros(len(pictures), jnp.int32)))
+    def retrieval(images: list[np.ndarray], candidates: jax.Array = candidates) -> np.ndarray:
+      return np.asarray(metrics.retrieval(bench.dino(images), candidates, jnp.zeros(len(images), jnp.int32)))
 
-    pictures = {
+    images = {
       "tuned": bench.draw(write(prompts, "[V]", cls), bench.learn(cls, "right")),
       "untuned": bench.draw(write(prompts, "", cls)),
       "real": [to_uint8(np.asarray(x)) for x in bench.photos(cls)[PHOTOS:]],
     }
     elsewhere = ~np.isin(np.asarray(wanted), bench.contexts(cls))
-    for name, some in pictures.items():
+    for name, some in images.items():
       right = retrieval(some)
       found.setdefault(f"retrieval, {name}", []).append(right)
       if name == "tuned":
@@ -210,17 +210,17 @@ def sr(bench: Bench) -> None:
   stage = bench.generator.stages[-1]
   small_side = bench.generator.stages[0].image
   usual = stage.sampling.level
-  low = configs.load(bench.recipe).stages[stage.name].levels[1]
+  low = configs.load(bench.recipe).stages[stage.name].augmentation_levels[1]
   scores: dict[str, list[np.ndarray]] = {}
   enlarge = jax.jit(cascades.draw_stage, static_argnums=(0, 1))
   for cls in bench.classes:
     real = 2 * jnp.asarray(np.stack(bench.photos(cls)[PHOTOS:])) - 1
-    small = shrink(real, small_side)
+    small = downsample(real, small_side)
     tuned = {
       "untuned": None,
       "tuned": bench.learn(cls, "right"),
       "tuned at all levels": bench.learn(
-        cls, "all levels", **{"stages.base.steps": 0, "stages.sr.levels": "(0.0,1.0)"}
+        cls, "all levels", **{"stages.base.steps": 0, "stages.sr.augmentation_levels": "(0.0,1.0)"}
       ),
     }
     for name, theta in tuned.items():
@@ -230,7 +230,7 @@ def sr(bench: Bench) -> None:
       for level in (low, usual):
         sampling = generators.Sampling(**{**vars(stage.sampling), "level": level})
         own = None if theta is None else theta.thetas[stage.name]
-        keys = cascades.keys_of(0, np.arange(len(real)))
+        keys = cascades.image_keys(0, np.arange(len(real)))
         made = enlarge(stage, sampling, bench.params[stage.name], own, text, null, keys, small)
         error = jnp.mean(jnp.square(made - real), axis=(1, 2, 3))
         pairs = [bench.dino([to_uint8(np.asarray(x) / 2 + 0.5) for x in some]) for some in (made, real)]

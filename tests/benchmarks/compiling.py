@@ -20,7 +20,7 @@ from dreamjax import cli
 from dreamjax.commands import configs
 from dreamjax.generators import published
 from dreamjax.methods import plans
-from dreamjax.train.sharding import make_mesh
+from dreamjax.parallel.sharding import make_mesh
 
 RECIPES = {
   "amused512": "configs/styledrop.py:amused512", "muse-3b": "configs/styledrop.py:paper",
@@ -35,7 +35,7 @@ def once(name: str, scan: str, folder: str) -> None:
   cli.prepare_xla()
   config = configs.load(RECIPES[name], [f"--config.scan={scan}", "--config.remat=cheap"])
   rows = config.stages.base if "stages" in config else config.first.base
-  rows.rows = 1
+  rows.batch_size = 1
   program = plans.programs(*published.describe(name), config, make_mesh((1, 1, 1)))[0]
   began = time.perf_counter()
   lowered = program.lower()

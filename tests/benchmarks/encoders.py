@@ -18,11 +18,11 @@ SUBJECTS, PHOTOS = 33, 5  # a subject and its 32 distractors; the photo that is 
 
 
 def draw(count, split="subjects", **variety):
-  """Pictures, captions and labels of held-out toys."""
+  """Images, captions and labels of held-out toys."""
   frame, labels = source.Stream(seed=1, split=split, variety=source.Variety(**variety)).draw(range(count))
-  pictures = to_uint8(np.asarray(frame.rgb))
-  drawn = album.Album(pictures, jax.device_get(labels))
-  return list(pictures), drawn.captions(range(count)), pretrain.examples(drawn).labels
+  images = to_uint8(np.asarray(frame.rgb))
+  drawn = album.Album(images, jax.device_get(labels))
+  return list(images), drawn.captions(range(count)), pretrain.examples(drawn).labels
 
 
 def right(scores, labels):
@@ -44,29 +44,29 @@ def retrieval(dino):
 def main():
   cli.prepare_xla()
   loaded = encoders.load(pathlib.Path(str(importlib.resources.files("dreamjax.toybox") / "weights")))
-  # One toy in each picture: of two, nothing says which is the subject.
-  pictures, _, labels = draw(1024, style_share=0.0, other_share=0.0)
-  scores = loaded.probe(pictures)
+  # One toy in each image: of two, nothing says which is the subject.
+  frames, _, labels = draw(1024, style_share=0.0, other_share=0.0)
+  scores = loaded.probe(frames)
   for head in ("class", "context", "colour", "accessory", "state", "marking", "property"):
     print(f"probe, {head}, 1024 photos: {right(scores[head], labels[head]):.3f}")
   styled = [draw(512, style_share=1.0), draw(512, "styles")]
   hits = [right(loaded.probe(p)["style"], known["style"]) for p, _, known in styled]
   hits.append(right(scores["style"], labels["style"]))
   print(f"probe, style: {hits[0]:.3f} of 14 styles, {hits[1]:.3f} of the 4 held-out ones, {hits[2]:.3f} of photos")
-  pictures, captions, _ = draw(1024)
-  images, texts = loaded.clip_image(pictures), loaded.clip_text(captions)
+  frames, captions, _ = draw(1024)
+  images, texts = loaded.clip_image(frames), loaded.clip_text(captions)
   groups = [
     metrics.retrieval(jnp.asarray(images[i : i + 64]), jnp.asarray(texts[i : i + 64]), jnp.arange(64))
     for i in range(0, 1024, 64)
   ]
-  print(f"clip, 64-way image to text, 1024 pictures: {float(jnp.mean(jnp.stack(groups))):.3f}")
+  print(f"clip, 64-way image to text, 1024 images: {float(jnp.mean(jnp.stack(groups))):.3f}")
   print(
     f"dino, retrieval@1 among {SUBJECTS}, {SUBJECTS * len(vocabulary.CLASSES)} subjects: {retrieval(loaded.dino):.3f}"
   )
   began = time.perf_counter()
   for encoder in (loaded.clip_image, loaded.dino, loaded.probe):
-    encoder(pictures[:1000])
-  print(f"1000 pictures by all three: {time.perf_counter() - began:.1f} s")
+    encoder(frames[:1000])
+  print(f"1000 images by all three: {time.perf_counter() - began:.1f} s")
 
 
 if __name__ == "__main__":

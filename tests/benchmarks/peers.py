@@ -6,7 +6,7 @@ python tests/benchmarks/peers.py --memory          # the most memory that a proc
 
 Networks have an eighth of the width of the published ones, and about an eighth of their attention heads. An update is
 of all weights by AdamW, on the squared error of a prediction, or the cross entropy of tokens, of 4 rows; a sampling of
-one picture takes 10 steps of guidance, so 20 predictions. Of PyTorch there are, besides eager float32: eager bfloat16
+one image takes 10 steps of guidance, so 20 predictions. Of PyTorch there are, besides eager float32: eager bfloat16
 (autocast), and torch.compile, where it works. What is told is how many times as long the other one takes: above 1, ours
 is faster. It needs torch and diffusers.
 
@@ -37,7 +37,7 @@ import optax
 from dreamjax import cli
 from dreamjax.convert import pretrained
 from dreamjax.diffusion import samplers
-from dreamjax.diffusion.schedules import Table, spaced_times
+from dreamjax.diffusion.schedules import BetaTable, spaced_times
 from dreamjax.models.latent_unet import SD_15
 from dreamjax.models.unet import IF_I_XL, IF_II_L
 from dreamjax.models.uvit import AMUSED_256
@@ -58,7 +58,7 @@ MODELS = {
 }
 CLASSES = {"if-base": "UNet2DConditionModel", "if-sr": "UNet2DConditionModel", "sd": "UNet2DConditionModel",
            "amused": "UVit2DModel"}  # fmt: skip
-_TABLE = Table("scaled_linear", start=0.00085, end=0.012)
+_TABLE = BetaTable("scaled_linear", start=0.00085, end=0.012)
 
 
 class Side(NamedTuple):

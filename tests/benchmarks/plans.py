@@ -18,13 +18,15 @@ SCAN = {**HALF, "scan": "True"}
 
 
 def _rows(count: int, *stages: str) -> dict[str, Any]:
-  """Of a recipe's stages, "stages.base" for one, a batch of so many photos and as many pictures of the class."""
-  return {f"{stage}.{name}": count for stage in stages for name in ("rows", "prior_rows")} | {"prior.batch": 2 * count}
+  """Of a recipe's stages, "stages.base" for one, a batch of so many photos and as many images of the class."""
+  return {f"{stage}.{name}": count for stage in stages for name in ("batch_size", "prior_batch_size")} | {
+    "prior.batch_size": 2 * count
+  }
 
 
 def _styled(count: int) -> dict[str, Any]:
-  rows = {f"{round_}.{stage}.rows": count for round_ in ("first", "second") for stage in ("base", "sr")}
-  return {**SCAN, **rows, "pool.batch": count}
+  rows = {f"{round_}.{stage}.batch_size": count for round_ in ("first", "second") for stage in ("base", "sr")}
+  return {**SCAN, **rows, "pool.batch_size": count}
 
 
 class Run(NamedTuple):
@@ -49,7 +51,7 @@ RUNS = {
   "sd15-lora": Run("dreambooth.py:sd15", "sd15", "v5e:1x1", "fsdp=1", "base: update", _LORA),
   "sd15-lora-kept": Run("dreambooth.py:sd15", "sd15", "v5e:1x1", "fsdp=1", "base: update", {**_LORA, "remat": "none"}),
   "sd15-full": Run("dreambooth.py:sd15", "sd15", "v5e:2x2", "fsdp=4", "base: update", _FULL),
-  "sdxl": Run("dreambooth.py:sdxl", "sdxl", "v5e:2x4", "fsdp=8", "base: update", {**SCAN, "stages.base.rows": 8}),
+  "sdxl": Run("dreambooth.py:sdxl", "sdxl", "v5e:2x4", "fsdp=8", "base: update", {**SCAN, "stages.base.batch_size": 8}),
   "muse": Run(*_MUSE, "v5e:4x4", "fsdp=16", "round 1", _styled(16)),
   "amused": Run("styledrop.py:amused512", "amused512", "v5e:1x1", "fsdp=1", "round 1", SCAN),
   # One over more and more chips: a row for each, or four; parameters spread over all of them, or over 16.
@@ -73,7 +75,7 @@ def plan(name: str, run: Run, out: pathlib.Path) -> dict[str, Any]:
 
 def line(name: str, run: Run, one: dict[str, Any]) -> str:
   """A program's row of a table."""
-  cells = [f"{name}, {one['name']}", f"{run.topology}, {run.mesh}", str(one["rows"])]
+  cells = [f"{name}, {one['name']}", f"{run.topology}, {run.mesh}", str(one["batch_size"])]
   cells += [f"{size / 2**30:.1f}" for size in (sum(one["held"].values()), one["activations"])]
   cells += [f"{one['flops'] / one['model_flops']:.2f}", f"{sum(one['sent'].values()) / 1e9:.1f}"]
   cells += [f"{1000 * one['times'][what]:.0f}" for what in ("compute", "memory", "collectives")]

@@ -1,9 +1,9 @@
 """Measures toybox-muse and StyleDrop on it, with the toybox's encoders, in the four styles that no network was shown.
 
-python tests/benchmarks/cascade.py captions --model toybox-muse    # 500 captions: does the picture show what they say
-python tests/benchmarks/styledrop.py vqgan         # pictures from their tokens
+python tests/benchmarks/cascade.py captions --model toybox-muse    # 500 captions: does the image show what they say
+python tests/benchmarks/styledrop.py vqgan         # images from their tokens
 python tests/benchmarks/styledrop.py style         # both rounds, the untuned generator, DreamBooth-LoRA on the cascade
-python tests/benchmarks/styledrop.py gamma         # a style and a subject in one picture; draws a plot
+python tests/benchmarks/styledrop.py gamma         # a style and a subject in one image; draws a plot
 python tests/benchmarks/styledrop.py speed         # of round 1 and of the step with two thetas
 
 What was trained, drawn and seen is kept in --out: a command goes on where it was cut off, and with another --style in
@@ -30,7 +30,7 @@ from dreamjax.commands import configs, truth
 from dreamjax.data import image_folder
 from dreamjax.data.contact_sheet import contact_sheet
 from dreamjax.data.image_folder import to_uint8
-from dreamjax.diffusion.resolution import shrink
+from dreamjax.diffusion.resolution import downsample
 from dreamjax.eval import metrics, protocols
 from dreamjax.generators import masked
 from dreamjax.methods import dreambooth, styledrop
@@ -58,36 +58,36 @@ class Styles(Bench):
   def draw(
     self, texts: Sequence[str], theta: Any = None, n: int = 1, seed: int = 0, **options: Any
   ) -> list[np.ndarray]:
-    """Pictures, as bytes."""
+    """Images, as bytes."""
     drawn = generators.sample(self.generator, self.params, texts, theta=theta, n=n, seed=seed, **options)
     return [to_uint8(x / 2 + 0.5) for x in drawn]
 
   def kept(
     self, style: protocols.Subject, name: str, texts: Sequence[str], measure: Callable[[], tuple[Any, Any]]
   ) -> dict[str, np.ndarray]:
-    """What `measure` says of pictures of the texts, beside which it returns them; kept, with a sheet of them."""
+    """What `measure` says of images of the texts, beside which it returns them; kept, with a sheet of them."""
     path = self.out / style.name / "scores" / f"{name}.json"
     if not path.exists():
-      pictures, scores = measure()
+      images, scores = measure()
       path.parent.mkdir(parents=True, exist_ok=True)
-      contact_sheet([picture / 255 for picture in pictures], texts, 6).save(path.with_suffix(".png"))
+      contact_sheet([image / 255 for image in images], texts, 6).save(path.with_suffix(".png"))
       path.write_text(json.dumps({head: np.asarray(values).tolist() for head, values in scores.items()}))
     return {head: np.asarray(values) for head, values in json.loads(path.read_text()).items()}
 
   def scores(
     self, style: protocols.Subject, way: str, texts: Sequence[str], draw: Callable[[int], list[np.ndarray]]
   ) -> dict[str, np.ndarray]:
-    """What `judged` says of pictures of the texts, one of each for every seed."""
+    """What `judged` says of images of the texts, one of each for every seed."""
 
     def measure(seed: int) -> tuple[Any, Any]:
-      pictures = draw(seed)
-      return pictures, self.judged(pictures, texts, style)
+      images = draw(seed)
+      return images, self.judged(images, texts, style)
 
     found = [self.kept(style, f"{way} {seed}", texts, lambda seed=seed: measure(seed)) for seed in range(self.each)]
     return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
 
   def reference(self, style: protocols.Subject) -> pathlib.Path:
-    """The folder of the one picture that shows a style, with its caption."""
+    """The folder of the one image that shows a style, with its caption."""
     folder, caption = self.out / style.name / "reference", f"a {style.cls} {style.identifier}"
     image_folder.write(folder, [(photo_of(style), {"text": caption})], overwrite=True)
     return folder
@@ -114,15 +114,15 @@ class Styles(Bench):
     return styledrop.subject(self.generator, self.params, photos, cls, workdir=workdir, config=config)
 
   def judged(
-    self, pictures: Sequence[np.ndarray], texts: Sequence[str], style: protocols.Subject
+    self, images: Sequence[np.ndarray], texts: Sequence[str], style: protocols.Subject
   ) -> dict[str, np.ndarray]:
-    """Of each picture: whether the probe sees what its text says, and CLIP's cosines.
+    """Of each image: whether the probe sees what its text says, and CLIP's cosines.
 
     "style", "class" and "context" (where the text names one) are of the probe; "leakage" is whether it sees the
     reference's class where another was asked for; "likeness" is CLIP's cosine to the reference, "text" that to the
-    text, style and all, for what CLIP says of the content alone falls with any style: real pictures show how far.
+    text, style and all, for what CLIP says of the content alone falls with any style: real images show how far.
     """
-    seen = self.judge.probe(pictures)
+    seen = self.judge.probe(images)
     scores = {}
     for head, wanted in truth.promised(texts).items():
       if head == "colour":  # no prompt says one
@@ -132,7 +132,7 @@ class Styles(Bench):
       if head == "class":
         own = vocabulary.CLASSES.index(style.cls)
         scores["leakage"] = (seen[head].argmax(1) == own)[wanted != own].astype(np.float32)
-    embedded, reference = (jnp.asarray(self.judge.clip_image(some)) for some in (pictures, [to_uint8(photo_of(style))]))
+    embedded, reference = (jnp.asarray(self.judge.clip_image(some)) for some in (images, [to_uint8(photo_of(style))]))
     content = [text.removesuffix(f" {style.identifier}") for text in texts]
     for name, told in (("text", texts), ("content", content)):
       scores[name] = np.asarray(metrics.text_similarity(embedded, jnp.asarray(self.judge.clip_text(told))))
@@ -141,9 +141,9 @@ class Styles(Bench):
 
 
 def photo_of(style: protocols.Subject) -> np.ndarray:
-  """The one picture that shows a style."""
-  (picture,) = source.photos(style.cls, style.number, 1, style=style.labels["style"])[0].rgb
-  return np.asarray(picture)
+  """The one image that shows a style."""
+  (image,) = source.photos(style.cls, style.number, 1, style=style.labels["style"])[0].rgb
+  return np.asarray(image)
 
 
 def prompts(style: protocols.Subject) -> list[str]:
@@ -159,11 +159,11 @@ def gather(found: dict[str, list[np.ndarray]], way: str, scores: Mapping[str, np
 
 
 def vqgan(bench: Styles, count: int = 256) -> None:
-  """How near held-out pictures are to what is made from their tokens, and how many of the codebook's are in use."""
+  """How near held-out images are to what is made from their tokens, and how many of the codebook's are in use."""
   frame, _ = source.Stream(seed=1, split="subjects", resolution=bench.generator.resolution).draw(range(count))
-  pictures = 2 * jnp.asarray(frame.rgb) - 1
+  images = 2 * jnp.asarray(frame.rgb) - 1
   for stage in bench.generator.stages:
-    own, true = {"params": bench.params[stage.name]["vqgan"]}, shrink(pictures, stage.image)
+    own, true = {"params": bench.params[stage.name]["vqgan"]}, downsample(images, stage.image)
     again = jax.jit(lambda x, own=own, net=stage.vqgan: net.apply(own, x))
     decibels, tokens = [], []
     for start in range(0, count, 16):
@@ -175,7 +175,7 @@ def vqgan(bench: Styles, count: int = 256) -> None:
 
 
 def style(bench: Styles) -> None:
-  """Both rounds of StyleDrop beside the untuned generator, DreamBooth-LoRA on the cascade, and real pictures."""
+  """Both rounds of StyleDrop beside the untuned generator, DreamBooth-LoRA on the cascade, and real images."""
   cascade = Bench(bench.out / "cascade", "toybox-cascade", 0, "configs/dreambooth.py:toybox")
   found: dict[str, list[np.ndarray]] = {}
   for one in bench.styles:
@@ -197,7 +197,7 @@ def style(bench: Styles) -> None:
 
 
 def baseline(cascade: Bench, style: protocols.Subject) -> Personalisation:
-  """What DreamBooth learns of a style's picture with low-rank updates of both stages, and without a prior set."""
+  """What DreamBooth learns of a style's image with low-rank updates of both stages, and without a prior set."""
   folder = cascade.out / style.name
   if (path := folder / "theta.safetensors").exists():
     return generators.load_theta(path, cascade.generator, cascade.params)
@@ -211,14 +211,14 @@ def baseline(cascade: Bench, style: protocols.Subject) -> Personalisation:
 
 
 def real(style: protocols.Subject, count: int = 64) -> tuple[list[np.ndarray], list[str]]:
-  """Pictures of unseen toys in a style as the toybox renders them, and their captions."""
+  """Images of unseen toys in a style as the toybox renders them, and their captions."""
   plainly = dict.fromkeys(("accessory_share", "other_share", "property_share", "state_share"), 0.0)
   variety = source.Variety(styles=(style.labels["style"],), **plainly)
   frame, labels = source.Stream(seed=1, split="styles", variety=variety, resolution=128).draw(range(count))
   names = [vocabulary.CLASSES[i] for i in np.asarray(labels.cls)]
   places = [where(int(i)) for i in np.asarray(labels.context)]
   texts = [" ".join(f"a {name} {place} {style.identifier}".split()) for name, place in zip(names, places, strict=True)]
-  return [to_uint8(np.asarray(picture)) for picture in frame.rgb], texts
+  return [to_uint8(np.asarray(image)) for image in frame.rgb], texts
 
 
 def gamma(bench: Styles) -> None:
@@ -246,12 +246,12 @@ def blend(
   bench: Styles, style: protocols.Subject, texts: Sequence[str], candidates: jax.Array, prompt: str, theta: Any,
   value: float,
 ) -> tuple[list[np.ndarray], dict[str, Any]]:  # fmt: skip
-  """Pictures of a prompt, which are to show what the texts say, and their scores, retrieval besides."""
+  """Images of a prompt, which are to show what the texts say, and their scores, retrieval besides."""
   base, larger = (stage.decoding for stage in bench.generator.stages)
   decodings = (dataclasses.replace(base, **MIXING), larger)
-  pictures = bench.draw([prompt], theta, len(texts), gamma=value, decodings=decodings, size=len(texts))
-  nearest = metrics.retrieval(bench.dino(pictures), candidates, jnp.zeros(len(pictures), jnp.int32))
-  return pictures, {**bench.judged(pictures, texts, style), "retrieval": nearest}
+  images = bench.draw([prompt], theta, len(texts), gamma=value, decodings=decodings, size=len(texts))
+  nearest = metrics.retrieval(bench.dino(images), candidates, jnp.zeros(len(images), jnp.int32))
+  return images, {**bench.judged(images, texts, style), "retrieval": nearest}
 
 
 def plot(found: Mapping[str, list[np.ndarray]], path: pathlib.Path) -> None:
@@ -264,7 +264,7 @@ def plot(found: Mapping[str, list[np.ndarray]], path: pathlib.Path) -> None:
     mean = lambda way, score=score: np.concatenate(found[f"{way}, {score}"]).mean()  # noqa: E731
     axes.plot(GAMMAS, [mean(f"gamma {value:g}") for value in GAMMAS], "o-", color=colour, label=score)
     axes.axhline(mean(alone), color=colour, linestyle=":", label=f"{score}, {label}")
-  axes.set(xlabel="gamma", ylabel="share of pictures", ylim=(0, 1))
+  axes.set(xlabel="gamma", ylabel="share of images", ylim=(0, 1))
   axes.legend(fontsize="small")
   figure.savefig(path)
   print(path)
@@ -289,7 +289,7 @@ def speed(bench: Styles, repeats: int = 5) -> None:
   unguided = {"lambda_a": 0.0, "lambda_b": 0.0}  # so that of each wish one network is asked
 
   def seconds(count: int, wishes: Sequence[masked.Wish], **changes: float) -> float:
-    """Of a step for so many pictures: the difference of many and of few."""
+    """Of a step for so many images: the difference of many and of few."""
     times = []
     for steps in (2, 34):
       decoding = masked.Decoding(**{**vars(usual), **changes, "steps": steps})
@@ -304,7 +304,7 @@ def speed(bench: Styles, repeats: int = 5) -> None:
     ratio = statistics.median(together / separate for together, separate in rounds)
     together, separate = (statistics.median(times) for times in zip(*rounds, strict=True))
     said = f"{together:.3f} s, its branches one by one {separate:.3f} s, {ratio:.2f} of it"
-    print(f"a step with two thetas, pictures at once {count}: {said}", flush=True)
+    print(f"a step with two thetas, images at once {count}: {said}", flush=True)
 
 
 COMMANDS = {"vqgan": vqgan, "style": style, "gamma": gamma, "speed": speed}
@@ -317,7 +317,7 @@ def main() -> None:
   parser.add_argument("--model", default="toybox-muse", help="a name or a folder (%(default)s)")
   names = [style.name for style in PROTOCOL.subjects]
   parser.add_argument("--style", action="append", choices=names, help="this style only; may be said again")
-  parser.add_argument("--each", type=int, default=8, help="pictures of each prompt (%(default)s)")
+  parser.add_argument("--each", type=int, default=8, help="images of each prompt (%(default)s)")
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/benchmark_muse"), help="(%(default)s)")
   args = parser.parse_args()
   cli.prepare_xla()

@@ -12,7 +12,7 @@ BATCH, RUNS = 64, 5
 
 
 def milliseconds(function, *arguments):
-  """Median time per picture of several runs, after one to compile."""
+  """Median time per image of several runs, after one to compile."""
   jax.block_until_ready(function(*arguments))
   times = []
   for _ in range(RUNS):
@@ -34,8 +34,8 @@ def main():
     frames = render.render_batch(scenes, resolution)
     mixed = milliseconds(source._restyle, frames, labels.style, keys)
     print(
-      f"{resolution} px: scene {build:.2f} ms, rendering {draw:.2f} ms ({1e3 / draw:.0f} pictures/s), "
-      f"styles of the stream's mix {mixed:.2f} ms; all {1e3 / (build + draw + mixed):.0f} pictures/s"
+      f"{resolution} px: scene {build:.2f} ms, rendering {draw:.2f} ms ({1e3 / draw:.0f} images/s), "
+      f"styles of the stream's mix {mixed:.2f} ms; all {1e3 / (build + draw + mixed):.0f} images/s"
     )
   for number, name in enumerate(vocabulary.STYLES):
     cost = milliseconds(source._restyle, frames, jnp.full(BATCH, number), keys)

@@ -13,8 +13,8 @@ def test_every_variant_is_loaded(which):
 
 
 def test_fields_are_changed_and_keep_their_type():
-  config = configs.load(f"{ENCODERS}:probe", ["--config.batch=8", "--config.optimizer.learning_rate=1"])
-  assert config.batch == 8 and config.optimizer.learning_rate == 1.0
+  config = configs.load(f"{ENCODERS}:probe", ["--config.batch_size=8", "--config.optimizer.learning_rate=1"])
+  assert config.batch_size == 8 and config.optimizer.learning_rate == 1.0
 
 
 def test_an_installed_config_is_found_by_its_name():
@@ -25,7 +25,7 @@ def test_an_installed_config_is_found_by_its_name():
   ("name", "overrides", "message"),
   [
     (f"{ENCODERS}:probe", ["--config.bach=8"], "bach"),
-    (f"{ENCODERS}:probe", ["--config.batch=many"], "many"),
+    (f"{ENCODERS}:probe", ["--config.batch_size=many"], "many"),
     (f"{ENCODERS}:propeller", [], "propeller"),
     ("no_such_config.py", [], "no_such_config.py"),
   ],

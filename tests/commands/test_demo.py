@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from dreamjax.commands import demo
-from dreamjax.diffusion.resolution import shrink
+from dreamjax.diffusion.resolution import downsample
 from dreamjax.toybox import source
 from dreamjax.toybox.captions import where
 
@@ -19,7 +19,7 @@ def test_the_photos_that_dreamjax_brings_are_those_of_the_toy(tmp_path):
   assert [line["text"] for line in lines] == [f"a [V] dog {where(int(context))}" for context in labels.context]
   brought = np.stack([np.asarray(Image.open(tmp_path / line["file_name"])) for line in lines]) / np.float32(255)
   assert brought.shape == (demo.PHOTOS, 128, 128, 3)
-  away = np.abs(np.asarray(shrink(jnp.asarray(brought), 32)) - np.asarray(frame.rgb)).mean(axis=(1, 2, 3))
+  away = np.abs(np.asarray(downsample(jnp.asarray(brought), 32)) - np.asarray(frame.rgb)).mean(axis=(1, 2, 3))
   apart = np.abs(np.asarray(frame.rgb) - np.roll(np.asarray(frame.rgb), 1, axis=0)).mean(axis=(1, 2, 3))
   assert away.max() < 0.02 < 0.1 < apart.min()
 

@@ -41,8 +41,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-  """Two subjects with two generated and two real pictures each."""
+def images(tmp_path):
+  """Two subjects with two generated and two real images each."""
   draw = np.random.default_rng(0)
   for kind in ("made", "real"):
     for subject in ("dog1", "dog2"):
@@ -54,52 +54,52 @@ def pictures(tmp_path):
   return tmp_path
 
 
-def run(pictures, *more):
-  arguments = ["--generated", pictures / "made", "--reference", pictures / "real", "--out", pictures / "out", *more]
+def run(images, *more):
+  arguments = ["--generated", images / "made", "--reference", images / "real", "--out", images / "out", *more]
   return cli.main(["evaluate", *map(str, arguments)])
 
 
-def test_scores_a_table_and_a_sheet(folder, pictures, capsys):
-  assert run(pictures, "--encoders", folder, "--identifier", "[V]") == 0
-  result = json.loads((pictures / "out/scores.json").read_text())
+def test_scores_a_table_and_a_sheet(folder, images, capsys):
+  assert run(images, "--encoders", folder, "--identifier", "[V]") == 0
+  result = json.loads((images / "out/scores.json").read_text())
   assert result["settings"]["encoders"] == folder.name and "[V]" in result["settings"]["identifier"]
   assert {"dino", "clip_i", "clip_t", "retrieval", "copies"} <= set(result["scores"])
-  assert len(result["pictures"]) == 4
+  assert len(result["images"]) == 4
   assert "DINO" in capsys.readouterr().out
-  assert (pictures / "out/sheet.html").read_text().count("<img") >= 4
+  assert (images / "out/sheet.html").read_text().count("<img") >= 4
 
 
 def test_the_encoders_are_the_models_in_the_folder(folder):
   loaded = encoders.load(folder)
-  picture = np.random.default_rng(1).integers(0, 256, (24, 24, 3), np.uint8)
+  image = np.random.default_rng(1).integers(0, 256, (24, 24, 3), np.uint8)
   vit, params = pretrained.load(folder / "dino")
-  expected = vit.apply({"params": jax.device_put(params)}, jnp.asarray(picture / 127.5 - 1, jnp.float32)[None])[0][:, 0]
-  np.testing.assert_allclose(loaded.dino([picture]), expected, atol=1e-5)
-  many = loaded.dino([picture] * 40)
+  expected = vit.apply({"params": jax.device_put(params)}, jnp.asarray(image / 127.5 - 1, jnp.float32)[None])[0][:, 0]
+  np.testing.assert_allclose(loaded.dino([image]), expected, atol=1e-5)
+  many = loaded.dino([image] * 40)
   assert many.shape == (40, 16)
   np.testing.assert_allclose(many, np.broadcast_to(expected, many.shape), atol=1e-5)
   assert loaded.clip_text(["a dog", "a cat"]).shape == (2, 8) and loaded.probe is None and loaded.words == {}
 
 
-def test_on_a_mesh_the_scores_are_the_same(folder, pictures, monkeypatch):
-  lying, put = [], encoders.hosts.put
-  monkeypatch.setattr(encoders.hosts, "put", lambda *args: lying.append(put(*args)) or lying[-1])
+def test_on_a_mesh_the_scores_are_the_same(folder, images, monkeypatch):
+  lying, put = [], encoders.processes.put
+  monkeypatch.setattr(encoders.processes, "put", lambda *args: lying.append(put(*args)) or lying[-1])
   prompted = "--encoders", folder, "--identifier", "[V]"
-  assert run(pictures, *prompted) == 0
-  one = json.loads((pictures / "out/scores.json").read_text())
+  assert run(images, *prompted) == 0
+  one = json.loads((images / "out/scores.json").read_text())
   assert {len(x.devices()) for x in lying} == {1}
   lying.clear()
-  assert run(pictures, *prompted, "--mesh", "data=2,fsdp=4") == 0
+  assert run(images, *prompted, "--mesh", "data=2,fsdp=4") == 0
   assert {len(x.devices()) for x in lying} == {8}
   rows = [x.addressable_shards[0].data.shape[0] for x in lying if not x.is_fully_replicated]
   assert rows and set(rows) == {32 // 8}
-  many = json.loads((pictures / "out/scores.json").read_text())
+  many = json.loads((images / "out/scores.json").read_text())
   assert numbers(many) == pytest.approx(numbers(one), abs=1e-5)
 
 
 def numbers(tree):
   """The numbers of a result, by their paths."""
-  leaves = jax.tree_util.tree_leaves_with_path({key: tree[key] for key in ("scores", "pictures")})
+  leaves = jax.tree_util.tree_leaves_with_path({key: tree[key] for key in ("scores", "images")})
   return {jax.tree_util.keystr(path): x for path, x in leaves if isinstance(x, float)}
 
 
@@ -127,33 +127,33 @@ def test_lpips_is_used_where_its_weights_are(folder, tmp_path):
 @pytest.mark.parametrize(
   ("spoil", "message"),
   [
-    (lambda p, f: (p / "made/dog1/0.png").write_text("no picture"), "0.png cannot be read"),
-    (lambda p, f: [x.unlink() for x in (p / "real").rglob("*.png")], "no pictures"),
-    (lambda p, f: (p / "real/dog2").rename(p / "real/cat"), "no real pictures of dog2"),
+    (lambda p, f: (p / "made/dog1/0.png").write_text("no image"), "0.png cannot be read"),
+    (lambda p, f: [x.unlink() for x in (p / "real").rglob("*.png")], "no images"),
+    (lambda p, f: (p / "real/dog2").rename(p / "real/cat"), "no real images of dog2"),
   ],
 )
-def test_bad_pictures_are_refused_in_one_line(folder, pictures, capsys, spoil, message):
-  spoil(pictures, folder)
-  assert run(pictures, "--encoders", folder) == 2
+def test_bad_images_are_refused_in_one_line(folder, images, capsys, spoil, message):
+  spoil(images, folder)
+  assert run(images, "--encoders", folder) == 2
   error = capsys.readouterr().err.splitlines()[-1]
   assert error.startswith("dreamjax evaluate: ") and message in error
 
 
-def test_prompts_of_the_wrong_number_are_refused(folder, pictures, capsys):
-  (pictures / "prompts.txt").write_text("a dog\n")
-  assert run(pictures, "--encoders", folder, "--prompts", pictures / "prompts.txt") == 2
-  assert "has 1 prompts, and there are 4 generated pictures" in capsys.readouterr().err
+def test_prompts_of_the_wrong_number_are_refused(folder, images, capsys):
+  (images / "prompts.txt").write_text("a dog\n")
+  assert run(images, "--encoders", folder, "--prompts", images / "prompts.txt") == 2
+  assert "has 1 prompts, and there are 4 generated images" in capsys.readouterr().err
 
 
-def test_folders_without_the_right_encoders_are_refused(folder, pictures, tmp_path, capsys):
-  assert run(pictures, "--encoders", tmp_path / "nowhere") == 2
+def test_folders_without_the_right_encoders_are_refused(folder, images, tmp_path, capsys):
+  assert run(images, "--encoders", tmp_path / "nowhere") == 2
   assert "there is no folder" in capsys.readouterr().err
   (tmp_path / "half/clip").mkdir(parents=True)
-  assert run(pictures, "--encoders", tmp_path / "half") == 2
+  assert run(images, "--encoders", tmp_path / "half") == 2
   assert "holds no sub-folder dino" in capsys.readouterr().err
   wrong = tmp_path / "wrong"
   wrong.mkdir()
   (wrong / "clip").symlink_to(folder / "dino")
   (wrong / "dino").symlink_to(folder / "dino")
-  assert run(pictures, "--encoders", wrong) == 2
+  assert run(images, "--encoders", wrong) == 2
   assert "holds a ViT, but a CLIP is wanted" in capsys.readouterr().err

@@ -19,7 +19,7 @@ flask = pytest.importorskip("flask")
 
 @pytest.fixture
 def pool(tmp_path):
-  """Twelve pictures of three prompts, beside the picture of a style."""
+  """Twelve images of three prompts, beside the image of a style."""
   draw = np.random.default_rng(0)
   image_folder.write(tmp_path / "reference", [(draw.random((8, 8, 3)), {"text": "a cat in ink style"})])
   lines = [
@@ -42,12 +42,12 @@ def test_the_page_shows_the_pool_and_nothing_else(client, pool):
   (pool.parent / "secret.png").write_bytes((pool / "00000.png").read_bytes())
   page = client.get("/", **OWN)
   assert page.status_code == 200 and b"a boat in ink style" in page.data and b"/reference/00000.png" in page.data
-  picture = client.get("/pictures/00003.png", **OWN)
-  assert picture.mimetype == "image/png" and picture.data[:4] == b"\x89PNG"
+  image = client.get("/images/00003.png", **OWN)
+  assert image.mimetype == "image/png" and image.data[:4] == b"\x89PNG"
   assert client.get("/reference/00000.png", **OWN).status_code == 200
   for path in (
-    "/pictures/../secret.png", "/pictures/..%2fsecret.png", "/pictures/%2e%2e%2fsecret.png", "/pictures/metadata.jsonl",
-    "/pictures/00099.png", "/reference/..%2fsecret.png", "/reference/metadata.jsonl", "/etc/passwd",
+    "/images/../secret.png", "/images/..%2fsecret.png", "/images/%2e%2e%2fsecret.png", "/images/metadata.jsonl",
+    "/images/00099.png", "/reference/..%2fsecret.png", "/reference/metadata.jsonl", "/etc/passwd",
   ):  # fmt: skip
     assert client.get(path, **OWN).status_code == 404, path
 
@@ -83,7 +83,7 @@ def test_what_is_saved_is_of_the_pool_and_not_too_much(client, pool):
 def test_a_folder_that_is_no_pool_is_refused(tmp_path, pool, capsys):
   assert cli.main(["feedback", "--pool", str(tmp_path / "none")]) == 2
   assert "holds no metadata.jsonl, so it is no pool" in capsys.readouterr().err
-  with pytest.raises(ValueError, match="at least one picture is to be chosen, not 0"):
+  with pytest.raises(ValueError, match="at least one image is to be chosen, not 0"):
     feedback.make_app(pool, tmp_path, 0)
   lines = (pool / "metadata.jsonl").read_text().splitlines()
   for line, message in (
@@ -149,7 +149,7 @@ def test_a_person_chooses_undoes_reloads_restarts_and_saves(browser, serve, pool
     WebDriverWait(browser, 10).until(lambda _: path.exists() and json.loads(path.read_text())["chosen"] == names)
 
   browser.get(serve())
-  assert len(cards()) == 12 and "0.150" in cards()[1].text  # the score under the picture
+  assert len(cards()) == 12 and "0.150" in cards()[1].text  # the score under the image
   WebDriverWait(browser, 10).until(
     lambda _: browser.execute_script("return document.querySelector('.card img').naturalWidth") == 8
   )
@@ -183,13 +183,13 @@ def test_a_person_chooses_undoes_reloads_restarts_and_saves(browser, serve, pool
   assert [line for line in browser.get_log("browser") if line["level"] == "SEVERE"] == []
 
 
-def test_a_pool_of_1920_pictures_is_usable(browser, serve, pool):
+def test_a_pool_of_1920_images_is_usable(browser, serve, pool):
   from selenium.webdriver.common.by import By
 
-  picture = (pool / "00000.png").read_bytes()
+  image = (pool / "00000.png").read_bytes()
   lines = []
   for i in range(1920):
-    (pool / f"{i:05d}.png").write_bytes(picture)
+    (pool / f"{i:05d}.png").write_bytes(image)
     lines.append(json.dumps({"file_name": f"{i:05d}.png", "text": f"prompt {i // 64}", "score": 0.5}))
   (pool / "metadata.jsonl").write_text("\n".join(lines))
   browser.get(serve())
@@ -202,8 +202,8 @@ def test_a_pool_of_1920_pictures_is_usable(browser, serve, pool):
   assert browser.find_element(By.ID, "count").text == "1"
 
 
-def test_pictures_are_made_smaller(pool):
+def test_images_are_made_smaller(pool):
   Image.new("RGB", (900, 600)).save(pool / "00001.png")
-  sent = feedback.make_app(pool, pool.parent / "reference", 3).test_client().get("/pictures/00001.png", **OWN)
+  sent = feedback.make_app(pool, pool.parent / "reference", 3).test_client().get("/images/00001.png", **OWN)
   with Image.open(io.BytesIO(sent.data)) as small:
     assert small.size == (256, 171)

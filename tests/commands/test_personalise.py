@@ -11,9 +11,8 @@ import safetensors.numpy
 
 from dreamjax import cli, generators
 from dreamjax.commands import truth
-from dreamjax.data import hosts
+from dreamjax.parallel import processes, sharding
 from dreamjax.toybox import captions, vocabulary
-from dreamjax.train import sharding
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +22,7 @@ def tuned(tiny_folder, photos, tmp_path_factory):
   few = [
     f"--config.stages.{stage}.{key}={value}"
     for stage in ("base", "sr")
-    for key, value in (("steps", 2), ("rows", 2), ("prior_rows", 2))
+    for key, value in (("steps", 2), ("batch_size", 2), ("prior_batch_size", 2))
   ]
   status = cli.main(
     ["dreambooth", "--images", str(photos), "--class-noun", "dog", "--model", str(tiny_folder), "--workdir",
@@ -33,11 +32,11 @@ def tuned(tiny_folder, photos, tmp_path_factory):
   return workdir
 
 
-def test_photos_become_a_theta_and_a_theta_pictures(tiny_folder, tuned, tmp_path, run, drawn):
+def test_photos_become_a_theta_and_a_theta_images(tiny_folder, tuned, tmp_path, run, drawn):
   out = tmp_path / "out"
   arguments = ("--model", tiny_folder, "--theta", tuned / "theta.safetensors", "--n", 2, "--seed", 3, "--guidance", 1.5)
   status, said = run("sample", *arguments, "--prompt", "a [V] dog", "--prompt", "a cat", "--out", out)
-  assert status == 0 and "4 pictures" in said.out
+  assert status == 0 and "4 images" in said.out
   lines = [json.loads(line)["text"] for line in (out / "metadata.jsonl").read_text().splitlines()]
   assert lines == ["a [V] dog"] * 2 + ["a cat"] * 2
   with Image.open(out / "grid.png") as grid:
@@ -57,11 +56,11 @@ def test_photos_become_a_theta_and_a_theta_pictures(tiny_folder, tuned, tmp_path
 
 
 def test_a_mesh_of_devices_learns_and_draws_the_same(tiny_folder, tuned, photos, tmp_path, run, drawn, monkeypatch):
-  monkeypatch.setattr(sharding, "_SMALL", 1)
+  monkeypatch.setattr(sharding, "_MIN_SHARDED", 1)
   known = [
     *("--images", photos, "--class-noun", "dog", "--model", tiny_folder, "--config", "dreambooth.py:paper"),
     *("--config.identifier=qx", "--config.prior.kind=none", "--config.stages.sr.steps=0"),
-    *("--config.stages.base.steps=2", "--config.stages.base.rows=4"),
+    *("--config.stages.base.steps=2", "--config.stages.base.batch_size=4"),
   ]
   thetas = []
   for name, mesh in (("one", ()), ("all", ("--mesh", "data=2,fsdp=2,tensor=2"))):
@@ -102,7 +101,7 @@ def test_what_cannot_be_sampled_is_one_line(tiny_folder, tuned, tmp_path, run):
   assert not (tmp_path / "out").exists()
 
 
-def test_pictures_that_are_there_are_kept(tiny_folder, tmp_path, run):
+def test_images_that_are_there_are_kept(tiny_folder, tmp_path, run):
   (tmp_path / "metadata.jsonl").write_text("mine\n")
   status, said = run("sample", "--model", tiny_folder, "--prompt", "a dog", "--out", tmp_path)
   assert status == 2 and "--overwrite" in said.err and (tmp_path / "metadata.jsonl").read_text() == "mine\n"
@@ -115,17 +114,17 @@ def test_a_drawing_that_was_cut_off_is_gone_on_with(tiny_folder, tmp_path, run, 
 
   def told(batches):
     yield next(iter(batches))
-    raise hosts.Preempted("the machine is to be given up")
+    raise processes.Preempted("the machine is to be given up")
 
   with monkeypatch.context() as patch:
-    patch.setattr(hosts, "until_told", told)
+    patch.setattr(processes, "until_preempted", told)
     status, said = run(*arguments, tmp_path / "cut")
-  assert status == hosts.AGAIN and len((tmp_path / "cut/metadata.jsonl").read_text().splitlines()) == 3
+  assert status == processes.EXIT_RERUN and len((tmp_path / "cut/metadata.jsonl").read_text().splitlines()) == 3
   status, said = run(*arguments, tmp_path / "cut", "--seed", 1)
-  assert status == 2 and "holds pictures already" in said.err
+  assert status == 2 and "holds images already" in said.err
   before = (tmp_path / "cut/00002.png").stat().st_mtime_ns
   status, said = run(*arguments, tmp_path / "cut")
-  assert status == 0 and "4 pictures" in said.out and (tmp_path / "cut/00002.png").stat().st_mtime_ns == before
+  assert status == 0 and "4 images" in said.out and (tmp_path / "cut/00002.png").stat().st_mtime_ns == before
   for name in ("metadata.jsonl", "sample.json"):
     assert (tmp_path / "cut" / name).read_text() == (tmp_path / "straight" / name).read_text()
   np.testing.assert_allclose(drawn(tmp_path / "cut"), drawn(tmp_path / "straight"), atol=1)
@@ -143,11 +142,11 @@ def test_a_theta_of_other_weights_is_refused(tiny_cascade, tuned, tmp_path, run)
 
 def test_bad_photos_are_one_line_and_leave_the_workdir_usable(tiny_folder, tuned, tmp_path, run):
   (tmp_path / "photos").mkdir()
-  (tmp_path / "photos/a.jpg").write_bytes(b"no picture")
+  (tmp_path / "photos/a.jpg").write_bytes(b"no image")
   before = sorted(tuned.rglob("*"))
   arguments = ("--class-noun", "dog", "--model", tiny_folder, "--workdir", tuned, "--config", "dreambooth.py")
   status, said = run("dreambooth", "--images", tmp_path / "photos", *arguments)
-  assert status == 2 and "a.jpg cannot be read as a picture" in said.err
+  assert status == 2 and "a.jpg cannot be read as an image" in said.err
   assert sorted(tuned.rglob("*")) == before
 
 
@@ -175,5 +174,5 @@ def test_accuracy_counts_what_is_promised():
   scores = {head: np.zeros((3, 30)) for head in truth.HEADS}
   scores["class"][:, lookup["dog"]] = 1
   scores["colour"][:, vocabulary.COLOURS.index("red")] = 1
-  found = truth.accuracy([np.zeros((4, 4, 3))] * 3, texts, lambda pictures: scores)
+  found = truth.accuracy([np.zeros((4, 4, 3))] * 3, texts, lambda images: scores)
   assert found["class"] == pytest.approx(2 / 3) and found["colour"] == pytest.approx(1 / 2)

@@ -62,8 +62,10 @@ def test_what_does_not_fit_is_said_plainly_with_what_would(planned):
   assert not one["fits"] and 48 <= one["peak"] / topologies.GIB < 48.1 and "does not fit: it needs 48.0" in said.out
   # Four rows on a device need 48 GiB: on all four devices two need 24, and one 12.
   assert one["instead"]["fits"] and one["instead"]["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1}
-  assert one["instead"]["fields"] == {"first.base.rows": 4} == {"first.base.rows": one["instead"]["rows"]}
-  words = "it would fit, for that was compiled, by --mesh fsdp=4 --config.first.base.rows=4: 3.0"
+  assert (
+    one["instead"]["fields"] == {"first.base.batch_size": 4} == {"first.base.batch_size": one["instead"]["batch_size"]}
+  )
+  words = "it would fit, for that was compiled, by --mesh fsdp=4 --config.first.base.batch_size=4: 3.0"
   assert words in said.out and "pieces" not in said.out
   assert told["minutes"] == 0 and "nor what does not fit" in said.out
 
@@ -71,7 +73,7 @@ def test_what_does_not_fit_is_said_plainly_with_what_would(planned):
 def test_what_was_compiled_and_does_not_fit_is_not_said_to(planned):
   _, said, told = planned("--only", UPDATE, needed=[24 * topologies.GIB, 20 * topologies.GIB])
   assert not told["programs"][0]["instead"]["fits"]
-  assert "nor does it fit by --mesh fsdp=4 --config.first.base.rows=4, which was compiled: 20.0" in said.out
+  assert "nor does it fit by --mesh fsdp=4 --config.first.base.batch_size=4, which was compiled: 20.0" in said.out
   assert "no mesh of these chips and no smaller batch was found by which it would" in said.out
   assert "not tried: --config.dtype=bfloat16, --config.remat=all, more chips" in said.out
 
@@ -84,8 +86,8 @@ def test_where_nothing_is_found_it_is_said(planned):
 
 
 def test_what_cannot_be_planned_is_one_line(planned):
-  status, said, _ = planned("--config.first.base.rows=6")
-  assert status == 2 and f"{UPDATE}: batches of 6 rows (--config.first.base.rows=6)" in said.err
+  status, said, _ = planned("--config.first.base.batch_size=6")
+  assert status == 2 and f"{UPDATE}: batches of 6 rows (--config.first.base.batch_size=6)" in said.err
   assert "of 4 or 8 they can" in said.err
   status, said, _ = planned("--only", "round 3")
   assert status == 2 and "no program of this run has 'round 3' in its name" in said.err

@@ -14,7 +14,7 @@ from dreamjax.toybox import album, labels, source
 
 TINY = {
   "t5": ["--config.model.depth=1"],
-  "probe": ["--config.model.widths=(8,8,8,8)", "--config.pieces=2"],
+  "probe": ["--config.model.widths=(8,8,8,8)", "--config.accumulation_steps=2"],
   "clip": ["--config.model.vision.depth=1", "--config.model.text.depth=1", "--config.start="],
   "dino": ["--config.model.widths=(8,8,8,8)", "--config.classes=15", "--config.parts=2"],
 }
@@ -37,7 +37,7 @@ def run(which, folder, overrides):
 def common(folder):
   return [
     f"--config.albums={folder / 'albums'}", f"--config.tokenizer={folder / 'tokenizer/model'}", "--config.steps=2",
-    "--config.train.train=16", "--config.train.styles=16", "--config.held_out.subjects=16", "--config.batch=4",
+    "--config.train.train=16", "--config.train.styles=16", "--config.held_out.subjects=16", "--config.batch_size=4",
   ]  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def test_examples_say_what_the_toybox_says(tmp_path):
     }
 
 
-def test_what_a_picture_does_not_show_is_unknown_to_the_probe():
+def test_what_an_image_does_not_show_is_unknown_to_the_probe():
   drawn = album.Album(np.zeros((256, 1)), jax.device_get(source.Stream().labels(jnp.arange(256))))
   made, seen = pretrain.examples(drawn), pretrain.visible(drawn)
   two = drawn.labels.other_cls >= 0
@@ -84,8 +84,8 @@ def test_what_a_picture_does_not_show_is_unknown_to_the_probe():
 
 def test_unknown_arguments_are_refused(capsys):
   with pytest.raises(SystemExit):
-    cli.main(["toybox", "--out", "x", "--config.batch=4"])
-  assert "--config.batch=4" in capsys.readouterr().err
+    cli.main(["toybox", "--out", "x", "--config.batch_size=4"])
+  assert "--config.batch_size=4" in capsys.readouterr().err
 
 
 def test_stages_are_trained_apart_and_joined(shared):
@@ -93,9 +93,9 @@ def test_stages_are_trained_apart_and_joined(shared):
   text = f"--config.text_encoder={shared / 't5/model'}"
   small = [
     "--config.model.widths=(8,8)", "--config.model.blocks=(1,1)", "--config.model.head_width=8",
-    "--config.model.cross_width=32", "--config.model.time_width=8", "--config.sampling.steps=1", "--config.judged=2",
-    "--config.train.train=16", "--config.held_out.subjects=16", "--config.steps=2", "--config.batch=4",
-    "--config.pieces=2", "--config.resolution=64", text,
+    "--config.model.cross_width=32", "--config.model.time_width=8", "--config.sampling.steps=1", "--config.eval_examples=2",
+    "--config.train.train=16", "--config.held_out.subjects=16", "--config.steps=2", "--config.batch_size=4",
+    "--config.accumulation_steps=2", "--config.resolution=64", text,
   ]  # fmt: skip
   base = ["--config.model.image=8", "--config.model.attention=(False,True)"]
   sr = ["--config.model.image=16", "--config.model.attention=(False,False)", "--config.small=8"]

@@ -12,9 +12,14 @@ FEW = [
   f"--config.{round_}.{stage}.{key}={value}"
   for round_ in ("first", "second")
   for stage in ("base", "sr")
-  for key, value in (("steps", 2), ("rows", 2))
+  for key, value in (("steps", 2), ("batch_size", 2))
 ]
-SMALL = [*FEW, '--config.pool.prompts=("a dog", "a red cat")', "--config.pool.each=2", "--config.pool.batch=4"]
+SMALL = [
+  *FEW,
+  '--config.pool.prompts=("a dog", "a red cat")',
+  "--config.pool.images_per_prompt=2",
+  "--config.pool.batch_size=4",
+]
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from dreamjax.convert import clip, pretrained, t5, table, vit
-from dreamjax.convert.table import Row, Setting, Table
+from dreamjax.convert.table import MappingTable, Row, Setting
 from dreamjax.models import clip as clip_models
 from dreamjax.models import t5 as t5_models
 from dreamjax.models import vit as vit_models
 
-SMALL = Table(
+SMALL = MappingTable(
   rows=(
     *table.dense("layers.{}.fc", "block_{}/mlp"),
     Row("conv.weight", "conv", table.CONV),

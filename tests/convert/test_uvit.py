@@ -15,7 +15,7 @@ SMALL = UViT(
   depth=1, text_width=6, pooled_width=5, numbers=3, number_width=8,
 )  # fmt: skip
 # What amused/amused-256 and -512 publish of their UVit2DModel, but for diffusers' own defaults, which the rest are.
-# Their sides are those of pictures of 256 and 512 pixels, of which the VQGAN makes a token of 16x16.
+# Their sides are those of images of 256 and 512 pixels, of which the VQGAN makes a token of 16x16.
 AMUSED = {
   "amused-256": (AMUSED_256, {"downsample": False, "upsample": False, "sample_size": 16}, 603.5),
   "amused-512": (AMUSED_512, {"downsample": True, "upsample": True, "sample_size": 32}, 608.3),

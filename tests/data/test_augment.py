@@ -17,7 +17,7 @@ def test_nothing_changes_where_nothing_may(images):
   np.testing.assert_allclose(Augment(**STILL)(jax.random.key(1), images), images, atol=1e-6)
 
 
-def test_flips_mirror_some_pictures_and_leave_the_others(images):
+def test_flips_mirror_some_images_and_leave_the_others(images):
   out = np.asarray(Augment(**STILL | {"flip": True})(jax.random.key(1), images))
   kept = [np.allclose(a, b, atol=1e-6) for a, b in zip(out, images, strict=True)]
   flipped = [np.allclose(a, b[:, ::-1], atol=1e-6) for a, b in zip(out, np.asarray(images), strict=True)]
@@ -29,7 +29,7 @@ def test_a_crop_magnifies_a_ramp_without_bending_it():
   out = np.asarray(Augment(**STILL | {"scale": (0.5, 0.5)})(jax.random.key(2), ramp))[:, 16, 2:-2, 0]
   steps = np.diff(out, axis=1)
   np.testing.assert_allclose(steps, 0.5 * 1.8 / 31, atol=1e-5)
-  assert len(set(out[:, 0].round(3).tolist())) == 4  # each picture has a crop of its own
+  assert len(set(out[:, 0].round(3).tolist())) == 4  # each image has a crop of its own
 
 
 def test_blur_keeps_the_mean_of_a_constant_and_lessens_contrast(images):

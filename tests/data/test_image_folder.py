@@ -1,4 +1,4 @@
-"""Writing folders of pictures."""
+"""Writing folders of images."""
 
 import json
 
@@ -9,14 +9,14 @@ import pytest
 from dreamjax.data import image_folder
 
 
-def test_pictures_come_back_as_they_were_written(tmp_path):
+def test_images_come_back_as_they_were_written(tmp_path):
   images = np.random.default_rng(0).random((3, 5, 7, 3)).astype(np.float32)
   lines = image_folder.write(tmp_path / "a" / "b", ((image, {"text": f"number {i}"}) for i, image in enumerate(images)))
   stored = [json.loads(line) for line in (tmp_path / "a" / "b" / "metadata.jsonl").read_text().splitlines()]
   assert stored == lines and [line["text"] for line in lines] == ["number 0", "number 1", "number 2"]
   for line, image in zip(lines, images, strict=True):
-    with Image.open(tmp_path / "a" / "b" / line["file_name"]) as picture:
-      assert np.abs(np.asarray(picture) / 255 - image).max() <= 0.5001 / 255
+    with Image.open(tmp_path / "a" / "b" / line["file_name"]) as frame:
+      assert np.abs(np.asarray(frame) / 255 - image).max() <= 0.5001 / 255
 
 
 def test_bytes_are_rounded_and_clipped():
@@ -34,8 +34,8 @@ def test_an_interrupted_run_leaves_metadata_for_what_it_wrote(tmp_path):
   assert len((tmp_path / "metadata.jsonl").read_text().splitlines()) == 1
 
 
-def test_a_folder_that_holds_pictures_is_refused(tmp_path):
+def test_a_folder_that_holds_images_is_refused(tmp_path):
   image_folder.write(tmp_path, [(np.zeros((2, 2, 3)), {})])
-  with pytest.raises(FileExistsError, match="holds pictures already"):
+  with pytest.raises(FileExistsError, match="holds images already"):
     image_folder.write(tmp_path, [])
   image_folder.write(tmp_path, [], overwrite=True)

@@ -13,7 +13,7 @@ CLIP = {
 
 
 @pytest.fixture
-def picture():
+def image():
   return np.random.default_rng(0).integers(0, 256, (31, 47, 3), dtype=np.uint8)
 
 
@@ -23,26 +23,26 @@ def written(folder, entry):
 
 
 @pytest.mark.parametrize("entry", [CLIP, CLIP | {"size": 12, "crop_size": 12}], ids=["new form", "old form"])
-def test_clips_pictures_are_resized_cropped_and_normalised(tmp_path, picture, entry):
-  out = written(tmp_path, entry)([picture, picture[:20, :20]])
+def test_clips_images_are_resized_cropped_and_normalised(tmp_path, image, entry):
+  out = written(tmp_path, entry)([image, image[:20, :20]])
   assert out.shape == (2, 12, 12, 3) and out.dtype == np.float32
-  resized = np.asarray(Image.fromarray(picture).resize((18, 12), Image.Resampling.BICUBIC)) / 255.0
+  resized = np.asarray(Image.fromarray(image).resize((18, 12), Image.Resampling.BICUBIC)) / 255.0
   np.testing.assert_allclose(out[0], (resized[:, 3:15] - CLIP["image_mean"]) / CLIP["image_std"], atol=1e-6)
 
 
-def test_dinos_pictures_are_squeezed(tmp_path, picture):
+def test_dinos_images_are_squeezed(tmp_path, image):
   entry = {"size": 12, "resample": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-  resized = np.asarray(Image.fromarray(picture).resize((12, 12), Image.Resampling.BILINEAR))
-  np.testing.assert_allclose(written(tmp_path, entry)([picture])[0], resized / 127.5 - 1, atol=1e-6)
+  resized = np.asarray(Image.fromarray(image).resize((12, 12), Image.Resampling.BILINEAR))
+  np.testing.assert_allclose(written(tmp_path, entry)([image])[0], resized / 127.5 - 1, atol=1e-6)
 
 
-def test_transformers_does_the_same(tmp_path, picture):
+def test_transformers_does_the_same(tmp_path, image):
   transformers = pytest.importorskip("transformers")
   theirs = pytest.importorskip("transformers.models.clip.image_processing_pil_clip").CLIPImageProcessorPil
   del transformers
   (tmp_path / "preprocessor_config.json").write_text(json.dumps(CLIP))
-  expected = theirs.from_pretrained(tmp_path)(Image.fromarray(picture), return_tensors="np")["pixel_values"]
-  np.testing.assert_allclose(Preprocessor.load(tmp_path)([picture]), expected.transpose(0, 2, 3, 1), atol=1e-5)
+  expected = theirs.from_pretrained(tmp_path)(Image.fromarray(image), return_tensors="np")["pixel_values"]
+  np.testing.assert_allclose(Preprocessor.load(tmp_path)([image]), expected.transpose(0, 2, 3, 1), atol=1e-5)
 
 
 def test_a_saved_one_is_loaded_again(tmp_path):
@@ -51,8 +51,8 @@ def test_a_saved_one_is_loaded_again(tmp_path):
     assert Preprocessor.load(tmp_path) == one
 
 
-def test_a_picture_of_the_right_size_is_only_scaled(picture):
-  square = picture[:16, :16]
+def test_an_image_of_the_right_size_is_only_scaled(image):
+  square = image[:16, :16]
   np.testing.assert_allclose(whole(16)([square])[0], square / 127.5 - 1, atol=1e-6)
 
 

@@ -6,13 +6,14 @@ import signal
 import numpy as np
 import pytest
 
-from dreamjax.data import hosts, priors
+from dreamjax.data import priors
+from dreamjax.parallel import processes
 
 RECIPE = {"model": "abc", "prompt": "a dog", "seed": 0}
 
 
 class Drawer:
-  """Draws grey pictures, picture i as light as i; dies before picture `last`."""
+  """Draws grey images, image i as light as i; dies before image `last`."""
 
   def __init__(self, last=1000):
     self.asked, self.last = [], last
@@ -41,7 +42,7 @@ def test_a_program_that_is_told_to_end_keeps_what_it_drew(tmp_path):
     if there == 3:
       os.kill(os.getpid(), signal.SIGTERM)
 
-  with pytest.raises(hosts.Preempted):
+  with pytest.raises(processes.Preempted):
     priors.complete(tmp_path, 6, Drawer(), told)
   draw = Drawer()
   priors.complete(tmp_path, 6, draw)
@@ -64,10 +65,10 @@ def test_another_recipe_is_another_set(change):
 
 
 def test_bad_input_is_named(tmp_path):
-  with pytest.raises(ValueError, match="one picture or more, not 0"):
+  with pytest.raises(ValueError, match="one image or more, not 0"):
     priors.read_or_draw(tmp_path, RECIPE, 0, Drawer())
   priors.read_or_draw(tmp_path, RECIPE, 2, Drawer())
   broken = tmp_path / priors.name(RECIPE) / "00001.png"
-  broken.write_bytes(b"no picture")
+  broken.write_bytes(b"no image")
   with pytest.raises(ValueError, match=r"00001\.png cannot be read: delete it"):
     priors.read_or_draw(tmp_path, RECIPE, 2, Drawer())

@@ -31,7 +31,7 @@ def test_guidance_of_several_prompts():
   np.testing.assert_allclose(mix(predictions, jnp.array([2.0 - 0.5, 0.5])), u + 2 * (a - u) + 0.5 * (b - a), atol=1e-5)
 
 
-def test_each_picture_may_have_its_own_weight():
+def test_each_image_may_have_its_own_weight():
   predictions = draw(2, 3, 4, 4, 2)
   found = mix(predictions, jnp.array([[0.0, 1.0, 7.0]]))
   for row, w in enumerate((0.0, 1.0, 7.0)):
@@ -81,18 +81,18 @@ def test_static_thresholding_clips():
 
 
 @pytest.mark.parametrize(("ratio", "maximum"), [(0.995, np.inf), (0.95, 1.5), (0.5, np.inf), (0.95, 1.0)])
-def test_dynamic_thresholding_is_a_percentile_per_picture(ratio, maximum):
+def test_dynamic_thresholding_is_a_percentile_per_image(ratio, maximum):
   x0 = np.float32([0.1, 0.7, 2]).reshape(3, 1, 1, 1) * draw(3, 5, 5, 3)
   found = jax.jit(lambda x0: dynamic_threshold(x0, ratio, maximum))(x0)
-  for row, picture in zip(found, np.float64(x0), strict=True):
-    s = np.clip(np.percentile(np.abs(picture), 100 * ratio), 1, maximum)
-    np.testing.assert_allclose(row, np.clip(picture, -s, s) / s, atol=1e-6)
+  for row, image in zip(found, np.float64(x0), strict=True):
+    s = np.clip(np.percentile(np.abs(image), 100 * ratio), 1, maximum)
+    np.testing.assert_allclose(row, np.clip(image, -s, s) / s, atol=1e-6)
   np.testing.assert_array_equal(found[0], x0[0])  # in range, left alone
 
 
 @pytest.mark.parametrize("shape", [(2,), (3, 3), (2, 4), (3, 1)])
 def test_weights_that_do_not_fit(shape):
-  with pytest.raises(ValueError, match=r"4 branches of 2 pictures take weights of shape \(3,\) or \(3, 2\), not"):
+  with pytest.raises(ValueError, match=r"4 branches of 2 images take weights of shape \(3,\) or \(3, 2\), not"):
     guide(jnp.zeros((4, 2, 4, 4, 1)), jnp.ones(shape))
 
 

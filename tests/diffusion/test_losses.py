@@ -8,7 +8,7 @@ import pytest
 from dreamjax.diffusion import process
 from dreamjax.diffusion.losses import denoising_loss, min_snr, squared_error
 from dreamjax.diffusion.process import KINDS
-from dreamjax.diffusion.schedules import Cosine, Table
+from dreamjax.diffusion.schedules import BetaTable, Cosine
 
 
 def draw(count, rows=5):
@@ -51,7 +51,7 @@ def test_it_is_computed_in_float32():
   np.testing.assert_allclose(loss, 0.01, rtol=1e-3)
 
 
-@pytest.mark.parametrize("schedule", [Cosine(), Table("linear")], ids=str)
+@pytest.mark.parametrize("schedule", [Cosine(), BetaTable("linear")], ids=str)
 def test_min_snr_is_its_definition(schedule):
   t = jnp.array([0.001, 0.1, 0.3, 0.5, 0.9, 1.0])
 
@@ -86,7 +86,7 @@ def test_min_snr_means_the_same_whatever_is_predicted():
 
 
 def test_min_snr_is_finite_where_there_is_no_noise():
-  weights = jax.jit(lambda t: [min_snr(t, Table("linear"), kind) for kind in ("x0", "eps", "v")])
+  weights = jax.jit(lambda t: [min_snr(t, BetaTable("linear"), kind) for kind in ("x0", "eps", "v")])
   np.testing.assert_allclose(np.ravel(weights(jnp.zeros(1))), [5, 0, 0], rtol=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""Samplers against diffusers' schedulers: every x_t that the network sees on the way, and the picture at the end.
+"""Samplers against diffusers' schedulers: every x_t that the network sees on the way, and the image at the end.
 
 diffusers has alpha_bar in float32 and subtracts it from 1, which near the clean end leaves few digits of sigma^2: its
 schedulers are some 1e-5 off themselves. Here they get the same table in float64, and agree to 3e-6.
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dreamjax.diffusion import guidance, process, samplers
-from dreamjax.diffusion.schedules import Table, spaced_times
+from dreamjax.diffusion.schedules import BetaTable, spaced_times
 
 diffusers = pytest.importorskip("diffusers")
 torch = pytest.importorskip("torch")
@@ -20,9 +20,9 @@ torch = pytest.importorskip("torch")
 SHAPE = (2, 5, 4, 3)
 STEPS = 10
 NAMES = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
-COSINE = Table("squaredcos_cap_v2")
-LINEAR = Table("linear")
-SCALED_LINEAR = Table("scaled_linear", start=0.00085, end=0.012)
+COSINE = BetaTable("squaredcos_cap_v2")
+LINEAR = BetaTable("linear")
+SCALED_LINEAR = BetaTable("scaled_linear", start=0.00085, end=0.012)
 
 
 def network(x_t, time, lib):
@@ -40,7 +40,7 @@ def run(sampler, table, times, doubled, monkeypatch, **kwargs):
 
   def predict(x_t, t):
     jax.debug.callback(lambda x: seen.append(np.asarray(x)), x_t, ordered=True)
-    prediction, values = network(x_t, process.per_row(t), jnp)
+    prediction, values = network(x_t, process.per_example(t), jnp)
     return jnp.concatenate([prediction, values], axis=-1) if doubled else prediction
 
   noise = np.random.default_rng(1).standard_normal((STEPS, *SHAPE), np.float32)

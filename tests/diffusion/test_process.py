@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from dreamjax.diffusion import process
-from dreamjax.diffusion.schedules import Cosine, Table
+from dreamjax.diffusion.schedules import BetaTable, Cosine
 
-TABLE = Table("squaredcos_cap_v2")
+TABLE = BetaTable("squaredcos_cap_v2")
 SCHEDULES = [Cosine(), TABLE]
 TIMES = np.array([0.0, 0.02, 0.1, 0.4, 0.7, 0.95, 1.0], np.float32)
 SHAPE = (7, 3, 2, 3)
@@ -134,12 +134,12 @@ def test_the_learned_variance_is_the_range_of_nichol_and_dhariwal():
   np.testing.assert_allclose(find(values, np.full(7, k), np.full(7, before)), expected, rtol=1e-5)
 
 
-def test_noise_depends_on_the_picture_s_own_key_alone():
+def test_noise_depends_on_the_image_s_own_key_alone():
   keys, shape = jax.random.split(jax.random.key(0), 4), (8, 8, 3)
 
   @jax.jit
   def draw(keys):
-    return process.draw_noise(keys, shape), process.draw_noise(process.fold(keys, 1), shape)
+    return process.draw_noise(keys, shape), process.draw_noise(process.fold_in(keys, 1), shape)
 
   np.testing.assert_array_equal(draw(keys)[0][3], jax.random.normal(keys[3], shape))
   noise = np.concatenate(draw(keys))
@@ -147,7 +147,7 @@ def test_noise_depends_on_the_picture_s_own_key_alone():
   assert abs(noise.std() - 1) < 0.1
 
 
-def test_augmentation_noises_each_picture_at_its_level():
+def test_augmentation_noises_each_image_at_its_level():
   low_res = np.random.default_rng(0).standard_normal((4, 32, 32, 3), np.float32)
   keys = jax.random.split(jax.random.key(0), 4)
 

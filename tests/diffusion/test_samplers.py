@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 
 from dreamjax.diffusion import guidance, process, samplers
-from dreamjax.diffusion.schedules import Cosine, Table, spaced_times, uniform_times
+from dreamjax.diffusion.schedules import BetaTable, Cosine, spaced_times, uniform_times
 
-TABLE = Table("squaredcos_cap_v2")
+TABLE = BetaTable("squaredcos_cap_v2")
 MEAN, STD = 0.3, 0.5
 
 
 def oracle(schedule, kind, std=STD):
-  """The best there is to say of pictures whose pixels are drawn from N(MEAN, std^2)."""
+  """The best there is to say of images whose pixels are drawn from N(MEAN, std^2)."""
 
   def predict(x_t, t):
-    alpha, sigma = process.per_row(schedule.alpha(t)), process.per_row(schedule.sigma(t))
+    alpha, sigma = process.per_example(schedule.alpha(t)), process.per_example(schedule.sigma(t))
     x0 = MEAN + std**2 * alpha / (std**2 * alpha**2 + sigma**2) * (x_t - alpha * MEAN)
     return process.convert(x0, x_t, t, schedule, "x0", kind)
 
@@ -34,7 +34,7 @@ def keys_of(count):
 
 
 def flow(x, t, s, schedule):
-  """Where the probability flow takes x from t to s if the pixels of pictures are drawn from N(MEAN, STD^2)."""
+  """Where the probability flow takes x from t to s if the pixels of images are drawn from N(MEAN, STD^2)."""
   (a_t, a_s), (s_t, s_s) = (np.float64(share(jnp.array([t, s]))) for share in (schedule.alpha, schedule.sigma))
   stretch = np.sqrt((STD**2 * a_s**2 + s_s**2) / (STD**2 * a_t**2 + s_t**2))
   return a_s * MEAN + stretch * (np.float64(x) - a_t * MEAN)
@@ -54,7 +54,7 @@ def test_ddim_and_dpm_solver_follow_the_probability_flow_at_their_orders():
   assert 3.5 < error(samplers.dpm_solver, Cosine(), coarse) / error(samplers.dpm_solver, Cosine(), fine) < 4.5  # second
 
 
-def test_dpm_solver_is_better_than_ddim_from_noise_to_pictures():
+def test_dpm_solver_is_better_than_ddim_from_noise_to_images():
   times = spaced_times(TABLE, 20, "trailing")
   assert 10 * error(samplers.dpm_solver, TABLE, times) < error(samplers.ddim, TABLE, times) < 0.3
 
@@ -70,7 +70,7 @@ def test_ancestral_steps_of_any_length_are_exact_with_the_variance_of_the_truth(
     by_x0, _ = process.posterior(0 * ones, ones, t, s, schedule)
     of_x0 = 1 / (1 / STD**2 + jnp.exp(schedule.log_snr(t)))
     small, large = (process.ancestral_variance(gamma, t, s, schedule) for gamma in (0.0, 1.0))
-    gamma = jnp.log((small + by_x0**2 * process.per_row(of_x0)) / small) / jnp.log(large / small)
+    gamma = jnp.log((small + by_x0**2 * process.per_example(of_x0)) / small) / jnp.log(large / small)
     return jnp.concatenate([oracle(schedule, "v")(x_t, t), 2 * gamma - 1], axis=-1)
 
   x = draw(1, 16, 64, 64, 1)
@@ -80,8 +80,8 @@ def test_ancestral_steps_of_any_length_are_exact_with_the_variance_of_the_truth(
   np.testing.assert_allclose(found.std(), np.sqrt(alpha**2 * STD**2 + sigma**2), rtol=0.01)
 
 
-def test_ddim_steps_of_any_length_are_exact_where_the_clean_picture_is_known():
-  x = draw(1, 16, 64, 64, 1)  # but for 5e-5, what there is of any picture at t = 1
+def test_ddim_steps_of_any_length_are_exact_where_the_clean_image_is_known():
+  x = draw(1, 16, 64, 64, 1)  # but for 5e-5, what there is of any image at t = 1
   predict, times, end = oracle(TABLE, "x0", std=0.0), np.array([1, 0.7, 0.4]), jnp.array([0.4])
   found = np.asarray(samplers.ddim(predict, x, times, TABLE, keys_of(16), kind="x0", eta=0.6))
   np.testing.assert_allclose(found.mean(), TABLE.alpha(end).item() * MEAN, atol=0.01)
@@ -97,7 +97,7 @@ def test_ddim_with_eta_1_is_the_ancestral_sampler_with_gamma_0(schedule):
   np.testing.assert_allclose(ddim, ancestral, atol=1e-4)
 
 
-def test_a_cascade_is_one_program_and_a_picture_the_same_in_any_batch():
+def test_a_cascade_is_one_program_and_an_image_the_same_in_any_batch():
   traces = []
 
   @jax.jit
@@ -105,13 +105,13 @@ def test_a_cascade_is_one_program_and_a_picture_the_same_in_any_batch():
     traces.append(len(keys))
 
     def base(x_t, t):
-      branches = jnp.stack([jnp.tanh(x_t), jnp.tanh(2 * x_t) + process.per_row(t)])
+      branches = jnp.stack([jnp.tanh(x_t), jnp.tanh(2 * x_t) + process.per_example(t)])
       return guidance.guide(branches, guidance.within_interval(weight[None], t, 0.1, 0.9))
 
     x, threshold = process.draw_noise(keys, (4, 4, 3)), partial(guidance.dynamic_threshold, ratio=0.9)
     small = samplers.ddim(base, x, uniform_times(4), Cosine(), keys, kind="v", eta=1.0, threshold=threshold)
     low_res = jnp.repeat(jnp.repeat(small, 2, axis=1), 2, axis=2)
-    keys = process.fold(keys, 1)
+    keys = process.fold_in(keys, 1)
     seen = process.augment(low_res, jnp.broadcast_to(level, len(keys)), keys, TABLE)
 
     def super_resolution(x_t, t):
@@ -121,13 +121,13 @@ def test_a_cascade_is_one_program_and_a_picture_the_same_in_any_batch():
     return samplers.ancestral(super_resolution, x, times, TABLE, keys, kind="x0", gamma="learned")
 
   keys, weight = keys_of(3), jnp.float32(3)
-  pictures = cascade(keys, weight, jnp.float32(0.1))
-  assert pictures.shape == (3, 8, 8, 3)
-  assert pictures.dtype == jnp.float32
-  assert np.abs(pictures[0] - pictures[1]).max() > 0.1
-  assert np.abs(pictures - cascade(keys, weight, jnp.float32(0.5))).max() > 0.1
-  assert np.abs(pictures - cascade(keys, jnp.float32(1), jnp.float32(0.1))).max() > 0.1
-  np.testing.assert_allclose(cascade(keys[1:2], weight, jnp.float32(0.1))[0], pictures[1], atol=1e-6)
+  images = cascade(keys, weight, jnp.float32(0.1))
+  assert images.shape == (3, 8, 8, 3)
+  assert images.dtype == jnp.float32
+  assert np.abs(images[0] - images[1]).max() > 0.1
+  assert np.abs(images - cascade(keys, weight, jnp.float32(0.5))).max() > 0.1
+  assert np.abs(images - cascade(keys, jnp.float32(1), jnp.float32(0.1))).max() > 0.1
+  np.testing.assert_allclose(cascade(keys[1:2], weight, jnp.float32(0.1))[0], images[1], atol=1e-6)
   assert traces == [3, 1]
 
 
@@ -137,9 +137,9 @@ def test_a_cascade_is_one_program_and_a_picture_the_same_in_any_batch():
     (partial(samplers.ancestral, gamma=1.5), 'from 0 to 1, or "learned": not 1.5'),
     (partial(samplers.ancestral, gamma="fixed"), "or \"learned\": not 'fixed'"),
     (partial(samplers.ancestral, gamma="learned"), "no channels for it beside 3"),
-    (partial(samplers.ancestral, keys=keys_of(1)), "2 pictures take 2 keys"),
+    (partial(samplers.ancestral, keys=keys_of(1)), "2 images take 2 keys"),
     (partial(samplers.ddim, eta=-0.1), "eta is from 0 to 1"),
-    (partial(samplers.ddim, eta=1.0, keys=None), "2 pictures take 2 keys"),
+    (partial(samplers.ddim, eta=1.0, keys=None), "2 images take 2 keys"),
     (partial(samplers.ddim, times=np.array([1.0])), "two times or more"),
     (partial(samplers.ddim, times=np.array([0.0, 1.0])), "falling from 1 towards 0"),
     (partial(samplers.ddim, times=np.array([999.0, 0.0])), "falling from 1 towards 0"),

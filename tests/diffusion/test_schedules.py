@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamjax.diffusion.schedules import Cosine, Table, spaced_times, uniform_times
+from dreamjax.diffusion.schedules import BetaTable, Cosine, spaced_times, uniform_times
 
-TABLES = [Table("squaredcos_cap_v2"), Table("linear"), Table("scaled_linear", start=0.00085, end=0.012)]
+TABLES = [BetaTable("squaredcos_cap_v2"), BetaTable("linear"), BetaTable("scaled_linear", start=0.00085, end=0.012)]
 SHIFTED = Cosine(-16, 14, shift=-1.25)
 SCHEDULES = [Cosine(), SHIFTED, *TABLES]
 
@@ -91,7 +91,7 @@ def test_schedules_preserve_variance_and_fall(schedule):
 def test_drawn_times_are_uniform(schedule):
   t = np.asarray(schedule.draw(jax.random.key(0), 10_000))
   np.testing.assert_allclose(np.histogram(t, 10, (0, 1.001))[0], 1000, atol=150)
-  if isinstance(schedule, Table):
+  if isinstance(schedule, BetaTable):
     assert len(np.unique(t)) > 990
     np.testing.assert_allclose(t * 1000, np.round(t * 1000), rtol=3e-7)
     assert t.max() == 1
@@ -116,9 +116,9 @@ def test_uniform_times():
 @pytest.mark.parametrize(
   ("call", "message"),
   [
-    (lambda: Table("cosine"), "unknown table 'cosine'; there are: linear"),
-    (lambda: Table("linear", steps=0), "one timestep or more"),
-    (lambda: Table("linear", start=0.1, end=0.02), "rise from start to end"),
+    (lambda: BetaTable("cosine"), "unknown table 'cosine'; there are: linear"),
+    (lambda: BetaTable("linear", steps=0), "one timestep or more"),
+    (lambda: BetaTable("linear", start=0.1, end=0.02), "rise from start to end"),
     (lambda: Cosine(5, -5), "log_snr_min < log_snr_max"),
     (lambda: uniform_times(0), "one step or more"),
     (lambda: spaced_times(TABLES[0], 0, "leading"), "1 to 1000 steps"),

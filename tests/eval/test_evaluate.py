@@ -12,7 +12,7 @@ from PIL import Image
 import pytest
 
 from dreamjax.eval import metrics
-from dreamjax.eval.evaluate import evaluate, read_picture
+from dreamjax.eval.evaluate import evaluate, read_image
 
 PROMPTS = ("a sks red toy", "a sks blue toy")
 
@@ -23,14 +23,14 @@ def cosine(a, b):
 
 @pytest.fixture
 def red(folder, paint):
-  """Four pictures of one subject, two of each prompt, and three photos."""
+  """Four images of one subject, two of each prompt, and three photos."""
   made = [paint(colour, seed) for seed, colour in enumerate(["red", "red", "blue", "red"])]
   known = [{"text": PROMPTS[i // 2], "colour": PROMPTS[i // 2].split()[2], "marking": None} for i in range(4)]
   return folder("made", made, known), folder("real", [paint("red", seed) for seed in (10, 11, 12)])
 
 
 def embedded(path, encoder):
-  return encoder([read_picture(picture) for picture in sorted(path.glob("*.png"))]).astype(np.float64)
+  return encoder([read_image(image) for image in sorted(path.glob("*.png"))]).astype(np.float64)
 
 
 def test_scores_are_those_of_the_definitions(red, encoders):
@@ -45,17 +45,17 @@ def test_scores_are_those_of_the_definitions(red, encoders):
     "dino_real": ceiling,
     "clip_t": np.mean([cosine(x, t) for x, t in zip(made, texts, strict=True)]),
     "div_dino": 1 - (cosine(made[0], made[1]) + cosine(made[2], made[3])) / 2,
-    "accuracy_colour": 3 / 4,  # the last picture is red, but should be blue
+    "accuracy_colour": 3 / 4,  # the last image is red, but should be blue
   }
   for name, value in expected.items():
     assert result["scores"][name]["mean"] == pytest.approx(value, abs=1e-5), name
     assert result["subjects"]["made"]["scores"][name] == pytest.approx(value, abs=1e-5)
-  assert [picture["scores"]["dino"] for picture in result["pictures"]] == pytest.approx(fidelity, abs=1e-5)
-  assert [picture["scores"]["accuracy_colour"] for picture in result["pictures"]] == [1, 1, 1, 0]
+  assert [image["scores"]["dino"] for image in result["images"]] == pytest.approx(fidelity, abs=1e-5)
+  assert [image["scores"]["accuracy_colour"] for image in result["images"]] == [1, 1, 1, 0]
   line = result["scores"]["dino"]
   assert line["n"] == 4 and line["low"] < line["mean"] < line["high"]
-  assert result["pictures"][2]["prompt"] == PROMPTS[1] and result["pictures"][2]["file"] == "02.png"
-  assert result["settings"]["encoders"] == "stand-ins" and result["settings"]["interval"]["of"] == "pictures"
+  assert result["images"][2]["prompt"] == PROMPTS[1] and result["images"][2]["file"] == "02.png"
+  assert result["settings"]["encoders"] == "stand-ins" and result["settings"]["interval"]["of"] == "images"
 
 
 def test_what_one_subject_without_more_cannot_have_is_said(red, encoders):
@@ -63,7 +63,7 @@ def test_what_one_subject_without_more_cannot_have_is_said(red, encoders):
   assert scores["retrieval"]["mean"] is None and scores["retrieval"]["note"] == (
     "undefined: there is but one subject to choose from"
   )
-  assert scores["pres"]["note"] == "undefined: there are no pictures of the class's prompt"
+  assert scores["pres"]["note"] == "undefined: there are no images of the class's prompt"
   assert not {"face", "face_real", "div_lpips"} & set(scores)
 
 
@@ -76,7 +76,7 @@ def test_one_photo_has_no_ceiling_and_no_copies(red, encoders, folder, paint):
   made, _ = red
   scores = evaluate(made, folder("one", [paint("red", 10)]), encoders)["scores"]
   for name in ("dino_real", "clip_i_real", "copies"):
-    assert scores[name]["mean"] is None and scores[name]["note"].startswith("undefined: one real picture only")
+    assert scores[name]["mean"] is None and scores[name]["note"].startswith("undefined: one real image only")
   assert scores["dino"]["mean"] > 0.5
 
 
@@ -91,24 +91,24 @@ def test_the_identifier_is_stripped_or_kept_and_that_is_recorded(red, encoders):
 
 
 def test_copies_of_photos_are_found(encoders, folder, paint):
-  # A stand-in whose embedding tells the noise of one picture from that of another.
-  looks = dataclasses.replace(encoders, dino=lambda pictures: np.stack(pictures).reshape(len(pictures), -1) / 255 - 0.5)
+  # A stand-in whose embedding tells the noise of one image from that of another.
+  looks = dataclasses.replace(encoders, dino=lambda images: np.stack(images).reshape(len(images), -1) / 255 - 0.5)
   photos = [paint("red", seed) for seed in (10, 11, 12, 13)]
   made = [paint("red", 1), photos[2], np.clip(photos[0].astype(int) + 3, 0, 255).astype(np.uint8)]
   result = evaluate(folder("made", made), folder("real", photos), looks)
-  assert [picture["scores"]["copies"] for picture in result["pictures"]] == [0, 1, 1]
+  assert [image["scores"]["copies"] for image in result["images"]] == [0, 1, 1]
   assert result["scores"]["copies"]["mean"] == pytest.approx(2 / 3)
-  assert result["pictures"][1]["nearest"] == {"file": "02.png", "cosine": pytest.approx(1, abs=1e-5)}
+  assert result["images"][1]["nearest"] == {"file": "02.png", "cosine": pytest.approx(1, abs=1e-5)}
   assert 0.9 < result["settings"]["copy_thresholds"]["made"] < 1
   assert "look at the copy rate" in result["scores"]["dino"]["note"]
 
 
 @pytest.fixture
 def several(folder, paint):
-  """Three subjects of two pictures, one of which is drawn in another's colour; photos of four."""
+  """Three subjects of two images, one of which is drawn in another's colour; photos of four."""
   for name, colours in (("red", "red red"), ("green", "green blue"), ("blue", "blue blue")):
-    pictures = [paint(colour, seed) for seed, colour in enumerate(colours.split())]
-    made = folder(f"all/made/{name}", pictures, [{"text": f"a {name} toy"}] * 2).parent
+    images = [paint(colour, seed) for seed, colour in enumerate(colours.split())]
+    made = folder(f"all/made/{name}", images, [{"text": f"a {name} toy"}] * 2).parent
   for name in ("red", "green", "blue", "white"):
     real = folder(
       f"all/real/{name}", [paint(name, seed) for seed in range(20, 20 + (1 if name == "green" else 3))]
@@ -119,7 +119,7 @@ def several(folder, paint):
 def test_subjects_are_matched_by_name_and_retrieved_among_distractors(several, encoders):
   result = evaluate(*several, encoders)
   assert list(result["subjects"]) == ["blue", "green", "red"] and result["settings"]["candidates"] == 4
-  hits = {picture["file"]: picture["scores"]["retrieval"] for picture in result["pictures"]}
+  hits = {image["file"]: image["scores"]["retrieval"] for image in result["images"]}
   assert [file for file, hit in hits.items() if not hit] == ["green/01.png"]
   assert result["scores"]["retrieval"]["mean"] == pytest.approx(5 / 6)
   assert result["settings"]["interval"]["of"] == "subjects"
@@ -128,7 +128,7 @@ def test_subjects_are_matched_by_name_and_retrieved_among_distractors(several, e
 
 def test_intervals_are_of_subjects_where_there_are_several(several, encoders):
   result = evaluate(*several, encoders)
-  values = jnp.asarray([picture["scores"]["dino"] for picture in result["pictures"]], jnp.float32)
+  values = jnp.asarray([image["scores"]["dino"] for image in result["images"]], jnp.float32)
   ends = metrics.bootstrap(jax.random.key(0), values, jnp.array([0, 0, 1, 1, 2, 2]), 3)
   line = result["scores"]["dino"]
   assert (line["low"], line["high"]) == pytest.approx(tuple(map(float, ends)), abs=1e-5)
@@ -137,7 +137,7 @@ def test_intervals_are_of_subjects_where_there_are_several(several, encoders):
 def test_subjects_with_one_photo_are_named_beside_the_ceiling_of_the_others(several, encoders):
   scores = evaluate(*several, encoders)["scores"]
   assert scores["dino_real"]["n"] == 6 and scores["dino_real"]["mean"] > 0.9
-  assert scores["dino_real"]["note"].startswith("undefined for green: one real picture only")
+  assert scores["dino_real"]["note"].startswith("undefined for green: one real image only")
 
 
 def test_one_subject_may_have_its_photos_above_the_folders_of_distractors(red, several, encoders, folder, paint):
@@ -153,7 +153,7 @@ def test_pres_compares_members_of_the_class_with_the_subject(red, several, encod
     [[cosine(a, b) for b in embedded(red[1], encoders.dino)] for a in embedded(members, encoders.dino)]
   )
   assert evaluate(*red, encoders, prior=members)["scores"]["pres"]["mean"] == pytest.approx(expected, abs=1e-5)
-  with pytest.raises(ValueError, match="has pictures for nobody by name, and the subjects are blue, green, red"):
+  with pytest.raises(ValueError, match="has images for nobody by name, and the subjects are blue, green, red"):
     evaluate(*several, encoders, prior=members)
 
 
@@ -168,7 +168,7 @@ def test_lpips_and_a_face_network_are_used_where_there_are_any(red, encoders):
 
 class TestPrompts:
   def given(self, red, encoders, **options):
-    return [picture["prompt"] for picture in evaluate(*red, encoders, **options)["pictures"]]
+    return [image["prompt"] for image in evaluate(*red, encoders, **options)["images"]]
 
   def test_a_file_goes_before_metadata(self, red, encoders, tmp_path):
     (tmp_path / "prompts.txt").write_text("red 1\nred 2\nblue 3\nblue 4\n")
@@ -176,41 +176,41 @@ class TestPrompts:
 
   def test_a_file_of_the_wrong_length_is_an_error_with_both_numbers(self, red, encoders, tmp_path):
     (tmp_path / "prompts.txt").write_text("a red toy\n" * 5)
-    with pytest.raises(ValueError, match="prompts.txt has 5 prompts, and there are 4 generated pictures"):
+    with pytest.raises(ValueError, match="prompts.txt has 5 prompts, and there are 4 generated images"):
       evaluate(*red, encoders, prompts=tmp_path / "prompts.txt")
 
-  def test_they_may_lie_beside_the_pictures(self, red, encoders):
+  def test_they_may_lie_beside_the_images(self, red, encoders):
     (red[0] / "metadata.jsonl").unlink()
     for i in range(4):
       (red[0] / f"{i:02d}.txt").write_text(f"a red toy {i}\n")
     assert self.given(red, encoders) == [f"a red toy {i}" for i in range(4)]
     (red[0] / "02.txt").unlink()
-    with pytest.raises(ValueError, match=r"1 of 4 pictures have no prompt, .*02\.png for one"):
+    with pytest.raises(ValueError, match=r"1 of 4 images have no prompt, .*02\.png for one"):
       evaluate(*red, encoders)
 
   def test_without_them_clip_t_and_div_are_undefined(self, red, encoders):
     (red[0] / "metadata.jsonl").unlink()
     scores = evaluate(*red, encoders)["scores"]
     assert scores["clip_t"]["note"] == "undefined: there are no prompts"
-    assert scores["div_dino"]["note"] == "undefined: no two pictures are of the same prompt"
+    assert scores["div_dino"]["note"] == "undefined: no two images are of the same prompt"
     assert "accuracy_colour" not in scores
 
 
-def test_only_pictures_that_the_metadata_lists_are_scored(red, encoders, paint):
+def test_only_images_that_the_metadata_lists_are_scored(red, encoders, paint):
   Image.fromarray(paint("white", 0)).save(red[0] / "sheet.png")
-  assert len(evaluate(*red, encoders)["pictures"]) == 4
+  assert len(evaluate(*red, encoders)["images"]) == 4
 
 
-def test_pictures_are_turned_upright_and_made_rgb(tmp_path):
-  picture = np.zeros((8, 16, 3), np.uint8)
-  picture[:, :8] = 255
+def test_images_are_turned_upright_and_made_rgb(tmp_path):
+  image = np.zeros((8, 16, 3), np.uint8)
+  image[:, :8] = 255
   exif = Image.Exif()
   exif[0x0112] = 6  # turned by a quarter
-  Image.fromarray(picture).save(tmp_path / "turned.png", exif=exif)
-  Image.fromarray(picture[..., 0]).save(tmp_path / "grey.png")
-  assert read_picture(tmp_path / "turned.png").shape == (16, 8, 3)
-  assert (read_picture(tmp_path / "turned.png")[:8] == 255).all()
-  np.testing.assert_array_equal(read_picture(tmp_path / "grey.png"), picture)
+  Image.fromarray(image).save(tmp_path / "turned.png", exif=exif)
+  Image.fromarray(image[..., 0]).save(tmp_path / "grey.png")
+  assert read_image(tmp_path / "turned.png").shape == (16, 8, 3)
+  assert (read_image(tmp_path / "turned.png")[:8] == 255).all()
+  np.testing.assert_array_equal(read_image(tmp_path / "grey.png"), image)
 
 
 class TestBadInput:
@@ -219,19 +219,19 @@ class TestBadInput:
     with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere"):
       evaluate(tmp_path / "nowhere", red[1], encoders)
     for folders in ((tmp_path / "empty", red[1]), (red[0], tmp_path / "empty")):
-      with pytest.raises(ValueError, match="there are no pictures in .*empty"):
+      with pytest.raises(ValueError, match="there are no images in .*empty"):
         evaluate(*folders, encoders)
 
-  @pytest.mark.parametrize("content", [b"no picture", None])
-  def test_pictures_that_cannot_be_read_are_named(self, red, encoders, content):
+  @pytest.mark.parametrize("content", [b"no image", None])
+  def test_images_that_cannot_be_read_are_named(self, red, encoders, content):
     path = red[0] / "01.png"
     path.write_bytes(path.read_bytes()[:200] if content is None else content)
-    with pytest.raises(ValueError, match=f"{re.escape(str(path))} cannot be read as a picture: "):
+    with pytest.raises(ValueError, match=f"{re.escape(str(path))} cannot be read as an image: "):
       evaluate(*red, encoders)
 
-  def test_pictures_that_the_metadata_lists_but_are_not_there(self, red, encoders):
+  def test_images_that_the_metadata_lists_but_are_not_there(self, red, encoders):
     (red[0] / "03.png").unlink()
-    with pytest.raises(ValueError, match="03.png cannot be read as a picture: .*No such file"):
+    with pytest.raises(ValueError, match="03.png cannot be read as an image: .*No such file"):
       evaluate(*red, encoders)
 
   def test_metadata_that_is_none(self, red, encoders):
@@ -252,17 +252,17 @@ class TestBadInput:
 
   def test_subjects_without_photos(self, several, red, encoders, folder, paint):
     folder("all/made/purple", [paint("red", 0)])
-    with pytest.raises(ValueError, match="has no real pictures of purple, only of blue, green, red, white"):
+    with pytest.raises(ValueError, match="has no real images of purple, only of blue, green, red, white"):
       evaluate(several[0], several[1], encoders)
-    with pytest.raises(ValueError, match="has no real pictures of blue, green, purple, red, only of nobody by name"):
+    with pytest.raises(ValueError, match="has no real images of blue, green, purple, red, only of nobody by name"):
       evaluate(several[0], red[0], encoders)
 
-  def test_pictures_beside_sub_folders(self, several, encoders, folder, paint):
+  def test_images_beside_sub_folders(self, several, encoders, folder, paint):
     folder("all/made", [paint("red", 0)])
-    with pytest.raises(ValueError, match="holds pictures both itself and in sub-folders"):
+    with pytest.raises(ValueError, match="holds images both itself and in sub-folders"):
       evaluate(*several, encoders)
 
   def test_encoders_that_give_no_numbers(self, red, encoders):
-    broken = dataclasses.replace(encoders, dino=lambda pictures: np.full((len(pictures), 4), np.nan))
+    broken = dataclasses.replace(encoders, dino=lambda images: np.full((len(images), 4), np.nan))
     with pytest.raises(ValueError, match="the encoder dino makes no finite numbers of .*00.png"):
       evaluate(*red, broken)

@@ -13,7 +13,7 @@ from dreamjax.eval import metrics
 
 
 def embeddings(seed, n, d=6):
-  """Some pictures' embeddings: of any length, not centred."""
+  """Some images' embeddings: of any length, not centred."""
   rng = np.random.default_rng(seed)
   return (rng.normal(size=(n, d)) + 0.7) * rng.uniform(0.1, 30, (n, 1))
 
@@ -37,12 +37,12 @@ def test_similarity_is_the_mean_over_all_pairs():
   agree(jnp.mean(found), np.mean([cosine(a, b) for a in x for b in real]))
 
 
-def test_text_similarity_is_of_each_picture_and_its_own_prompt():
+def test_text_similarity_is_of_each_image_and_its_own_prompt():
   x, texts = embeddings(0, 5), embeddings(1, 5)
   agree(metrics.text_similarity(*arrays(x, texts)), [cosine(a, b) for a, b in zip(x, texts, strict=True)])
 
 
-def test_the_ceiling_is_the_mean_over_pairs_of_different_pictures():
+def test_the_ceiling_is_the_mean_over_pairs_of_different_images():
   real = embeddings(2, 6)
   pairs = [cosine(a, b) for a, b in itertools.combinations(real, 2)]
   found = metrics.similarity_to_others(*arrays(real))
@@ -81,8 +81,8 @@ def test_copies_are_found_and_a_near_duplicate_among_the_photos_hides_none():
   copied = real + rng.normal(size=real.shape) * 0.02 * np.linalg.norm(real, axis=1, keepdims=True)
   for photos in (real, np.concatenate([real[:4], 2 * copied[:1]])):
     threshold = metrics.copy_threshold(*arrays(photos))
-    for pictures, expected in ((copied[:4], 1), (embeddings(9, 4), 0)):
-      _, cosines = metrics.nearest(*arrays(pictures, photos))
+    for images, expected in ((copied[:4], 1), (embeddings(9, 4), 0)):
+      _, cosines = metrics.nearest(*arrays(images, photos))
       np.testing.assert_array_equal(metrics.copies(cosines, threshold), expected)
 
 
@@ -135,7 +135,7 @@ def test_known_values():
   axes = jnp.eye(4)
   agree(metrics.similarity(axes, axes), 1 / 4)
   agree(metrics.similarity_to_others(axes), 0)  # so DIV of orthogonal features is 1
-  agree(metrics.similarity_to_others(jnp.ones((3, 5))), 1)  # and of one picture, thrice, 0
+  agree(metrics.similarity_to_others(jnp.ones((3, 5))), 1)  # and of one image, thrice, 0
   agree(metrics.text_similarity(axes, -2 * axes), -1)
   agree(metrics.copy_threshold(axes), 3 / 4)
   agree(metrics.retrieval(axes, axes, jnp.array([0, 1, 2, 0])), [1, 1, 1, 0])
@@ -157,7 +157,7 @@ class TestBootstrap:
     found = self.interval(values, clusters, 12, resamples=4000, level=0.9)
     np.testing.assert_allclose(found, np.quantile(means, [0.05, 0.95]), atol=0.05)
     alone = self.interval(values, np.arange(len(values)), len(values), resamples=4000, level=0.9)
-    assert np.ptp(found) > 1.5 * np.ptp(alone)  # pictures of one subject are not independent
+    assert np.ptp(found) > 1.5 * np.ptp(alone)  # images of one subject are not independent
 
   def test_it_covers_the_truth_as_often_as_it_says(self):
     rng = np.random.default_rng(1)
@@ -171,7 +171,7 @@ class TestBootstrap:
     np.testing.assert_array_equal(one, two)
     np.testing.assert_allclose(self.interval(np.full(6, 0.25), [0, 0, 1, 1, 2, 2], 3), 0.25)
 
-  def test_the_order_of_pictures_does_not_matter(self):
+  def test_the_order_of_images_does_not_matter(self):
     values, clusters = np.random.default_rng(3).random(12), np.arange(12) % 4
     order = np.random.default_rng(4).permutation(12)
     agree(self.interval(values[order], clusters[order], 4), self.interval(values, clusters, 4))

@@ -21,7 +21,7 @@ class TestDreamBooth:
   protocol = protocols.published("dreambooth")
   rows = list(protocols.rows(protocol, "[V]"))
 
-  def test_it_has_30_subjects_25_prompts_and_3000_pictures(self):
+  def test_it_has_30_subjects_25_prompts_and_3000_images(self):
     assert len(self.protocol.subjects) == 30 and self.protocol.images_per_prompt == 4 and len(self.rows) == 3000
     assert {kind: len(prompts) for kind, prompts in self.protocol.prompts.items()} == {"object": 25, "live": 25}
     assert len({prompt.text for prompts in self.protocol.prompts.values() for prompt in prompts}) == 35

@@ -62,11 +62,11 @@ def test_prompts_are_escaped(result):
   assert "<script" not in text and EVIL in Page(text).text
 
 
-def test_pictures_are_thumbnails_and_each_photo_is_on_the_page_once(result):
+def test_images_are_thumbnails_and_each_photo_is_on_the_page_once(result):
   text = report.sheet(result)
   page = Page(text)
   data = [base64.b64decode(attrs["src"].split(",")[1]) for attrs in page.all("img")]
-  assert [Image.open(io.BytesIO(picture)).size for picture in data] == [(85, 128)] * 3
+  assert [Image.open(io.BytesIO(image)).size for image in data] == [(85, 128)] * 3
   assert re.findall(r"^\.(r\d+) ", text, re.MULTILINE) == [f"r{i}" for i in range(text.count("background-image"))]
   shown = [attrs["class"] for attrs in page.all("span")]
   assert len(shown) == 3 * 6 and 6 <= len(set(shown)) == text.count("background-image") <= 8
@@ -76,26 +76,26 @@ def test_the_nearest_photo_comes_first(result, tmp_path):
   text = report.sheet(result)
   data = dict(re.findall(r"^\.(r\d+) .*base64,([^)]*)", text, re.MULTILINE))
   first = [attrs["class"] for attrs in Page(text).all("span")][::6]
-  for picture, name in zip(report.worst_first(result["pictures"]), first, strict=True):
+  for image, name in zip(report.worst_first(result["images"]), first, strict=True):
     shown = Image.open(io.BytesIO(base64.b64decode(data[name])))
     photos = {
       path.name: Image.open(path).resize(shown.size, Image.Resampling.LANCZOS) for path in (tmp_path / "real").iterdir()
     }
     differences = {file: np.abs(np.asarray(photo, float) - np.asarray(shown)).mean() for file, photo in photos.items()}
-    assert min(differences, key=differences.get) == picture["nearest"]["file"]
+    assert min(differences, key=differences.get) == image["nearest"]["file"]
 
 
 def test_the_worst_come_first_and_every_score_is_told(result):
   page = Page(report.sheet(result))
   assert [attrs["alt"] for attrs in page.all("img")][0] == "01.png"  # which is green
-  order = report.worst_first(result["pictures"])
-  assert [picture["file"] for picture in order[1:]] in (["00.png", "02.png"], ["02.png", "00.png"])
+  order = report.worst_first(result["images"])
+  assert [image["file"] for image in order[1:]] in (["00.png", "02.png"], ["02.png", "00.png"])
   assert "undefined: there is but one subject" in page.text
   for score in result["scores"].values():
     assert score["label"] in page.text
 
 
-def test_pictures_without_prompts_and_names_with_markup(folder, paint, encoders):
+def test_images_without_prompts_and_names_with_markup(folder, paint, encoders):
   made = folder("<b>[red]", [paint("red", 0)])
   text = report.sheet(evaluate(made, folder("real", [paint("red", 1)]), encoders))
   assert "no prompt" in Page(text).text and "<b>" not in text

@@ -95,7 +95,7 @@ def make_pipeline(kind):
 def make_control(pipeline):
   """The pipeline that draws with a ControlNet, of the same parts and random weights.
 
-  Those of the convolutions that start at zero, too: otherwise nothing would follow the picture.
+  Those of the convolutions that start at zero, too: otherwise nothing would follow the image.
   """
   import diffusers
   import torch
@@ -138,7 +138,7 @@ def ours(generator, params, theta=None, prompts=PROMPTS, **more):
 
 def noise():
   """What we draw it of."""
-  keys = process.fold(cascades.keys_of(SEED, [0, 1]), 0)
+  keys = process.fold_in(cascades.image_keys(SEED, [0, 1]), 0)
   return np.asarray(process.draw_noise(keys, (SIDE, SIDE, 4)))
 
 

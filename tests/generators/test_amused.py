@@ -14,9 +14,9 @@ from dreamjax import generators
 from dreamjax.commands import configs
 from dreamjax.commands import dreambooth as commands
 from dreamjax.data import image_folder
-from dreamjax.diffusion.process import fold
-from dreamjax.generators import exchange
-from dreamjax.generators.cascade import keys_of
+from dreamjax.diffusion.process import fold_in
+from dreamjax.generators import interop
+from dreamjax.generators.cascade import image_keys
 from dreamjax.generators.masked import Masked
 from dreamjax.masked import decoding
 from dreamjax.methods import styledrop
@@ -66,7 +66,7 @@ def theirs(pipeline, monkeypatch):
   from diffusers.schedulers import scheduling_amused
   import torch
 
-  keys = fold(keys_of(SEED, [0, 1]), 0)
+  keys = fold_in(image_keys(SEED, [0, 1]), 0)
   noise = [[np.asarray(x) for x in decoding._noise(keys, jnp.int32(k), (SIDE**2, WORDS))] for k in range(1, STEPS + 1)]
   words, places = (iter(kind) for kind in zip(*noise, strict=True))
   # A draw from probabilities p is the greatest of log p + noise.
@@ -84,7 +84,7 @@ def ours(generator, params):
   return generators.sample(generator, params, PROMPTS, decodings=[own], seed=SEED, size=2)
 
 
-def test_pictures_are_those_that_diffusers_draws(amused, monkeypatch, tmp_path):
+def test_images_are_those_that_diffusers_draws(amused, monkeypatch, tmp_path):
   generator, params = generators.load(amused.folder)
   (stage,) = generator.stages
   assert isinstance(generator, Masked) and generator.resolution == SIDE * 2
@@ -125,7 +125,7 @@ def test_diffusers_draws_the_same_with_our_theta_and_it_comes_back(amused, monke
   drawn = generators.sample(generator, params, PROMPTS, theta=made, **options)
   assert np.abs(drawn - ours(generator, params)).max() > 0.1
   pipeline = type(amused.pipeline).from_pretrained(amused.folder)
-  (file,) = exchange.save(tmp_path / "out", "diffusers", generator, params, made)
+  (file,) = interop.save(tmp_path / "out", "diffusers", generator, params, made)
   if kind is LoRA:
     pipeline.transformer.load_lora_adapter(tmp_path / "out", weight_name=file.name)
     again = generators.load_theta(file, generator, params)
@@ -133,10 +133,10 @@ def test_diffusers_draws_the_same_with_our_theta_and_it_comes_back(amused, monke
     params = {**params, "base": {**params["base"], "transformer": theta.merge(transformer)}}  # diffusers' guidance
     for form, problem in (("kohya", "known for Stable Diffusion and SDXL, not for"), ("onnx", "unknown format")):
       with pytest.raises(ValueError, match=problem):
-        exchange.save(tmp_path / "no", form, generator, params, made)
+        interop.save(tmp_path / "no", form, generator, params, made)
   else:
     pipeline = type(amused.pipeline).from_pretrained(file).to(dtype=torch.float32)
-    generator, params = generators.load(file)  # in half precision, and one token that falls otherwise changes a picture
+    generator, params = generators.load(file)  # in half precision, and one token that falls otherwise changes an image
     found = params["base"]["transformer"]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), found, theta.weights)
   pipeline.set_progress_bar_config(disable=True)
@@ -161,12 +161,12 @@ def test_tokens_are_those_that_diffusers_finds(amused):
 
   generator, params = generators.load(amused.folder)
   (stage,) = generator.stages
-  pictures = np.random.default_rng(0).random((2, 8, 8, 3), np.float32)  # aMUSEd's are from 0 to 1, ours from -1 to 1
+  images = np.random.default_rng(0).random((2, 8, 8, 3), np.float32)  # aMUSEd's are from 0 to 1, ours from -1 to 1
   vqvae = amused.pipeline.vqvae
   with torch.no_grad():
-    z = vqvae.encode(torch.tensor(pictures.transpose(0, 3, 1, 2))).latents
+    z = vqvae.encode(torch.tensor(images.transpose(0, 3, 1, 2))).latents
     wanted = vqvae.quantize(z)[2][2].reshape(2, -1).numpy()
-  found = stage.encode(params["base"], jnp.asarray(2 * pictures - 1))
+  found = stage.encode(params["base"], jnp.asarray(2 * images - 1))
   assert len(np.unique(wanted)) > 1
   np.testing.assert_array_equal(found, wanted)
 
@@ -211,7 +211,7 @@ def test_a_folder_that_does_not_fit_is_refused(amused, tmp_path, path, changes, 
 def test_what_does_not_go_together_is_refused(amused):
   generator, _ = generators.load(amused.folder)
   (stage,) = generator.stages
-  with pytest.raises(ValueError, match="told 5 numbers about a picture, not 0"):
+  with pytest.raises(ValueError, match="told 5 numbers about an image, not 0"):
     dataclasses.replace(stage, numbers=())
-  with pytest.raises(ValueError, match="sees no smaller picture"):
+  with pytest.raises(ValueError, match="sees no smaller image"):
     dataclasses.replace(generator, stages=(stage, stage))

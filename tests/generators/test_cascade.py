@@ -1,4 +1,4 @@
-"""The cascade: how it is sampled, and what does not change its pictures."""
+"""The cascade: how it is sampled, and what does not change its images."""
 
 import dataclasses
 
@@ -11,16 +11,16 @@ from dreamjax import generators, theta
 from dreamjax.generators import cascade as cascades
 from dreamjax.generators import generator
 from dreamjax.generators.cascade import Sampling, Stage
+from dreamjax.parallel import sharding
+from dreamjax.parallel.sharding import make_mesh
 from dreamjax.theta import Base, Card, Full, LoRA, Personalisation
-from dreamjax.train import sharding
-from dreamjax.train.sharding import make_mesh
 
 PROMPTS = ["a dog on the beach", "a red cat", "a dog on the beach"]
 
 
 @pytest.fixture(scope="module")
 def drawn(tiny_cascade):
-  """All stages' pictures of the prompts, drawn two at a time."""
+  """All stages' images of the prompts, drawn two at a time."""
   generator, params = tiny_cascade
   return [np.concatenate(stage) for stage in zip(*cascades.batches(generator, params, PROMPTS, size=2), strict=True)]
 
@@ -30,12 +30,12 @@ def test_each_stage_draws_at_its_size(drawn):
   assert all(np.isfinite(stage).all() and np.abs(stage).max() <= 1 for stage in drawn)
 
 
-def test_a_picture_depends_on_its_prompt_and_its_number(drawn):
+def test_an_image_depends_on_its_prompt_and_its_number(drawn):
   for stage in drawn:
     assert np.abs(stage[0] - stage[2]).max() > 0.05  # the same prompt, other noise
 
 
-def test_batches_of_another_size_draw_the_same_pictures(tiny_cascade, drawn):
+def test_batches_of_another_size_draw_the_same_images(tiny_cascade, drawn):
   generator, params = tiny_cascade
   whole = generators.sample(generator, params, PROMPTS, size=8)
   np.testing.assert_allclose(whole, drawn[-1], atol=2 / 255)
@@ -43,7 +43,7 @@ def test_batches_of_another_size_draw_the_same_pictures(tiny_cascade, drawn):
   np.testing.assert_allclose(later[-1], drawn[-1][1:], atol=2 / 255)
 
 
-def test_pictures_spread_over_devices_are_the_same(tiny_cascade, drawn):
+def test_images_spread_over_devices_are_the_same(tiny_cascade, drawn):
   generator, params = tiny_cascade
   spread = generators.sample(generator, params, PROMPTS, size=8, mesh=make_mesh())
   np.testing.assert_allclose(spread, drawn[-1], atol=2 / 255)
@@ -54,12 +54,12 @@ def test_pictures_spread_over_devices_are_the_same(tiny_cascade, drawn):
 
 @pytest.mark.parametrize("comes_from", ["a file", "a training"])
 def test_full_weights_lie_on_a_mesh_as_what_they_replace(tiny_cascade, monkeypatch, comes_from):
-  monkeypatch.setattr(sharding, "_SMALL", 1)
+  monkeypatch.setattr(sharding, "_MIN_SHARDED", 1)
   cascade, params = tiny_cascade
   mesh = make_mesh((1, 8, 1))
-  placed = sharding.place(params, mesh)
+  placed = sharding.shard_params(params, mesh)
   tuned = {name: Full(jax.tree.map(lambda x: x + np.float32(1), params[name])) for name in ("base", "text")}
-  tuned = tuned if comes_from == "a file" else sharding.place(tuned, mesh)
+  tuned = tuned if comes_from == "a file" else sharding.shard_params(tuned, mesh)
   seen, encode = {}, generator._encode
 
   def encoded(encoder, own, theta, ids, mask):
@@ -88,7 +88,7 @@ def test_a_stage_is_the_sampler_of_its_guided_predictions(tiny_cascade, drawn):
   generator, params = tiny_cascade
   (stage, _), once = generator.stages, Sampling(steps=1, guidance=3.0, ratio=0.0)
   text, null = (generator.encode(params, texts) for texts in (PROMPTS[:1], [""]))
-  keys = cascades.keys_of(5, [0])
+  keys = cascades.image_keys(5, [0])
   draw = jax.jit(cascades.draw_stage, static_argnums=(0, 1))
   found = draw(stage, once, params["base"], None, text, null, keys)
   noise = jax.random.normal(keys[0], (1, 8, 8, 3))[0][None]
@@ -101,11 +101,11 @@ def test_a_stage_is_the_sampler_of_its_guided_predictions(tiny_cascade, drawn):
   np.testing.assert_allclose(later, np.clip(alpha * noise - sigma * c, -1, 1), atol=1e-3)  # at time 1 no guidance
 
 
-def test_the_second_stage_sees_the_first_ones_picture(tiny_cascade, drawn):
+def test_the_second_stage_sees_the_first_ones_image(tiny_cascade, drawn):
   generator, params = tiny_cascade
   stage = generator.stages[1]
   text, null = (generator.encode(params, texts) for texts in (PROMPTS[:1], [""]))
-  keys = cascades.keys_of(0, [0])
+  keys = cascades.image_keys(0, [0])
   draw = jax.jit(
     lambda low_res: cascades.draw_stage(stage, stage.sampling, params["sr"], None, text, null, keys, low_res)
   )
@@ -131,8 +131,8 @@ def test_a_theta_changes_what_is_drawn_and_v_stands_for_its_subject(tiny_cascade
 def test_other_samplers_draw_too(tiny_cascade, sampler):
   generator, params = tiny_cascade
   samplings = [Sampling(sampler, 2, 1.0)]
-  (pictures,) = cascades.batches(generator, params, PROMPTS, samplings=samplings, size=3)
-  assert len(pictures) == 1 and np.isfinite(pictures[0]).all()
+  (images,) = cascades.batches(generator, params, PROMPTS, samplings=samplings, size=3)
+  assert len(images) == 1 and np.isfinite(images[0]).all()
 
 
 def test_what_cannot_be_sampled_is_refused(tiny_cascade):

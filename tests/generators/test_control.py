@@ -9,12 +9,12 @@ from PIL import Image
 import pytest
 
 from dreamjax import generators
-from dreamjax.train import sharding
+from dreamjax.parallel import sharding
 
 
 @pytest.fixture(scope="module")
 def controlled(pipelines, tmp_path_factory):
-  """controlled(name) -> diffusers' pipeline with a ControlNet, the folder of that, and a picture's path."""
+  """controlled(name) -> diffusers' pipeline with a ControlNet, the folder of that, and an image's path."""
   made = {}
 
   def controlled(name):
@@ -30,23 +30,23 @@ def controlled(pipelines, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("name", "scale"), [("sd", 1.0), ("sdxl", 0.7)])
-def test_pictures_are_those_that_diffusers_draws(pipelines, controlled, name, scale):
+def test_images_are_those_that_diffusers_draws(pipelines, controlled, name, scale):
   pipeline, network, path = controlled(name)
   generator, params = generators.load(pipelines.folder(name))
   free = pipelines.ours(generator, params)
   control = generators.load_control(network, path, generator, scale=scale)
   drawn = pipelines.ours(generator, params, control=control)
-  with Image.open(path) as picture:
-    wanted = pipelines.theirs(pipeline, image=picture, controlnet_conditioning_scale=scale)
+  with Image.open(path) as image:
+    wanted = pipelines.theirs(pipeline, image=image, controlnet_conditioning_scale=scale)
   np.testing.assert_allclose(drawn, wanted, atol=1e-3)
   assert np.abs(drawn - free).max() > 0.05
   np.testing.assert_allclose(pipelines.ours(generator, params, control=control.replace(scale=0.0)), free, atol=1e-5)
 
 
 def test_a_mesh_of_devices_draws_the_same(pipelines, controlled, monkeypatch):
-  monkeypatch.setattr(sharding, "_SMALL", 1)
+  monkeypatch.setattr(sharding, "_MIN_SHARDED", 1)
   mesh = sharding.make_mesh((2, 2, 1))
-  placed = {"put": sharding.placer(mesh)}
+  placed = {"put": sharding.param_putter(mesh)}
   generator, params = generators.load(pipelines.folder("sd"), **placed)
   control = generators.load_control(*controlled("sd")[1:], generator, **placed)
   assert not jax.tree.leaves(control.params)[0].sharding.is_fully_replicated
@@ -56,14 +56,14 @@ def test_a_mesh_of_devices_draws_the_same(pipelines, controlled, monkeypatch):
   np.testing.assert_allclose(drawn, pipelines.ours(generator, own, control=whole), atol=1e-4)
 
 
-def test_the_middle_of_any_picture_is_seen(pipelines, controlled, tmp_path):
+def test_the_middle_of_any_image_is_seen(pipelines, controlled, tmp_path):
   _, network, _ = controlled("sd")
   generator, _ = generators.load(pipelines.folder("sd"))
   wide = np.zeros((32, 64, 4), np.uint8)
   wide[:, 16:48] = (255, 0, 0, 255)
   Image.fromarray(wide).save(tmp_path / "wide.png")
   control = generators.load_control(network, tmp_path / "wide.png", generator)
-  np.testing.assert_allclose(control.picture[:, 2:-2] - np.float32([1, 0, 0]), 0, atol=0.01)
+  np.testing.assert_allclose(control.image[:, 2:-2] - np.float32([1, 0, 0]), 0, atol=0.01)
 
 
 def test_what_does_not_fit_is_refused(pipelines, controlled, tmp_path):
@@ -78,7 +78,7 @@ def test_what_does_not_fit_is_refused(pipelines, controlled, tmp_path):
   with pytest.raises(ValueError, match="draws no latents"):
     generators.load_control(network, path, generators.load("toybox-cascade")[0])
   type(pipeline.controlnet).from_unet(pipeline.unet).save_pretrained(tmp_path / "larger")
-  with pytest.raises(ValueError, match="pictures of 8 times the latents' size, the generator's have 2"):
+  with pytest.raises(ValueError, match="images of 8 times the latents' size, the generator's have 2"):
     generators.load_control(tmp_path / "larger", path, generator)
   shutil.copytree(network, tmp_path / "cut")
   weights = tmp_path / "cut/diffusion_pytorch_model.safetensors"
@@ -87,7 +87,7 @@ def test_what_does_not_fit_is_refused(pipelines, controlled, tmp_path):
     generators.load_control(tmp_path / "cut", path, generator)
 
 
-def test_the_command_follows_a_picture_and_its_recipe_does_so_again(pipelines, controlled, tmp_path, run, drawn):
+def test_the_command_follows_an_image_and_its_recipe_does_so_again(pipelines, controlled, tmp_path, run, drawn):
   _, network, path = controlled("sd")
   model = ("--model", pipelines.folder("sd"))
   steps = ("--steps", 10, "--guidance", 3, "--batch", 2, "--seed", 3)
@@ -95,7 +95,7 @@ def test_the_command_follows_a_picture_and_its_recipe_does_so_again(pipelines, c
   status, said = run("sample", *asked, "--control-scale", 0.5, "--out", tmp_path / "out")
   assert (status, said.err) == (0, "")
   said = json.loads((tmp_path / "out/sample.json").read_text())["control"]
-  assert said == {"network": str(network), "picture": str(path), "scale": 0.5}
+  assert said == {"network": str(network), "image": str(path), "scale": 0.5}
   status, said = run("sample", "--recipe", tmp_path / "out/sample.json", "--batch", 2, "--out", tmp_path / "again")
   assert (status, said.err) == (0, "")
   np.testing.assert_array_equal(drawn(tmp_path / "again"), drawn(tmp_path / "out"))

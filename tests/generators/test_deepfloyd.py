@@ -16,8 +16,8 @@ from dreamjax.data import image_folder
 from dreamjax.diffusion import process
 from dreamjax.diffusion.samplers import _STEPS
 from dreamjax.generators import cascade as cascades
-from dreamjax.generators import exchange
-from dreamjax.generators.cascade import own_samplings
+from dreamjax.generators import interop
+from dreamjax.generators.cascade import default_samplings
 from dreamjax.methods import dreambooth
 from dreamjax.theta import Card, Full, LoRA, Personalisation
 
@@ -35,27 +35,27 @@ def theirs(pipelines, monkeypatch):
 
   def drawing(stage):
     """A stage's noise, in the order in which diffusers asks for it: the start, the augmentation's, the steps'."""
-    keys = process.fold(cascades.keys_of(SEED, [0, 1]), stage)
+    keys = process.fold_in(cascades.image_keys(SEED, [0, 1]), stage)
     shape = (SIDES[stage], SIDES[stage], 3)
     yield process.draw_noise(keys, shape)
     if stage:
-      yield process.draw_noise(process.fold(keys, process._AUGMENTATION), shape)
+      yield process.draw_noise(process.fold_in(keys, process._AUGMENTATION), shape)
     for step in range(STEPS):
-      yield process.draw_noise(process.fold(process.fold(keys, _STEPS), step), shape)
+      yield process.draw_noise(process.fold_in(process.fold_in(keys, _STEPS), step), shape)
 
-  pictures = None
+  images = None
   for i, (pipeline, module) in enumerate(zip(pipelines, (pipeline_if, pipeline_if_superresolution), strict=True)):
     own = drawing(i)
     give = lambda *_, own=own, **__: torch.tensor(np.asarray(next(own)).transpose(0, 3, 1, 2))  # noqa: E731
     for where in (module, scheduling_ddpm):
       monkeypatch.setattr(where, "randn_tensor", give)
-    more = {"image": pictures, "noise_level": LEVEL} if i else {}
+    more = {"image": images, "noise_level": LEVEL} if i else {}
     options = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE[i], "clean_caption": False, **more}
-    pictures = pipeline(PROMPTS, output_type="pt", **options).images
-  return pictures.numpy().transpose(0, 2, 3, 1)
+    images = pipeline(PROMPTS, output_type="pt", **options).images
+  return images.numpy().transpose(0, 2, 3, 1)
 
 
-def test_pictures_are_those_that_diffusers_draws(deepfloyd, monkeypatch, tmp_path):
+def test_images_are_those_that_diffusers_draws(deepfloyd, monkeypatch, tmp_path):
   generator, params = generators.load(deepfloyd.name)
   assert [stage.sampling.steps for stage in generator.stages] == [100, 50]
   assert [stage.sampling.maximum for stage in generator.stages] == [1.5, 1.0]
@@ -99,9 +99,9 @@ def test_diffusers_draws_the_same_of_what_was_learned(deepfloyd, monkeypatch, tm
     for theta in (made, None)
   )
   assert np.abs(drawn - plain).max() > 0.1
-  written = exchange.save(tmp_path, "diffusers", generator, params, made)
+  written = interop.save(tmp_path, "diffusers", generator, params, made)
   if kind is LoRA:
-    assert written == [tmp_path / name / exchange.WEIGHTS for name in ("base", "sr")]
+    assert written == [tmp_path / name / interop.WEIGHTS for name in ("base", "sr")]
     pipelines = [diffusers.DiffusionPipeline.from_pretrained(folder) for folder in deepfloyd.folders]
     for pipeline, file in zip(pipelines, written, strict=True):
       pipeline.load_lora_weights(file.parent, weight_name=file.name)
@@ -110,12 +110,12 @@ def test_diffusers_draws_the_same_of_what_was_learned(deepfloyd, monkeypatch, tm
     back = generators.load_theta(written[1], generator, params)
     assert list(back.thetas) == ["sr"] and back.card.recipe["sampling"] == {"sr": {"variance": 0.0}}
     both = generators.load_theta(tmp_path, generator, params)
-    assert [x.variance for x in own_samplings(generator, both)] == [0.0, 0.0]
+    assert [x.variance for x in default_samplings(generator, both)] == [0.0, 0.0]
     layers = lambda theta: theta.expand(params["sr"])["theta"]  # noqa: E731
     same = functools.partial(np.testing.assert_allclose, atol=1e-6)
     jax.tree.map(same, layers(back.thetas["sr"]), layers(made.thetas["sr"]))
     with pytest.raises(ValueError, match="kohya's format is known for Stable Diffusion and SDXL"):
-      exchange.save(tmp_path, "kohya", generator, params, made)
+      interop.save(tmp_path, "kohya", generator, params, made)
   else:
     base = diffusers.DiffusionPipeline.from_pretrained(written[0])
     texts = {"text_encoder": base.text_encoder, "tokenizer": base.tokenizer}
@@ -148,9 +148,9 @@ def test_the_base_stage_is_a_generator_by_itself(deepfloyd):
 
 def test_a_subject_is_learned_by_low_rank_updates_of_both(deepfloyd, tmp_path):
   draw = np.random.default_rng(0)
-  pictures = ((draw.random((20, 20, 3), np.float32), {}) for _ in range(2))
-  image_folder.write(tmp_path / "photos", pictures)
-  few = [f"--config.stages.{stage}.{field}=2" for stage in ("base", "sr") for field in ("steps", "rows")]
+  images = ((draw.random((20, 20, 3), np.float32), {}) for _ in range(2))
+  image_folder.write(tmp_path / "photos", images)
+  few = [f"--config.stages.{stage}.{field}=2" for stage in ("base", "sr") for field in ("steps", "batch_size")]
   config = configs.load("configs/dreambooth.py:if-xl", [*few, "--config.identifier=qx"])
   generator, params = generators.load(deepfloyd.name)
   theta = dreambooth.dreambooth(generator, params, tmp_path / "photos", "dog", workdir=tmp_path / "run", config=config)
@@ -166,7 +166,7 @@ def test_a_subject_is_learned_by_low_rank_updates_of_both(deepfloyd, tmp_path):
 
 def test_what_does_not_go_together_is_refused(deepfloyd, tmp_path):
   first, second = map(str, deepfloyd.folders)
-  with pytest.raises(ValueError, match="only enlarges pictures: name it behind the folder of an IFPipeline"):
+  with pytest.raises(ValueError, match="only enlarges images: name it behind the folder of an IFPipeline"):
     generators.load(second)
   with pytest.raises(ValueError, match="holds IFPipeline, which cannot follow"):
     generators.load(f"{first}+{first}")

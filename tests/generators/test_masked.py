@@ -8,10 +8,10 @@ import pytest
 from dreamjax import generators
 from dreamjax import theta as thetas
 from dreamjax.generators import masked
-from dreamjax.generators.generator import keys_of
+from dreamjax.generators.generator import image_keys
 from dreamjax.masked.decoding import decode
+from dreamjax.parallel.sharding import make_mesh
 from dreamjax.theta import Adapters
-from dreamjax.train.sharding import make_mesh
 
 PROMPTS = ["a dog on the beach", "a red cat in the snow", "a dog in the snow"]
 
@@ -62,7 +62,7 @@ def test_both_stages_are_the_equation_one_by_one(tiny_masked, adapted):
   generator, params = tiny_masked
   style, _ = adapted
   found = drawn(tiny_masked, [masked.styled(PROMPTS[0], style)] * 2, seed=3)
-  keys, low = keys_of(3, np.arange(2)), None
+  keys, low = image_keys(3, np.arange(2)), None
   for number, stage in enumerate(generator.stages):
     folded = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
     low = one_by_one(tiny_masked, stage, PROMPTS[0], style[stage.name], folded, low)
@@ -82,7 +82,7 @@ def test_the_ends_of_a_mixture_are_one_theta_each(tiny_masked, adapted):
   assert np.abs(middle[0] - found[0]).max() > 0.01
 
 
-def test_pictures_depend_on_their_seed_and_prompt_and_not_on_what_is_drawn_beside_them(tiny_masked):
+def test_images_depend_on_their_seed_and_prompt_and_not_on_what_is_drawn_beside_them(tiny_masked):
   wishes = [masked.plain(prompt) for prompt in PROMPTS]
   whole = drawn(tiny_masked, wishes, seed=1)
   alone = drawn(tiny_masked, wishes[2:], seed=1, first=2, size=1)
@@ -92,7 +92,7 @@ def test_pictures_depend_on_their_seed_and_prompt_and_not_on_what_is_drawn_besid
   assert all(np.abs(a - b).max(axis=(1, 2, 3)).max() > 0.01 for a, b in zip(whole, other, strict=True))
 
 
-def test_pictures_spread_over_devices_are_the_same(tiny_masked, adapted):
+def test_images_spread_over_devices_are_the_same(tiny_masked, adapted):
   wishes = [masked.styled(prompt, adapted[0]) for prompt in PROMPTS]
   whole, over = drawn(tiny_masked, wishes, size=8), drawn(tiny_masked, wishes, size=8, mesh=make_mesh())
   for a, b in zip(whole, over, strict=True):

@@ -16,7 +16,7 @@ from dreamjax.generators.cascade import Spacing
 
 
 @pytest.mark.parametrize("name", ["sd", "sd-v", "sdxl"])
-def test_pictures_are_those_that_diffusers_draws(pipelines, name, tmp_path):
+def test_images_are_those_that_diffusers_draws(pipelines, name, tmp_path):
   pipeline = pipelines.make(name)
   generator, params = generators.load(pipelines.folder(name))
   drawn, wanted = pipelines.ours(generator, params), pipelines.theirs(pipeline)

@@ -8,24 +8,24 @@ import pytest
 from dreamjax import generators
 from dreamjax.convert import clip, latent_unet, unet
 from dreamjax.convert.table import Header
-from dreamjax.data.photos import Rows
+from dreamjax.data.photos import Batch
 from dreamjax.diffusion import process
-from dreamjax.diffusion.resolution import enlarge, shrink
+from dreamjax.diffusion.resolution import downsample, upsample
 from dreamjax.generators.generator import TEXT
 from dreamjax.methods import dreambooth
 
-PROMPTS, WEIGHT, LEVEL = ["a red dog", "a dog"], 0.7, 0.25  # of a photo and of a picture of the class; lambda; a time
+PROMPTS, WEIGHT, LEVEL = ["a red dog", "a dog"], 0.7, 0.25  # of a photo and of an image of the class; lambda; a time
 
 
 def ours(generator, params, stage, image, config):
   """The gradient of the loss with respect to all parameters, and the timesteps and the noise that it has drawn."""
   settings = config.stages[stage.name]
-  settings.rows = settings.prior_rows = 1
+  settings.batch_size = settings.prior_batch_size = 1
   theta = dreambooth.first_theta(generator, params, stage, config, (0,))
   loss, _ = dreambooth.objective(generator, stage, config, theta)
   prompt = generator.tokenizer(PROMPTS) if TEXT in theta else generator.encode(params, PROMPTS)
   weights = np.float32([2.0, 2.0 * WEIGHT])  # as `dreambooth.RowSource` has them
-  rows, key = Rows(image, prompt, weights, {"prior": np.array([False, True])}), jax.random.key(3)
+  rows, key = Batch(image, prompt, weights, {"prior": np.array([False, True])}), jax.random.key(3)
   frozen = {name: params[name] for name in {stage.name, *theta}}
   gradient, _ = jax.jit(jax.grad(loss, has_aux=True))(theta, frozen, rows, key)
   noise_key, time_key, _, _ = jax.random.split(key, 4)  # as the loss splits it
@@ -34,7 +34,7 @@ def ours(generator, params, stage, image, config):
     {name: theta.weights for name, theta in gradient.items()},
     np.asarray(stage.schedule.timestep(stage.schedule.draw(time_key, 2))),
     np.asarray(process.draw_noise(keys, image.shape[1:])),
-    np.asarray(process.draw_noise(process.fold(keys, process._AUGMENTATION), image.shape[1:])),
+    np.asarray(process.draw_noise(process.fold_in(keys, process._AUGMENTATION), image.shape[1:])),
   )
 
 
@@ -106,13 +106,13 @@ def test_of_deepfloyd_if_both_stages(deepfloyd):
   text = torch.tensor(np.asarray(generator.encode(params, PROMPTS).tokens))
   for stage, pipeline in zip(generator.stages, deepfloyd.pipelines, strict=True):
     image = np.random.default_rng(0).uniform(-1, 1, (2, stage.image, stage.image, 3)).astype(np.float32)
-    config.stages[stage.name].levels = (LEVEL, LEVEL)
+    config.stages[stage.name].augmentation_levels = (LEVEL, LEVEL)
     found, timesteps, eps, low_eps = ours(generator, params, stage, image, config)
     x, noise, low_noise = (torch.tensor(y.transpose(0, 3, 1, 2)) for y in (image, eps, low_eps))
     t, more = torch.tensor(timesteps, dtype=torch.long), {}
     seen = pipeline.scheduler.add_noise(x, noise, t)
-    if stage.enlarges:
-      low = np.asarray(enlarge(shrink(jnp.asarray(image), generator.stages[0].image), stage.image))
+    if stage.is_super_resolution:
+      low = np.asarray(upsample(downsample(jnp.asarray(image), generator.stages[0].image), stage.image))
       more["class_labels"] = torch.full((2,), round(1000 * LEVEL) - 1)
       low = torch.tensor(low.transpose(0, 3, 1, 2))
       low = pipeline.image_noising_scheduler.add_noise(low, low_noise, more["class_labels"])

@@ -82,7 +82,7 @@ def test_in_painting_leaves_what_is_known():
   assert (drawn[~np.asarray(unknown)] == np.asarray(known)[~np.asarray(unknown)]).all() and (drawn < MASK).all()
 
 
-def test_pictures_do_not_depend_on_what_is_decoded_beside_them():
+def test_images_do_not_depend_on_what_is_decoded_beside_them():
   draw = jax.jit(functools.partial(decode, says, mask_id=MASK, steps=5))
   whole = draw(NOTHING, EVERYWHERE, KEYS)
   alone = draw(NOTHING[1:2], EVERYWHERE[1:2], KEYS[1:2])

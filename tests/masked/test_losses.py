@@ -32,7 +32,7 @@ def test_tokens_that_were_not_masked_have_no_gradient():
   assert (np.abs(np.asarray(gradient)[hidden]).max(axis=-1) > 0).all()
 
 
-def test_the_loss_is_linear_in_the_weights_of_the_pictures():
+def test_the_loss_is_linear_in_the_weights_of_the_images():
   each = [losses.masked_token_loss(LOGITS, TOKENS, MASK, jnp.eye(3)[i]) for i in range(3)]
   mixed = losses.masked_token_loss(LOGITS, TOKENS, MASK, jnp.array([2.0, 0.0, 0.5]))
   assert float(mixed) == pytest.approx(2 * float(each[0]) + 0.5 * float(each[2]), rel=1e-6)

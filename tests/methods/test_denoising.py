@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from dreamjax.diffusion import process
-from dreamjax.diffusion.resolution import enlarge, shrink
-from dreamjax.generators.generator import computing
+from dreamjax.diffusion.resolution import downsample, upsample
+from dreamjax.generators.generator import with_compute
 from dreamjax.methods.denoising import Recipe, stage_loss
 from dreamjax.theta import LoRA
 
@@ -61,8 +61,8 @@ def test_a_frozen_row_is_to_be_what_the_frozen_network_says(base, make_rows):
   assert tuned > 1e-4
 
 
-def test_super_resolution_sees_the_same_picture_small_and_noised(tiny_cascade, make_rows):
-  """The conditioning at training is what it is at sampling: the shrunk picture, enlarged, noised, never x_t itself."""
+def test_super_resolution_sees_the_same_image_small_and_noised(tiny_cascade, make_rows):
+  """The conditioning at training is what it is at sampling: the shrunk image, enlarged, noised, never x_t itself."""
   generator, params = tiny_cascade
   stage, rows, levels = generator.stages[1], make_rows(16, 4), (0.2, 0.4)
   value, _ = jax.jit(stage_loss(stage, Recipe(levels, small=8)))({}, {"sr": params["sr"]}, rows, KEY)
@@ -70,7 +70,7 @@ def test_super_resolution_sees_the_same_picture_small_and_noised(tiny_cascade, m
   keys, t = jax.random.split(noise_key, 4), stage.schedule.draw(time_key, 4)
   eps = process.draw_noise(keys, (16, 16, 3))
   level = 0.2 + 0.2 * jax.random.uniform(level_key, (4,))
-  low_res = process.augment(enlarge(shrink(jnp.asarray(rows.image), 8), 16), level, keys, stage.augmentation)
+  low_res = process.augment(upsample(downsample(jnp.asarray(rows.image), 8), 16), level, keys, stage.augmentation)
   x_t = process.diffuse(jnp.asarray(rows.image), eps, t, stage.schedule)
   said = jax.jit(lambda: stage.predict(params["sr"], None, x_t, t, rows.prompt, low_res, level))()
   wanted = process.target(jnp.asarray(rows.image), eps, t, stage.schedule, "v")
@@ -83,7 +83,7 @@ def test_dropped_texts_become_the_empty_one(tiny_cascade, make_rows):
   null = jax.device_get(generator.encode(params, [""]))
   empty = rows.replace(prompt=jax.tree.map(lambda x: np.repeat(x, 4, axis=0), null))
   frozen = {"base": params["base"], "null": null}
-  always = jax.jit(stage_loss(stage, Recipe(drop=1.0)))
+  always = jax.jit(stage_loss(stage, Recipe(text_dropout=1.0)))
   np.testing.assert_allclose(always({}, frozen, rows, KEY)[0], always({}, frozen, empty, KEY)[0], rtol=1e-6)
   assert not np.isclose(
     *(jax.jit(stage_loss(stage, Recipe()))({}, frozen, r, KEY)[0] for r in (rows, empty)), rtol=1e-3
@@ -104,7 +104,7 @@ def test_a_text_encoder_that_is_tuned_gets_a_gradient(tiny_cascade, make_rows):
 def test_a_network_that_computes_otherwise_learns_the_same(tiny_cascade, base, make_rows, dtype, remat):
   generator, params = tiny_cascade
   _, loss, theta, frozen = base
-  other = computing(generator, dtype, remat)
+  other = with_compute(generator, dtype, remat)
   stage = other.stages[0]
   assert (stage.unet.dtype, stage.unet.remat) == (getattr(jnp, dtype), remat)
   assert other.text_encoder.dtype == getattr(jnp, dtype) and other.base(params) == generator.base(params)
@@ -122,4 +122,4 @@ def test_a_network_that_computes_otherwise_learns_the_same(tiny_cascade, base, m
 
 def test_a_type_that_nothing_computes_in_is_refused(tiny_cascade):
   with pytest.raises(ValueError, match="dtype is one of float32, bfloat16, not 'float8'"):
-    computing(tiny_cascade[0], "float8", remat="none")
+    with_compute(tiny_cascade[0], "float8", remat="none")

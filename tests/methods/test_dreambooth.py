@@ -13,15 +13,15 @@ from dreamjax import generators
 from dreamjax.convert import latent_unet
 from dreamjax.data import identifiers, tokenizer
 from dreamjax.data.latents import Latents
-from dreamjax.data.photos import Rows
-from dreamjax.diffusion.schedules import Table
-from dreamjax.generators.cascade import Cascade, Sampling, Stage, own_samplings
+from dreamjax.data.photos import Batch
+from dreamjax.diffusion.schedules import BetaTable
+from dreamjax.generators.cascade import Cascade, Sampling, Stage, default_samplings
 from dreamjax.methods import dreambooth
 from dreamjax.models.autoencoder import Autoencoder
 from dreamjax.models.clip import PromptEncoder, TextTower
 from dreamjax.models.latent_unet import LatentUNet
-from dreamjax.train import sharding
-from dreamjax.train.sharding import make_mesh
+from dreamjax.parallel import sharding
+from dreamjax.parallel.sharding import make_mesh
 from dreamjax.train.state import TrainState
 
 
@@ -31,7 +31,7 @@ def recipe(**changes):
   config.identifier = "qx"
   config.prior.count = 3
   for stage in config.stages.values():
-    stage.steps, stage.rows, stage.prior_rows, stage.kind, stage.rank = 3, 2, 2, "lora", 2
+    stage.steps, stage.batch_size, stage.prior_batch_size, stage.kind, stage.rank = 3, 2, 2, "lora", 2
     stage.optimizer.learning_rate, stage.save_every = 1e-2, 2
   config.prior.sampling = {"base": {"steps": 2}, "sr": {"steps": 2}}
   config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
@@ -67,10 +67,10 @@ def test_both_stages_end_in_one_file_that_draws(tiny_cascade, whole):
   assert loaded.card.recipe["method"] == "dreambooth" and loaded.card.recipe["prompt"] == "a [V] dog"
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), dict(loaded.thetas), dict(made.thetas))
   assert all(np.abs(theta.weights["conv_in"]["up"]).max() > 0 for theta in made.thetas.values())
-  assert [sampling.level for sampling in own_samplings(generator, loaded)] == [0.0, 1e-5]  # as the stage was tuned
-  pictures = generators.sample(generator, params, ["a [V] dog on the beach"], theta=loaded, size=2)
+  assert [sampling.level for sampling in default_samplings(generator, loaded)] == [0.0, 1e-5]  # as the stage was tuned
+  images = generators.sample(generator, params, ["a [V] dog on the beach"], theta=loaded, size=2)
   plain = generators.sample(generator, params, ["a qx dog on the beach"], size=2)
-  assert np.abs(pictures - plain).max() > 1e-3
+  assert np.abs(images - plain).max() > 1e-3
 
 
 def test_a_second_call_finds_everything_done(tiny_cascade, whole, photos):
@@ -106,7 +106,7 @@ def test_a_prior_of_weight_zero_is_plain_fine_tuning(tiny_cascade, photos, tmp_p
   runs = []
   for seed_of_prior in (0, 1):
     config = recipe(prior__weight=0.0, stages__sr__steps=0)
-    config.prior.sampling.base.guidance = 1.0 + seed_of_prior  # other pictures of the class
+    config.prior.sampling.base.guidance = 1.0 + seed_of_prior  # other images of the class
     folder = tmp_path / str(seed_of_prior)
     runs.append(dreambooth.dreambooth(generator, params, photos, "dog", workdir=folder, config=config))
   same(dict(runs[0].thetas), dict(runs[1].thetas))
@@ -116,7 +116,7 @@ def test_full_weights_text_encoder_and_frozen_prior(tiny_cascade, photos, tmp_pa
   generator, params = tiny_cascade
   before = jax.tree.map(np.array, params)
   config = recipe(prior__kind="frozen", train_text="tuned", stages__base__kind="full", stages__sr__steps=0)
-  config.show = ("a [V] dog", "a dog")
+  config.sample_prompts = ("a [V] dog", "a dog")
   made = dreambooth.dreambooth(generator, params, photos, "dog", workdir=tmp_path, config=config)
   same(before, params)  # what is frozen stays as it was, to the bit
   assert set(made.thetas) == {"base", "text"}
@@ -216,7 +216,7 @@ def test_a_config_that_cannot_be_is_refused(tiny_cascade, photos, tmp_path, chan
 
 def test_batches_that_no_mesh_can_divide_are_refused_before_anything_is_drawn(tiny_cascade, photos, tmp_path):
   config = recipe(stages__base__rows=6, stages__sr__rows=3)
-  message = "stages.sr.rows is 3, which with 2 rows of the prior cannot be divided over 8 devices: 6 would do"
+  message = "stages.sr.batch_size is 3, which with 2 prior examples does not divide over 8 devices: 6 would do"
   with pytest.raises(ValueError, match=message):
     dreambooth.dreambooth(*tiny_cascade, photos, "dog", workdir=tmp_path / "run", config=config, mesh=make_mesh())
   assert not (tmp_path / "run").exists()
@@ -225,7 +225,7 @@ def test_batches_that_no_mesh_can_divide_are_refused_before_anything_is_drawn(ti
 def test_what_is_shown_beside_a_training_is_drawn_with_the_theta_where_it_lies(
   tiny_cascade, photos, tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(sharding, "_SMALL", 1)
+  monkeypatch.setattr(sharding, "_MIN_SHARDED", 1)
   states, seen = [], []
 
   def fit(step, state, rows, *, inspect, **options):
@@ -240,7 +240,7 @@ def test_what_is_shown_beside_a_training_is_drawn_with_the_theta_where_it_lies(
   monkeypatch.setattr(dreambooth, "fit", fit)
   monkeypatch.setattr(dreambooth.cascades, "batches", batches)
   config = recipe(prior__kind="none", stages__base__kind="full", stages__base__rows=8, stages__sr__steps=0)
-  config.show = ("a [V] dog",)
+  config.sample_prompts = ("a [V] dog",)
   mesh = make_mesh((1, 8, 1))
   dreambooth.dreambooth(*tiny_cascade, photos, "dog", workdir=tmp_path, config=config, mesh=mesh)
   ((params, thetas),) = seen
@@ -252,14 +252,14 @@ def test_what_is_shown_beside_a_training_is_drawn_with_the_theta_where_it_lies(
 
 @pytest.mark.parametrize(("count", "parts"), [(8, 8), (6, 1)])
 def test_the_loss_on_held_out_photos_is_computed_where_rows_lie(count, parts):
-  rows = Rows(np.zeros((count, 2, 2, 3), np.float32), np.arange(count), np.ones(count, np.float32), {})
+  rows = Batch(np.zeros((count, 2, 2, 3), np.float32), np.arange(count), np.ones(count, np.float32), {})
   meshes, mesh = [], make_mesh()
 
   def loss(theta, frozen, rows, key):
     meshes.append(jax.sharding.get_abstract_mesh().shape)
     return jnp.sum(rows.weight) + theta["w"], {}
 
-  watch = dreambooth._Patience(loss, rows, recipe(patience=1), mesh)
+  watch = dreambooth.EarlyStopping(loss, rows, recipe(patience=1), mesh)
   own = watch._rows.weight
   assert (len(own) // parts,) == (own.addressable_shards[0].data.shape if parts > 1 else own.shape)
   assert watch(TrainState(jnp.zeros((), jnp.int32), {"w": jnp.ones(())}, None, ())) == {"held_out": count + 1}
@@ -271,7 +271,7 @@ def test_a_folder_without_photos_is_refused(tiny_cascade, tmp_path):
   with pytest.raises(FileNotFoundError, match="there is no folder"):
     dreambooth.dreambooth(generator, params, tmp_path / "none", "dog", workdir=tmp_path / "run", config=recipe())
   (tmp_path / "empty").mkdir()
-  with pytest.raises(ValueError, match="there are no pictures in"):
+  with pytest.raises(ValueError, match="there are no images in"):
     dreambooth.dreambooth(generator, params, tmp_path / "empty", "dog", workdir=tmp_path / "run", config=recipe())
 
 
@@ -307,7 +307,7 @@ def tiny_latent():
     pooled_width=6, size_width=4, groups=4, image=8,
   )  # fmt: skip
   autoencoder = Autoencoder(widths=(4, 4), blocks=1, latent=3, scale=0.5, groups=4)
-  stage = Stage("base", unet, Table("scaled_linear", 1000, 0.00085, 0.012), "eps", masks_text=False,
+  stage = Stage("base", unet, BetaTable("scaled_linear", 1000, 0.00085, 0.012), "eps", masks_text=False,
                 sampling=Sampling(steps=2, guidance=2.0), sizes=(16, 16, 0, 0, 16, 16))  # fmt: skip
   two = tokenizer.Tokenizers([tokenizer.Tokenizer(words, 8)] * 2)
   rng = np.random.default_rng(0)
@@ -352,8 +352,8 @@ def latent_recipe(**changes):
   config = dreambooth.default_config(("base",))
   config.identifier = "qx"
   base = config.stages.base
-  base.steps, base.rows, base.prior_rows, base.optimizer.learning_rate = 3, 2, 2, 1e-2
-  config.prior.count, config.prior.batch, config.prior.sampling.base.steps = 4, 2, 2
+  base.steps, base.batch_size, base.prior_batch_size, base.optimizer.learning_rate = 3, 2, 2, 1e-2
+  config.prior.count, config.prior.batch_size, config.prior.sampling.base.steps = 4, 2, 2
   config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
   return config
 
@@ -385,7 +385,7 @@ def test_a_subject_is_learned_on_latents(tiny_latent, photos, tmp_path, changes)
   assert tuned.shape == (1, 16, 16, 3) and np.abs(tuned - plain).max() > 1e-3
 
 
-def test_rows_of_latents_are_the_autoencoder_s_gaussians_and_each_picture_is_encoded_once(tiny_latent, photos):
+def test_rows_of_latents_are_the_autoencoder_s_gaussians_and_each_image_is_encoded_once(tiny_latent, photos):
   generator, params = tiny_latent
   module, weights = generator.autoencoder, params["autoencoder"]
   encode = Latents(module, weights)

@@ -9,9 +9,9 @@ import pytest
 from dreamjax.generators import published
 from dreamjax.generators.generator import Text
 from dreamjax.methods import dreambooth, plans, styledrop
-from dreamjax.train import sharding
+from dreamjax.parallel import sharding
+from dreamjax.parallel.sharding import make_mesh
 from dreamjax.train.optimizer import make_optimizer
-from dreamjax.train.sharding import make_mesh
 from dreamjax.train.state import TrainState
 
 
@@ -29,7 +29,7 @@ def test_a_run_of_dreambooth_is_known_program_by_program(tiny_cascade):
   mesh = make_mesh((2, 2, 2))
   base, sr, prior, sample = plans.programs(generator, shapes(params), config, mesh)
   assert [p.name for p in (base, sr, prior, sample)] == ["base: update", "sr: update", "prior", "sample"]
-  assert [(p.runs, p.rows) for p in (base, sr, prior, sample)] == [(1000, 8), (1000, 8), (25, 8), (1, 8)]
+  assert [(p.runs, p.batch_size) for p in (base, sr, prior, sample)] == [(1000, 8), (1000, 8), (25, 8), (1, 8)]
   theta = dreambooth.first_theta(generator, params, generator.stages[0], config, ())
   tx = make_optimizer(config.stages.base.optimizer, theta, 1000)
   state = TrainState.create(theta, tx, None, mesh)
@@ -98,22 +98,29 @@ def test_what_cannot_be_planned_is_refused(tiny_cascade):
   with pytest.raises(ValueError, match="the config is none of DreamBooth, by which tiny is personalised"):
     plans.programs(generator, shapes(params), styledrop.default_config(), make_mesh((1, 1, 1)))
   config = dreambooth.default_config()
-  config.stages.base.rows = 3
-  told = r"\(--config.stages.base.rows=3 \+ --config.stages.base.prior_rows=4\)"
+  config.stages.base.batch_size = 3
+  told = r"\(--config.stages.base.batch_size=3 \+ --config.stages.base.prior_batch_size=4\)"
   over = r"cannot be divided over the {} devices along data and fsdp, but of {} they can"
   for devices, sizes in ((8, "8"), (4, "4 or 8")):
     with pytest.raises(ValueError, match=f"base: update: batches of 7 rows {told} {over.format(devices, sizes)}$"):
       plans.programs(generator, shapes(params), config, make_mesh((1, devices, 1)))
   config = dreambooth.default_config()
-  config.prior.batch = 9  # drawings are as many more as can be divided
-  assert [x.rows for x in plans.programs(generator, shapes(params), config, make_mesh((2, 1, 1)))] == [8, 8, 10, 8]
+  config.prior.batch_size = 9  # drawings are as many more as can be divided
+  assert [x.batch_size for x in plans.programs(generator, shapes(params), config, make_mesh((2, 1, 1)))] == [
+    8,
+    8,
+    10,
+    8,
+  ]
 
 
 def test_the_rows_of_styledrop_are_said_by_the_stages_round(tiny_masked):
   generator, params = tiny_masked
   config = styledrop.default_config()
-  config.second.sr.rows = 6
-  with pytest.raises(ValueError, match=r"round 2, sr: update: .*\(--config.second.sr.rows=6\) .* of 4 or 8 they can"):
+  config.second.sr.batch_size = 6
+  with pytest.raises(
+    ValueError, match=r"round 2, sr: update: .*\(--config.second.sr.batch_size=6\) .* of 4 or 8 they can"
+  ):
     plans.programs(generator, shapes(params), config, make_mesh((4, 1, 1)))
 
 
@@ -128,15 +135,15 @@ def test_what_a_program_is_given_lies_there(tiny_cascade):
 
 def test_a_mesh_is_found_that_holds_what_another_does_not(tiny_cascade, monkeypatch):
   generator, params = tiny_cascade
-  monkeypatch.setattr(sharding, "_SMALL", 0)
+  monkeypatch.setattr(sharding, "_MIN_SHARDED", 0)
   made_of, devices = (generator, shapes(params), dreambooth.default_config()), jax.devices()
   whole = plans.programs(*made_of, make_mesh((8, 1, 1)))[0]
   program, config, mesh = plans.fitting(whole, 0.0, 0.5 * sum(whole.held.values()), devices, *made_of)
-  assert program.name == whole.name and program.rows == whole.rows == 8
+  assert program.name == whole.name and program.batch_size == whole.batch_size == 8
   assert config.to_dict() == made_of[2].to_dict() and dict(mesh.shape) == {"data": 1, "fsdp": 8, "tensor": 1}
   assert sum(program.held.values()) < 0.25 * sum(whole.held.values())
   # No other update can be divided over a mesh which its rows do not fill: it is on fewer devices.
-  made_of[2].stages.sr.rows = made_of[2].stages.sr.prior_rows = 1
+  made_of[2].stages.sr.batch_size = made_of[2].stages.sr.prior_batch_size = 1
   assert dict(plans.fitting(whole, 0.0, 0.5 * sum(whole.held.values()), devices, *made_of)[2].shape) == {
     "data": 1, "fsdp": 2, "tensor": 4,
   }  # fmt: skip
@@ -145,13 +152,16 @@ def test_a_mesh_is_found_that_holds_what_another_does_not(tiny_cascade, monkeypa
 def test_a_batch_is_halved_until_there_is_room(tiny_cascade):
   generator, params = tiny_cascade
   config = dreambooth.default_config()
-  config.stages.base.rows, config.stages.base.prior_rows, config.stages.base.pieces = 12, 4, 2
+  config.stages.base.batch_size, config.stages.base.prior_batch_size, config.stages.base.accumulation_steps = 12, 4, 2
   made_of, mesh, devices = (generator, shapes(params), config), make_mesh((1, 1, 1)), jax.devices()[:1]
   whole = plans.programs(*made_of, mesh)[0]
   held = sum(whole.held.values())
   program, changed, _ = plans.fitting(whole, 1600 * held, held + 600 * held, devices, *made_of)
-  assert program.rows == 4 and program.fields == {"stages.base.rows": 3, "stages.base.prior_rows": 1}
-  assert (changed.stages.base.rows, changed.stages.base.prior_rows) == (3, 1) and config.stages.base.rows == 12
+  assert program.batch_size == 4 and program.fields == {"stages.base.batch_size": 3, "stages.base.prior_batch_size": 1}
+  assert (changed.stages.base.batch_size, changed.stages.base.prior_batch_size) == (
+    3,
+    1,
+  ) and config.stages.base.batch_size == 12
   sample = plans.programs(*made_of, mesh)[-1]
   for program, memory in ((whole, held), (whole, held + 100 * held), (sample, held + 600 * held)):
     assert plans.fitting(program, 1600 * held, memory, devices, *made_of) is None

@@ -1,4 +1,4 @@
-"""The training of token stages: their tokens are those of the pictures, both stages learn, and what is saved draws."""
+"""The training of token stages: their tokens are those of the images, both stages learn, and what is saved draws."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ CAPTIONS = ("a dog on the beach", "a red cat in the snow")
 
 @pytest.fixture(scope="module")
 def data():
-  """Two pictures, each with its caption, many times."""
+  """Two images, each with its caption, many times."""
   two = np.random.default_rng(0).integers(0, 255, (2, 8, 8, 3), dtype=np.uint8)
   which = np.arange(32) % 2
   return Examples((two[which],), lambda indices: [CAPTIONS[i % 2] for i in indices], {}, {}, np.arange(32))
@@ -45,8 +45,8 @@ def config(folders, which, **fields):
     "vqgan": str(folders / ("small" if base else "large")), "image": 4 if base else 8,
     "low_vqgan": "" if base else str(folders / "small"), "low_image": 0 if base else 4,
     "model": {"width": 16, "heads": 2, "mlp": 24, "depth": 1, **({} if base else {"low_depth": 1})},
-    "decoding": {"steps": 2, "temperature": 1.0, "lambda_b": 1.0}, "least": 0.0, "smoothing": 0.0, "drop": 0.1,
-    "batch": 8, "judged": 4, "resident": base, **fields,
+    "decoding": {"steps": 2, "temperature": 1.0, "lambda_b": 1.0}, "min_mask_ratio": 0.0, "smoothing": 0.0, "text_dropout": 0.1,
+    "batch_size": 8, "eval_examples": 4, "resident": base, **fields,
   })  # fmt: skip
 
 
@@ -64,8 +64,8 @@ def descend(task, steps):
 def test_both_stages_learn_and_are_joined(folders, data, tmp_path):
   judged = []
 
-  def judge(pictures, texts):
-    judged.append(list(zip(pictures, texts, strict=True)))
+  def judge(images, texts):
+    judged.append(list(zip(images, texts, strict=True)))
     return {"class": 1.0}
 
   for which in ("base", "sr"):
@@ -73,15 +73,15 @@ def test_both_stages_learn_and_are_joined(folders, data, tmp_path):
     vqgan, params = pretrained.load(folders / ("small" if which == "base" else "large"))
     rows = task.batches(0)
     side = 4 if which == "base" else 8
-    pictures = jnp.asarray(data.pictures(np.arange(2))).astype(jnp.float32) / 127.5 - 1
-    small = pictures.reshape(2, side, 8 // side, side, 8 // side, 3).mean(axis=(2, 4))
+    images = jnp.asarray(data.load_images(np.arange(2))).astype(jnp.float32) / 127.5 - 1
+    small = images.reshape(2, side, 8 // side, side, 8 // side, 3).mean(axis=(2, 4))
     wanted = np.asarray(vqgan.apply({"params": params}, small, method="tokens"))
     assert {tuple(row) for row in np.asarray(rows.tokens)} <= {tuple(row) for row in wanted}
     assert (rows.low is None) == (which == "base")
     losses, theta = descend(task, 60)
     assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:5])
     assert task.measure(theta) == {"class": 1.0} and len(judged[-1]) == 32  # as many as are shown
-    assert task.show(theta).pictures.shape == (32, side, side, 3)
+    assert task.show(theta).images.shape == (32, side, side, 3)
     task.save(theta, tmp_path / which)
   joining.join([str(tmp_path / "base"), str(tmp_path / "sr")], str(folders / "t5"), tmp_path / "whole")
   whole, params = generators.load(tmp_path / "whole")

@@ -25,7 +25,7 @@ def judge(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data():
-  """Pictures of two halves in two colours."""
+  """Images of two halves in two colours."""
   draw = np.random.default_rng(0)
   halves = draw.integers(0, 255, (32, 1, 2, 3), dtype=np.uint8)
   images = np.broadcast_to(np.repeat(halves, 8, axis=2), (32, 16, 16, 3))
@@ -34,7 +34,7 @@ def data():
 
 def config(judge, **fields):
   return ml_collections.ConfigDict({
-    "seed": 0, "start": "", "resolution": 16, "perceptual": str(judge), "batch": 8, "judged": 16,
+    "seed": 0, "start": "", "resolution": 16, "perceptual": str(judge), "batch_size": 8, "eval_examples": 16,
     "model": {"widths": (8, 8), "blocks": 1, "latent": 8, "embedding": 4, "codebook": 16, "patch": 2, "groups": 4},
     "discriminator": {"widths": (8, 8), "groups": 4}, "likeness": 0.05, "adversarial": 0.1, "adversarial_from": 1,
     "commitment": 0.25, "entropy": 0.02, "temperature": 0.1, "quantised": True, "clustered": 0, "resident": False,
@@ -67,7 +67,7 @@ def test_clusters_are_around_what_there_is_and_none_is_far_from_all():
     vqgan.clusters(z[:7], 8, 0)
 
 
-def test_likeness_is_nought_for_a_picture_and_itself_and_sees_pictures_of_any_size(judge):
+def test_likeness_is_nought_for_an_image_and_itself_and_sees_images_of_any_size(judge):
   _, params = pretrained.load(judge)
   x = jnp.asarray(np.random.default_rng(2).uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32))
   near, far = x + 0.05 * jnp.sign(x), -x
@@ -97,7 +97,7 @@ def test_each_network_is_trained_by_its_own_loss(judge, data):
   assert max(moved) > 1e-4
 
 
-def test_a_short_training_gives_pictures_back_and_is_saved(judge, data, tmp_path):
+def test_a_short_training_gives_images_back_and_is_saved(judge, data, tmp_path):
   task = vqgan.task(config(judge, adversarial_from=10_000), data, data)
   step = jax.jit(jax.value_and_grad(lambda theta, batch: task.loss(theta, task.frozen, batch, jax.random.key(0))[0]))
   theta, before = task.theta, task.measure(task.theta)
@@ -113,10 +113,10 @@ def test_a_short_training_gives_pictures_back_and_is_saved(judge, data, tmp_path
   found = clustered.measure(clustered.theta)
   assert found["codebook_use"] >= after["codebook_use"] and found["psnr"] > after["psnr"] - 1
   sheet = task.show(theta)
-  assert len(sheet.pictures) == len(sheet.captions) == 32
+  assert len(sheet.images) == len(sheet.captions) == 32
 
 
-def test_without_a_codebook_pictures_are_made_from_what_the_encoder_says(judge, data):
+def test_without_a_codebook_images_are_made_from_what_the_encoder_says(judge, data):
   task = vqgan.task(config(judge, quantised=False), data, data)
   gradient = jax.jit(jax.grad(lambda theta, batch: task.loss(theta, task.frozen, batch, jax.random.key(0))[0]))
   moved = gradient(task.theta, task.batches(0))

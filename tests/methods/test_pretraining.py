@@ -17,7 +17,7 @@ from dreamjax.methods.pretraining import classifier, contrastive, text
 from dreamjax.methods.pretraining.task import in_pieces, initial, signed, warm
 from dreamjax.models.resnet import Classifier, ResNet
 from dreamjax.models.vit import ViT
-from dreamjax.train import sharding
+from dreamjax.parallel import sharding
 
 WORDS = {"class": ("dog", "cat"), "colour": ("red", "green", "blue")}
 
@@ -46,7 +46,7 @@ def tokenizer():
 
 
 def config(**fields):
-  return ml_collections.ConfigDict({"seed": 0, "batch": 16, "start": "", "keep": 1.0, **fields})
+  return ml_collections.ConfigDict({"seed": 0, "batch_size": 16, "start": "", "keep": 1.0, **fields})
 
 
 AUGMENT = {"scale": (0.9, 1.0), "flip": False, "blur": 1.0, "light": 0.0, "noise": 0.0}
@@ -99,7 +99,7 @@ def test_signed_covers_the_range():
 
 
 def test_parameters_are_born_where_they_belong_and_others_take_their_places_there(monkeypatch):
-  monkeypatch.setattr(sharding, "_SMALL", 1)
+  monkeypatch.setattr(sharding, "_MIN_SHARDED", 1)
   model = Classifier(heads=WORDS, image=16, widths=(8, 8), blocks=1)
   inputs = jax.random.key(0), jnp.zeros((1, 16, 16, 3))
   mesh = sharding.make_mesh((1, 8, 1))
@@ -107,7 +107,7 @@ def test_parameters_are_born_where_they_belong_and_others_take_their_places_ther
   for params in (born, warm(born, jax.device_get(alone))):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), params, alone)
     leaves = jax.tree.leaves(params)
-    assert [x.sharding for x in leaves] == jax.tree.leaves(sharding.shardings(params, mesh))
+    assert [x.sharding for x in leaves] == jax.tree.leaves(sharding.param_shardings(params, mesh))
     assert sum(x.addressable_shards[0].data.size for x in leaves) < 0.2 * sum(x.size for x in leaves)
 
 
@@ -121,15 +121,15 @@ def test_the_classifier_learns_and_its_saved_model_is_the_same(data, tmp_path):
   task.save(theta, tmp_path)
   loaded, params = pretrained.load(tmp_path)
   assert isinstance(loaded, Classifier) and dict(loaded.heads) == WORDS
-  pictures = data[1].pictures(np.arange(4))
-  ours = Classifier(heads=WORDS, **model).apply(theta, signed(jnp.asarray(pictures)))
-  prepared = jnp.asarray(Preprocessor.load(tmp_path)(list(pictures)))
+  images = data[1].load_images(np.arange(4))
+  ours = Classifier(heads=WORDS, **model).apply(theta, signed(jnp.asarray(images)))
+  prepared = jnp.asarray(Preprocessor.load(tmp_path)(list(images)))
   theirs = loaded.apply({"params": params}, prepared)
   for name, scores in ours.items():
     np.testing.assert_allclose(theirs[name], scores, atol=0.03)  # it is stored in half precision
 
 
-def test_clip_learns_to_pair_pictures_with_captions(data, tokenizer, tmp_path):
+def test_clip_learns_to_pair_images_with_captions(data, tokenizer, tmp_path):
   model = {
     "vision": {**VIT, "projection": 8}, "text": {"width": 16, "depth": 1, "heads": 2, "mlp": 16, "projection": 8},
   }  # fmt: skip
@@ -161,9 +161,9 @@ def test_photos_of_one_subject_are_drawn_together(data, tmp_path):
   task = contrastive.photos_task(made, *data)
   seen = set()
   for i in range(8):
-    pictures = task.batches(i)["images"].astype(int)
-    assert pictures.shape == (8, 16, 16, 3)
-    halves = [np.stack([p[:8].mean((0, 1)), p[8:].mean((0, 1))]).round(-2) for p in pictures]
+    images = task.batches(i)["images"].astype(int)
+    assert images.shape == (8, 16, 16, 3)
+    halves = [np.stack([p[:8].mean((0, 1)), p[8:].mean((0, 1))]).round(-2) for p in images]
     for a, b in zip(halves[:4], halves[4:], strict=True):
       np.testing.assert_array_equal(a, b)  # the other photo shows the same
     seen.add(tuple(h[0].max() > h[1].max() for h in halves))

@@ -1,4 +1,4 @@
-"""StyleDrop on a tiny generator, from a picture with a caption to a theta of the second round."""
+"""StyleDrop on a tiny generator, from an image with a caption to a theta of the second round."""
 
 import json
 import shutil
@@ -13,9 +13,9 @@ from dreamjax import generators, theta
 from dreamjax.eval.encoders import Encoders
 from dreamjax.generators import masked
 from dreamjax.methods import styledrop
-from dreamjax.methods.masking import Recipe, TokenRows, stage_loss
+from dreamjax.methods.masking import Recipe, TokenBatch, stage_loss
+from dreamjax.parallel.sharding import make_mesh, shard_params
 from dreamjax.theta import Adapters, LoRA
-from dreamjax.train.sharding import make_mesh, place
 
 STYLE = "in red clay style"
 
@@ -24,17 +24,22 @@ def recipe(**changes):
   """A config of few steps; changes are paths with __ for dots."""
   config = styledrop.default_config()
   config.identifier = "qx"
-  config.pool.prompts, config.pool.each, config.pool.batch, config.pool.most = ("a dog", "a red cat"), 3, 4, 2
+  config.pool.prompts, config.pool.images_per_prompt, config.pool.batch_size, config.pool.max_chosen = (
+    ("a dog", "a red cat"),
+    3,
+    4,
+    2,
+  )
   for settings in (*config.first.values(), *config.second.values()):
-    settings.steps, settings.rows, settings.save_every, settings.channels = 3, 2, 2, 3
+    settings.steps, settings.batch_size, settings.save_every, settings.channels = 3, 2, 2, 3
     settings.optimizer.learning_rate = 1e-2
   config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
   return config
 
 
 def encoders():
-  """Of which CLIP likes bright pictures."""
-  bright = lambda pictures: np.stack([[np.mean(x) / 255, 1.0] for x in pictures])  # noqa: E731
+  """Of which CLIP likes bright images."""
+  bright = lambda images: np.stack([[np.mean(x) / 255, 1.0] for x in images])  # noqa: E731
   return Encoders("bright", bright, lambda texts: np.tile([1.0, 0.0], (len(texts), 1)), bright)
 
 
@@ -85,7 +90,7 @@ def test_the_loss_sees_masked_tokens_only_and_weighs_rows(tiny_masked):
   stage = generator.stages[1]
   draw = np.random.default_rng(1)
   text = generator.encode(params, ["a dog", "a red cat"])
-  rows = TokenRows(
+  rows = TokenBatch(
     jnp.asarray(draw.integers(0, 12, (2, 16)), jnp.int32), text, jnp.ones(2),
     jnp.asarray(draw.integers(0, 12, (2, 4)), jnp.int32),
   )  # fmt: skip
@@ -106,9 +111,9 @@ def test_dropped_texts_are_the_empty_one(tiny_masked):
   tokens = jnp.zeros((3, 4), jnp.int32)
   said = generator.encode(params, ["a dog", "a red cat", "a dog on the beach"])
   nothing = jax.tree.map(lambda x: jnp.repeat(x, 3, axis=0), null)
-  dropped = jax.jit(stage_loss(stage, Recipe(drop=1.0)))
+  dropped = jax.jit(stage_loss(stage, Recipe(text_dropout=1.0)))
   kept = jax.jit(stage_loss(stage, Recipe()))
-  key, rows = jax.random.key(3), TokenRows(tokens, said, jnp.ones(3))
+  key, rows = jax.random.key(3), TokenBatch(tokens, said, jnp.ones(3))
   wanted = kept({}, frozen, rows.replace(prompt=nothing), key)[0]
   np.testing.assert_allclose(dropped({}, frozen, rows, key)[0], wanted, rtol=1e-5)
   assert abs(float(kept({}, frozen, rows, key)[0] - wanted)) > 1e-3
@@ -121,9 +126,9 @@ def test_a_first_round_ends_in_a_theta_that_draws_its_style(tiny_masked, first):
   assert made.thetas["base"].weights["row_0"].keys() == {"down", "up", "own_down", "own_up"}  # shared, as in table S3
   assert made.thetas["sr"].weights["row_0"].keys() == {"down", "up"}
   loaded = generators.load_theta(workdir / "theta.safetensors", generator, params)
-  pictures = generators.sample(generator, params, ["a red cat"], theta=loaded, size=2)
+  images = generators.sample(generator, params, ["a red cat"], theta=loaded, size=2)
   plain = generators.sample(generator, params, [f"a red cat {STYLE}"], size=2)
-  assert pictures.shape == (1, 8, 8, 3) and np.abs(pictures - plain).max() > 1e-3
+  assert images.shape == (1, 8, 8, 3) and np.abs(images - plain).max() > 1e-3
   with pytest.raises(ValueError, match="does not fit"):
     other = {**params, "text": jax.tree.map(lambda x: x + 1, params["text"])}
     generators.load_theta(workdir / "theta.safetensors", generator, other)
@@ -172,22 +177,22 @@ def test_a_person_chooses_and_the_second_round_trains_on_exactly_those(tiny_mask
   seen = []
   tune = styledrop._tune
 
-  def watched(generator, params, pictures, prompts, *rest):
-    seen.append((pictures, list(prompts)))
-    return tune(generator, params, pictures, prompts, *rest)
+  def watched(generator, params, frames, prompts, *rest):
+    seen.append((frames, list(prompts)))
+    return tune(generator, params, frames, prompts, *rest)
 
   monkeypatch.setattr(styledrop, "_tune", watched)
   run = lambda: styledrop.styledrop(  # noqa: E731
     *tiny_masked, images, workdir=tmp_path, feedback="human", config=recipe()
   )
-  with pytest.raises(styledrop.Undecided, match="choose up to 2 pictures: dreamjax feedback --pool"):
+  with pytest.raises(styledrop.Undecided, match="choose up to 2 images: dreamjax feedback --pool"):
     run()
   pool = tmp_path / "pool"
   bad = {
     '{"chosen": ["00009.png"]}': "names 00009.png, which the pool lacks",
     '{"chosen": ["../a.png"]}': "is no selection",
     '{"chosen": ["../00001.png"]}': "which the pool lacks",
-    '{"chosen": []}': "from 1 to 2 pictures, each once, not 0",
+    '{"chosen": []}': "from 1 to 2 images, each once, not 0",
     '{"chosen": ["00001.png", "00001.png"]}': "each once, not 2",
     '{"chosen": ["00001.png", "00002.png", "00003.png"]}': "not 3",
     "[]": "is no selection",
@@ -199,12 +204,12 @@ def test_a_person_chooses_and_the_second_round_trains_on_exactly_those(tiny_mask
   (pool / "selection.json").write_text('{"chosen": ["00004.png", "00001.png"]}')
   seen.clear()
   run()
-  pictures, prompts = seen[-1]
+  frames, prompts = seen[-1]
   assert prompts == [f"a red cat {STYLE}", f"a dog {STYLE}"]
-  for picture, name in zip(pictures, ("00004.png", "00001.png"), strict=True):
-    np.testing.assert_allclose((picture + 1) * 127.5, np.asarray(Image.open(pool / name)), atol=1e-3)
+  for image, name in zip(frames, ("00004.png", "00001.png"), strict=True):
+    np.testing.assert_allclose((image + 1) * 127.5, np.asarray(Image.open(pool / name)), atol=1e-3)
   (pool / "selection.json").write_text('{"chosen": ["00002.png"]}')
-  with pytest.raises(ValueError, match="round_2_human has learned from other pictures than are chosen now"):
+  with pytest.raises(ValueError, match="round_2_human has learned from other images than are chosen now"):
     run()
 
 
@@ -251,8 +256,8 @@ def test_photos_of_a_subject_are_told_their_captions_and_its_prompt_equally_ofte
     (tmp_path / f"{name}.txt").write_text(f"a [V] dog, {name}")
   told = []
 
-  def watched(generator, params, pictures, prompts, *rest):
-    told.extend((prompt, float(picture[..., 0].mean())) for picture, prompt in zip(pictures, prompts, strict=True))
+  def watched(generator, params, images, prompts, *rest):
+    told.extend((prompt, float(image[..., 0].mean())) for image, prompt in zip(images, prompts, strict=True))
     return {}
 
   monkeypatch.setattr(styledrop, "_tune", watched)
@@ -261,27 +266,27 @@ def test_photos_of_a_subject_are_told_their_captions_and_its_prompt_equally_ofte
   assert told == [("a qx dog, beach", -1.0), ("a qx dog, snow", 1.0), ("a qx dog", -1.0), ("a qx dog", 1.0)]
 
 
-def test_crops_of_the_pictures_are_learned_from_besides(tiny_masked, tmp_path, monkeypatch):
-  ramp = np.linspace(0, 255, 16).astype(np.uint8)  # from left to right; the second picture's is green
+def test_crops_of_the_images_are_learned_from_besides(tiny_masked, tmp_path, monkeypatch):
+  ramp = np.linspace(0, 255, 16).astype(np.uint8)  # from left to right; the second image's is green
   photos = tmp_path / "photos"
   photos.mkdir()
   for channel, name in enumerate(("red", "green")):
-    picture = np.zeros((16, 16, 3), np.uint8)
-    picture[..., channel] = ramp
-    Image.fromarray(picture).save(photos / f"{name}.png")
+    image = np.zeros((16, 16, 3), np.uint8)
+    image[..., channel] = ramp
+    Image.fromarray(image).save(photos / f"{name}.png")
     (photos / f"{name}.txt").write_text(f"a {name} dog {STYLE}")
   seen = []
-  monkeypatch.setattr(styledrop, "_tune", lambda g, p, pictures, prompts, *rest: seen.append((pictures, prompts)) or {})
+  monkeypatch.setattr(styledrop, "_tune", lambda g, p, images, prompts, *rest: seen.append((images, prompts)) or {})
   for views, folder in ((1, "paper"), (63, "views")):
     config = recipe(views=views, smallest=0.5)
     styledrop.styledrop(*tiny_masked, photos, workdir=tmp_path / folder, config=config)
-  (plain, plain_prompts), (pictures, prompts) = seen
+  (plain, plain_prompts), (images, prompts) = seen
   assert plain_prompts == [f"a green dog {STYLE}", f"a red dog {STYLE}"]
   assert prompts == plain_prompts * 32
-  np.testing.assert_array_equal(pictures[:2], plain)
-  own = np.stack([pictures[0::2, 0, :, 1], pictures[1::2, 0, :, 0]])  # a line of what is not black
-  others = np.stack([pictures[0::2, ..., 0], pictures[1::2, ..., 1]])
-  np.testing.assert_allclose(others, -1, atol=1e-6)  # each crop is of the picture of its prompt
+  np.testing.assert_array_equal(images[:2], plain)
+  own = np.stack([images[0::2, 0, :, 1], images[1::2, 0, :, 0]])  # a line of what is not black
+  others = np.stack([images[0::2, ..., 0], images[1::2, ..., 1]])
+  np.testing.assert_allclose(others, -1, atol=1e-6)  # each crop is of the image of its prompt
   extent = np.abs(own[..., -1] - own[..., 0]) / (plain[0, 0, -1, 1] - plain[0, 0, 0, 1])
   assert 0.4 < extent.min() < 0.65 and 0.85 < extent.max() <= 1
   assert 0.25 < np.mean(own[..., -1] < own[..., 0]) < 0.75  # mirrored
@@ -300,16 +305,14 @@ def test_what_cannot_be_is_refused_and_leaves_the_workdir(tiny_masked, tiny_casc
   with pytest.raises(ValueError, match="kind is one of adapters, lora, prompt, full, not 'whole'"):
     run(generator, params, images, workdir=tmp_path / "x", config=recipe(first__base__kind="whole"))
   for wrong in ({"views": 0}, {"smallest": 0.0}, {"smallest": 1.5}):
-    with pytest.raises(ValueError, match="one view of a picture or more, and the smallest is a share"):
+    with pytest.raises(ValueError, match="one view of an image or more, and the smallest is a share"):
       run(generator, params, images, workdir=tmp_path / "x", config=recipe(**wrong))
   with pytest.raises(ValueError, match="another config"):
     run(generator, params, images, workdir=workdir, config=recipe(seed=1))
   for name, caption in (("a", f"a dog {STYLE}"), ("b", "a cat in ink style")):
     Image.new("RGB", (9, 8), name == "a" and "red" or "blue").save(tmp_path / f"{name}.png")
     (tmp_path / f"{name}.txt").write_text(caption)
-  with pytest.raises(
-    ValueError, match="all pictures are to have one style, not 'in ink style' and 'in red clay style'"
-  ):
+  with pytest.raises(ValueError, match="all images are to have one style, not 'in ink style' and 'in red clay style'"):
     run(generator, params, tmp_path, workdir=tmp_path / "x", config=recipe())
   Image.new("RGB", (12, 10)).save(tmp_path / "b.png")
   with pytest.raises(ValueError, match="differ in size, and are to have one: a.png 9 x 8, b.png 12 x 10"):
@@ -336,12 +339,12 @@ def test_the_pool_is_gone_on_with(tiny_masked, first, tmp_path, monkeypatch):
   monkeypatch.setattr(masked, "batches", batches)
   assert len(list((tmp_path / "cut").glob("*.png"))) == 4
   again = styledrop.draw_pool(generator, params, made, STYLE, config, tmp_path / "cut")
-  assert np.abs(again.pictures.astype(int) - whole.pictures).max() <= 1
+  assert np.abs(again.images.astype(int) - whole.images).max() <= 1
 
 
 def test_batches_that_no_mesh_can_divide_are_refused_where_they_are_to_come(tiny_masked, images, tmp_path):
   config, mesh = recipe(first__base__rows=8, first__sr__rows=8, second__sr__steps=0), make_mesh()
-  message = "second.base.rows is 2, which cannot be divided over 8 devices: 8 would do"
+  message = "second.base.batch_size is 2, which does not divide over 8 devices: 8 would do"
   with pytest.raises(ValueError, match=message):
     known = {"workdir": tmp_path / "run", "config": config, "mesh": mesh}
     styledrop.styledrop(*tiny_masked, images, feedback="random", **known)
@@ -349,11 +352,11 @@ def test_batches_that_no_mesh_can_divide_are_refused_where_they_are_to_come(tiny
   styledrop._check(tiny_masked[0], config, mesh, ("first",))  # without feedback there is no second round
 
 
-def test_tokens_of_pictures_are_the_same_on_a_mesh(tiny_masked):
+def test_tokens_of_images_are_the_same_on_a_mesh(tiny_masked):
   generator, params = tiny_masked
   stage, own = generator.stages[1], params["sr"]
-  pictures = np.random.default_rng(0).uniform(-1, 1, (9, 8, 8, 3)).astype(np.float32)
+  images = np.random.default_rng(0).uniform(-1, 1, (9, 8, 8, 3)).astype(np.float32)
   meshes = make_mesh((1, 1, 1)), make_mesh((2, 2, 2))
-  found = [styledrop._tokens(stage, place(own, mesh), pictures, mesh) for mesh in meshes]
+  found = [styledrop._tokens(stage, shard_params(own, mesh), images, mesh) for mesh in meshes]
   np.testing.assert_array_equal(*found)
-  np.testing.assert_array_equal(found[0], jax.jit(stage.encode)(own, pictures))
+  np.testing.assert_array_equal(found[0], jax.jit(stage.encode)(own, images))

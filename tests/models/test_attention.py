@@ -11,8 +11,8 @@ import pytest
 
 from dreamjax.models import attention
 from dreamjax.models.attention import LONG, attend, in_blocks
-from dreamjax.models.layers import recomputing
-from dreamjax.train.sharding import make_mesh
+from dreamjax.models.layers import with_remat
+from dreamjax.parallel.sharding import make_mesh
 
 
 def draw(*shapes):
@@ -117,7 +117,7 @@ def test_only_who_keeps_nothing_computes_it_twice(remat, times):
     def __call__(self, x):
       return attend(x, x, x)
 
-  looks, x = recomputing(Looks, remat)(), jax.ShapeDtypeStruct((1, LONG, 1, 8), jnp.float32)
+  looks, x = with_remat(Looks, remat)(), jax.ShapeDtypeStruct((1, LONG, 1, 8), jnp.float32)
   gradient = jax.jit(jax.grad(lambda x: jnp.square(looks.apply({}, x)).sum()))
   with jax.set_mesh(make_mesh((1, 1, 1))):
     texts = {on: gradient.trace(x).lower(lowering_platforms=(on,)).as_text() for on in ("tpu", "cpu")}

@@ -44,7 +44,7 @@ def test_latents_reconstructions_and_gradients_are_those_of_the_original(twin, a
   assert_same(gradients, (wanted, pixels.grad.numpy().transpose(0, 2, 3, 1)), 1e-3)
 
 
-def test_pictures_that_cannot_be_halved_are_refused():
+def test_images_that_cannot_be_halved_are_refused():
   module = Autoencoder(widths=(4, 4), blocks=1, latent=3, groups=4)
-  with pytest.raises(ValueError, match="pictures of 8x9 cannot be divided into squares of 2x2"):
+  with pytest.raises(ValueError, match="images of 8x9 cannot be divided into squares of 2x2"):
     jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 8, 9, 3)))

@@ -116,8 +116,8 @@ def test_it_starts_as_openai_does():
   np.testing.assert_allclose(np.exp(params["logit_scale"]), 1 / 0.07, rtol=1e-5)
 
 
-def test_pictures_of_another_size_and_texts_too_long_are_refused():
-  with pytest.raises(ValueError, match="pictures of 16x16, not 8x8"):
+def test_images_of_another_size_and_texts_too_long_are_refused():
+  with pytest.raises(ValueError, match="images of 16x16, not 8x8"):
     SMALL.vision.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
   with pytest.raises(ValueError, match="texts of 9 tokens at most, not 10"):
     SMALL.text.init(jax.random.key(0), jnp.zeros((1, 10), int))

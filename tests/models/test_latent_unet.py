@@ -86,16 +86,16 @@ def test_a_controlled_u_net_is_the_originals(twin, assert_same, config):
   net = twin(diffusers.UNet2DConditionModel(**config, up_block_types=UPS[config["down_block_types"]]))
   control = twin(diffusers.ControlNetModel(**config, conditioning_embedding_out_channels=(4, 6)))
   inputs = given(net.module)
-  picture = np.random.default_rng(2).random((2, 16, 8, 3), np.float32)
+  image = np.random.default_rng(2).random((2, 16, 8, 3), np.float32)
 
-  def draw(params, picture):
-    said = control.module.apply({"params": params}, *inputs[:3], picture, *inputs[3:], scale=0.7)
+  def draw(params, image):
+    said = control.module.apply({"params": params}, *inputs[:3], image, *inputs[3:], scale=0.7)
     out = net.module.apply({"params": net.params}, *inputs, *(() if len(inputs) > 3 else (None, None)), said)
     return jnp.sum(jnp.square(out)), out
 
-  (_, ours), gradients = jit(jax.value_and_grad(draw, argnums=(0, 1), has_aux=True))(control.params, picture)
+  (_, ours), gradients = jit(jax.value_and_grad(draw, argnums=(0, 1), has_aux=True))(control.params, image)
   _, arguments, options = theirs_of(torch, inputs)
-  seen = torch.tensor(picture.transpose(0, 3, 1, 2), requires_grad=True)
+  seen = torch.tensor(image.transpose(0, 3, 1, 2), requires_grad=True)
   left, middle = control.original(*arguments, seen, 0.7, return_dict=False, **options)
   theirs = net.original(
     *arguments, **options, down_block_additional_residuals=left, mid_block_additional_residual=middle
@@ -107,7 +107,7 @@ def test_a_controlled_u_net_is_the_originals(twin, assert_same, config):
 
 def test_a_control_net_that_knows_nothing_changes_nothing():
   module = ControlNet(**{name: getattr(SMALL, name) for name in ("widths", "blocks", "attention", "depth", "heads")},
-                      text_width=12, groups=4, picture_widths=(4,))  # fmt: skip
+                      text_width=12, groups=4, image_widths=(4,))  # fmt: skip
   inputs = given(module)
   said = module.init_with_output(jax.random.key(0), *inputs, jnp.ones((2, 8, 4, 3)))[0]
   assert len(said.left) == 4
@@ -130,7 +130,7 @@ def test_inputs_that_do_not_fit_are_refused(module, shapes, problem):
     jax.eval_shape(module.init, jax.random.key(0), *(jnp.ones(shape) for shape in shapes))
 
 
-def test_a_picture_of_another_size_than_the_latents_is_refused():
+def test_an_image_of_another_size_than_the_latents_is_refused():
   module = ControlNet(widths=(8,), blocks=1, attention=(True,), depth=(1,), heads=(2,), text_width=12, groups=4)
-  with pytest.raises(ValueError, match="2 pictures of 64x32 with 3 channels beside latents of 8x4"):
+  with pytest.raises(ValueError, match="2 images of 64x32 with 3 channels beside latents of 8x4"):
     jax.eval_shape(module.init, jax.random.key(0), *given(module), jnp.ones((2, 32, 32, 3)))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dreamjax.models import latent_unet, muse, uvit
-from dreamjax.theta import Adapters, Branches, LoRA, apply
+from dreamjax.theta import Adapters, LoRA, StackedThetas, apply
 
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiled quickly, not well
 rng = np.random.default_rng(0)
@@ -65,7 +65,7 @@ def test_branches_and_thetas_of_some_layers_go_through_a_loop():
   adapters = filled(Adapters.init(jax.random.key(1), params, 3, module.adapted))
   some = filled(LoRA.init(jax.random.key(2), params, 2, pattern="^layer_1/self_attention/query$"))
   for theta in (adapters, some):
-    branches = Branches.of(params, [None, theta])
+    branches = StackedThetas.of(params, [None, theta])
     draw = lambda module: jax.vmap(lambda branch: apply(module, params, branch, *inputs))(branches)  # noqa: E731, B023
     plain, looped = (jit(functools.partial(draw, one))() for one in (module, module.clone(scan=True)))
     assert np.abs(plain[1] - plain[0]).max() > 1e-3

@@ -49,7 +49,7 @@ def torch_distance(net, features, weights, x, y):
 
 
 @pytest.fixture
-def pictures(request):
+def images(request):
   rng = np.random.default_rng(3)
   return [rng.uniform(-1, 1, (2, *SIZES[request.param], 3)).astype(np.float32) for _ in range(2)]
 
@@ -59,29 +59,29 @@ def state_of(features, weights):
   return state | {f"lin{i}.model.1.weight": np.asarray(w).reshape(1, -1, 1, 1) for i, w in enumerate(weights)}
 
 
-@pytest.mark.parametrize(("net", "pictures"), [("alex", "alex"), ("vgg", "vgg")], indirect=["pictures"])
-def test_distances_are_those_of_the_definition(net, pictures):
+@pytest.mark.parametrize(("net", "images"), [("alex", "alex"), ("vgg", "vgg")], indirect=["images"])
+def test_distances_are_those_of_the_definition(net, images):
   torch = pytest.importorskip("torch")
   torch.manual_seed(0)
   features = torch_features(net)
   weights = [torch.rand(features[i - 1].out_channels) for i in TAPS[net]]
   lpips, params = from_torch(state_of(features, weights))
-  found = jax.jit(lpips.apply)({"params": params}, *map(jnp.asarray, pictures))
-  expected = torch_distance(net, features, weights, *pictures)
+  found = jax.jit(lpips.apply)({"params": params}, *map(jnp.asarray, images))
+  expected = torch_distance(net, features, weights, *images)
   assert expected.min() > 1e-3
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("net", "pictures"), [("alex", "alex"), ("vgg", "vgg")], indirect=["pictures"])
+@pytest.mark.parametrize(("net", "images"), [("alex", "alex"), ("vgg", "vgg")], indirect=["images"])
 @pytest.mark.filterwarnings("ignore::UserWarning:torchvision")  # the authors name weights as it once wished
-def test_distances_are_those_of_the_authors_package(net, pictures):
+def test_distances_are_those_of_the_authors_package(net, images):
   lpips = pytest.importorskip("lpips", exc_type=(ImportError, RuntimeError))  # torchvision may not fit torch
   torch = pytest.importorskip("torch")
   torch.manual_seed(0)
   model = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
   ours, params = from_torch({name: x.numpy() for name, x in model.state_dict().items()})
-  found = jax.jit(ours.apply)({"params": params}, *map(jnp.asarray, pictures))
-  expected = model(*(torch.tensor(p).permute(0, 3, 1, 2) for p in pictures)).detach().numpy().reshape(-1)
+  found = jax.jit(ours.apply)({"params": params}, *map(jnp.asarray, images))
+  expected = model(*(torch.tensor(p).permute(0, 3, 1, 2) for p in images)).detach().numpy().reshape(-1)
   assert expected.min() > 1e-3
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
@@ -93,9 +93,9 @@ def random_params():
   return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) ** 2 * 0.05, x.dtype), shapes)
 
 
-@pytest.mark.parametrize("pictures", ["alex"], indirect=True)
-def test_it_is_a_distance(random_params, pictures):
-  x, y = map(jnp.asarray, pictures)
+@pytest.mark.parametrize("images", ["alex"], indirect=True)
+def test_it_is_a_distance(random_params, images):
+  x, y = map(jnp.asarray, images)
   distance = jax.jit(lambda *pair: LPIPS("alex").apply({"params": random_params}, *pair))
   np.testing.assert_allclose(distance(x, x), 0, atol=1e-12)
   np.testing.assert_allclose(distance(x, y), distance(y, x), rtol=1e-5)

@@ -69,7 +69,7 @@ def test_attention_along_two_axes_is_masked_attention():
   np.testing.assert_array_equal(muse.from_blocks(muse.blocks_of(parts[0], 4), 4), parts[0])
 
 
-def test_padding_of_the_text_changes_nothing_and_each_token_of_a_smaller_picture_something(draw):
+def test_padding_of_the_text_changes_nothing_and_each_token_of_a_smaller_image_something(draw):
   variables = draw(LARGER, MANY, TEXT, MASK, TOKENS % 10)
   run = jax.jit(lambda text, low: LARGER.apply(variables, MANY, text, MASK, low))
   plain = run(TEXT, TOKENS % 10)
@@ -115,10 +115,10 @@ def test_rematerialised_layers_have_the_same_gradient(draw):
 @pytest.mark.parametrize(
   ("module", "inputs", "message"),
   [
-    (BASE, (MANY, TEXT, MASK), "places for 4x4 tokens of a picture, not 64"),
-    (BASE, (TOKENS, TEXT, MASK, TOKENS), "a base transformer sees no tokens of a smaller picture"),
-    (LARGER, (MANY, TEXT, MASK), "a transformer of super-resolution sees tokens of a smaller picture"),
-    (LARGER, (MANY, TEXT, MASK, MANY), "places for 4x4 tokens of a smaller picture, not 64"),
+    (BASE, (MANY, TEXT, MASK), "places for 4x4 tokens of an image, not 64"),
+    (BASE, (TOKENS, TEXT, MASK, TOKENS), "a base transformer sees no tokens of a smaller image"),
+    (LARGER, (MANY, TEXT, MASK), "a transformer of super-resolution sees tokens of a smaller image"),
+    (LARGER, (MANY, TEXT, MASK, MANY), "places for 4x4 tokens of a smaller image, not 64"),
     (BASE, (TOKENS, TEXT[..., :4], MASK), "reads tokens of 6 channels, not 4"),
     (LARGER.clone(block=3), (MANY, TEXT, MASK, TOKENS), "blocks of a side that divides 8, not 3"),
   ],

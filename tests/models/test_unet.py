@@ -110,8 +110,8 @@ def test_outputs_and_gradients_are_those_of_the_original(twin, assert_same, conf
   (_, ours), gradients = jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(pair.params, given)
 
   leaves = jax.tree.map(lambda leaf: torch.tensor(np.asarray(leaf), requires_grad=True), given)
-  pictures = [leaf.permute(0, 3, 1, 2) for leaf in (leaves.x, leaves.low_res) if leaf is not None]
-  theirs = pair.original(torch.cat(pictures, dim=1), leaves.t, leaves.text, class_labels=leaves.noise_level)
+  images = [leaf.permute(0, 3, 1, 2) for leaf in (leaves.x, leaves.low_res) if leaf is not None]
+  theirs = pair.original(torch.cat(images, dim=1), leaves.t, leaves.text, class_labels=leaves.noise_level)
   theirs = theirs.sample.permute(0, 2, 3, 1)
   assert_same(ours, theirs.detach().numpy())
   wanted = pair.gradients((theirs * torch.tensor(weights)).sum())
@@ -132,7 +132,7 @@ def test_padding_that_is_masked_changes_nothing(draw):
   np.testing.assert_allclose(cut[1], masked[1], atol=1e-5)
 
 
-def test_pictures_of_any_size_that_can_be_halved_pass(draw):
+def test_images_of_any_size_that_can_be_halved_pass(draw):
   given = inputs(SMALL, 4, 6)
   assert jax.eval_shape(SMALL.apply, draw(SMALL, *given), *given).shape == (2, 4, 6, 3)
 
@@ -152,12 +152,15 @@ def test_a_step_may_be_one_convolution(draw):
   assert shapes["down_0"]["downsample"]["conv"]["kernel"].shape == (3, 3, 8, 16)
   assert shapes["up_0"]["upsample"]["conv"]["kernel"].shape == (3, 3, 16, 8)
   assert jax.eval_shape(module.apply, {"params": shapes}, *given).shape == (2, 8, 8, 3)
-  for resize, picture, stride in ((unet.halve, given.x, 2), (unet.double, given.x.repeat(2, 1).repeat(2, 2), 1)):
+  for resize, image, stride in (
+    (unet.halve, given.x, 2),
+    (unet.upsample_nearest, given.x.repeat(2, 1).repeat(2, 2), 1),
+  ):
     step = unet.Step(5, resize, jnp.float32)
     variables = draw(step, given.x, CONDITION)
     kernel, bias = (variables["params"]["conv"][name] for name in ("kernel", "bias"))
     axes = ("NHWC", "HWIO", "NHWC")
-    wanted = jax.lax.conv_general_dilated(picture, kernel, (stride, stride), "SAME", dimension_numbers=axes)
+    wanted = jax.lax.conv_general_dilated(image, kernel, (stride, stride), "SAME", dimension_numbers=axes)
     np.testing.assert_allclose(step.apply(variables, given.x, CONDITION), wanted + bias[None, None, None], atol=1e-5)
 
 
@@ -179,8 +182,8 @@ SECOND = SMALL.clone(low_res=True)
 @pytest.mark.parametrize(
   ("module", "change", "problem"),
   [
-    (SMALL, {"x": (2, 6, 9, 3)}, "pictures of 6x9 cannot be halved 1 times"),
-    (SMALL, {"x": (2, 8, 8, 6)}, "pictures have 3 channels, not 6; .* is passed as low_res"),
+    (SMALL, {"x": (2, 6, 9, 3)}, "images of 6x9 cannot be halved 1 times"),
+    (SMALL, {"x": (2, 8, 8, 6)}, "images have 3 channels, not 6; .* is passed as low_res"),
     (SMALL, {"text": (2, 5, 32)}, "reads tokens of 12 channels, not 32"),
     (SMALL, {"noise_level": (2,)}, "takes neither, but was given noise_level"),
     (SMALL, {"low_res": (2, 8, 8, 3)}, "takes neither, but was given low_res"),
@@ -208,12 +211,12 @@ def test_bfloat16_stays_close_and_out_of_what_float32_is_for(draw):
 
 def test_patches_are_folded_into_channels_and_back():
   x = jax.random.normal(jax.random.key(0), (2, 4, 6, 3))
-  folded = unet.fold(x, 2)
+  folded = unet.space_to_depth(x, 2)
   np.testing.assert_array_equal(folded[1, 1, 2].reshape(2, 2, 3), x[1, 2:4, 4:6])
-  np.testing.assert_array_equal(unet.unfold(folded, 2), x)
+  np.testing.assert_array_equal(unet.depth_to_space(folded, 2), x)
 
 
-def test_pictures_go_around_the_network_each_times_its_share(draw):
+def test_images_go_around_the_network_each_times_its_share(draw):
   given = inputs(SECOND)
   variables, module = draw(SECOND, *given), SECOND.clone(around=True)
   params = variables["params"]

@@ -110,7 +110,7 @@ def test_adapters_stand_behind_the_parts_that_it_names():
     (HALVED, {0: TOKENS[:, :9]}, "3x3 tokens cannot be halved"),
     (SMALL, {1: TEXT[..., :4]}, "reads tokens of 6 channels, not 4"),
     (SMALL, {3: POOLED[:, :4]}, "reads a pooled text of 5 channels, not 4"),
-    (SMALL, {4: NUMBERS[:, :2]}, "told 3 numbers about a picture, not 2"),
+    (SMALL, {4: NUMBERS[:, :2]}, "told 3 numbers about an image, not 2"),
   ],
 )
 def test_inputs_that_do_not_fit_are_refused(module, changed, message):

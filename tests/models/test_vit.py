@@ -42,8 +42,8 @@ def test_outputs_hidden_states_and_gradients_are_those_of_the_original(twin, ass
   assert_same(gradients, (wanted, pixels.grad.numpy().transpose(0, 2, 3, 1)))
 
 
-def test_pictures_of_another_size_are_refused():
-  with pytest.raises(ValueError, match="pictures of 16x16, not 16x20: resize them first"):
+def test_images_of_another_size_are_refused():
+  with pytest.raises(ValueError, match="images of 16x16, not 16x20: resize them first"):
     SMALL.init(jax.random.key(0), jnp.zeros((1, 16, 20, 3)))
 
 

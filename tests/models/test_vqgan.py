@@ -64,8 +64,8 @@ def test_tokens_are_decoded_as_what_they_stand_for(draw):
   np.testing.assert_allclose(chosen, distances.min(-1), rtol=1e-4)
 
 
-def test_pictures_and_tokens_that_do_not_fit_are_refused(draw):
-  with pytest.raises(ValueError, match="pictures of 8x9 cannot be cut into squares of 2x2 pixels"):
+def test_images_and_tokens_that_do_not_fit_are_refused(draw):
+  with pytest.raises(ValueError, match="images of 8x9 cannot be cut into squares of 2x2 pixels"):
     jax.eval_shape(SMALL.init, jax.random.key(0), jnp.zeros((1, 8, 9, 3)))
   variables = draw(SMALL, jnp.zeros((1, 2, 2, 3)))
   with pytest.raises(ValueError, match="12 tokens are no square"):

@@ -10,7 +10,7 @@ import pytest
 
 from dreamjax import theta as thetas
 from dreamjax.models import muse
-from dreamjax.theta import Adapters, Base, Branches, Card, Full, LoRA, SoftPrompt
+from dreamjax.theta import Adapters, Base, Card, Full, LoRA, SoftPrompt, StackedThetas
 
 MODULE = muse.Muse(
   side=4, codebook=12, width=16, heads=2, mlp=24, depth=2, text_width=6, low_side=2, low_depth=1, low_codebook=10
@@ -105,9 +105,9 @@ def test_branches_side_by_side_are_each_branch_alone(params, moved):
   several = [None, moved(begin(params, True), 4), low, moved(begin(params, False, 5), 5)]
   wanted = [thetas.apply(MODULE, params, theta, *INPUTS) for theta in several]
   run = jax.jit(jax.vmap(lambda branch: thetas.apply(MODULE, params, branch, *INPUTS)))
-  np.testing.assert_allclose(run(Branches.of(params, several)), jnp.stack(wanted), atol=1e-4)
+  np.testing.assert_allclose(run(StackedThetas.of(params, several)), jnp.stack(wanted), atol=1e-4)
   with pytest.raises(ValueError, match="full weights and embeddings are no branch"):
-    Branches.of(params, [None, Full.init(params, "mlp")])
+    StackedThetas.of(params, [None, Full.init(params, "mlp")])
 
 
 def test_adapters_for_another_module_are_refused(params):
@@ -135,7 +135,7 @@ def test_a_soft_prompt_is_more_tokens_of_text(tmp_path, params):
   several = [None, theta, SoftPrompt.init(jax.random.key(1), text[1], 1), begin(params, True)]
   alone = [thetas.apply(MODULE, params, one, *INPUTS) for one in several]
   run = jax.jit(jax.vmap(lambda branch: thetas.apply(MODULE, params, branch, *INPUTS)))
-  np.testing.assert_allclose(run(Branches.of(params, several)), jnp.stack(alone), atol=1e-4)
+  np.testing.assert_allclose(run(StackedThetas.of(params, several)), jnp.stack(alone), atol=1e-4)
   base = Base("toybox-muse", "0" * 64)
   thetas.save(tmp_path / "theta", {"base": theta}, Card(base, "", "", {}), np.float32)
   loaded = thetas.load(tmp_path / "theta", base).thetas["base"]

@@ -278,4 +278,4 @@ def test_embeddings_are_refused_where_they_do_not_belong():
   with pytest.raises(ValueError, match="changes tokens/embedding, which this model does not have"):
     theta.merge({"out": {"kernel": jnp.ones((2, 2))}})
   with pytest.raises(ValueError, match="embeddings are no branch"):
-    thetas.Branches.of(params, [theta])
+    thetas.StackedThetas.of(params, [theta])

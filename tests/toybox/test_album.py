@@ -58,7 +58,7 @@ def test_an_album_is_continued_where_it_was_cut_off(drawn, tmp_path, monkeypatch
 def test_another_album_in_the_folder_is_refused(drawn):
   with pytest.raises(ValueError, match="another album"):
     album.draw(drawn[0], source.Stream(seed=4, resolution=16, photos=2), 6)
-  with pytest.raises(ValueError, match="at least one picture"):
+  with pytest.raises(ValueError, match="at least one image"):
     album.draw(drawn[0], STREAM, 0)
   with pytest.raises(ValueError, match="photos"):
     source.Stream(photos=0)

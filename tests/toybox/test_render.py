@@ -41,7 +41,7 @@ def surface_distance(scene, points):
 
 
 def pixel_points(scene, frame):
-  """The scene points that the pixels' middles show, and where those are in the picture."""
+  """The scene points that the pixels' middles show, and where those are in the image."""
   size = frame.depth.shape[0]
   rows, columns = np.meshgrid(np.arange(size), np.arange(size), indexing="ij")
   xy = jnp.asarray((np.stack([columns, rows], -1).reshape(-1, 2) + 0.5) / size, jnp.float32)
@@ -148,14 +148,14 @@ def smooth(scenes):
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_a_picture_does_not_depend_on_its_batch(scenes, smooth, size):
+def test_an_image_does_not_depend_on_its_batch(scenes, smooth, size):
   part = render.render_batch(jax.tree.map(lambda x: x[5 : 5 + size], scenes), 32)
   np.testing.assert_allclose(np.asarray(part.rgb), np.asarray(smooth.rgb)[5 : 5 + size], atol=1 / 255)
   np.testing.assert_allclose(np.asarray(part.mask), np.asarray(smooth.mask)[5 : 5 + size], atol=1e-6)
   np.testing.assert_array_equal(np.asarray(part.visible), np.asarray(smooth.visible)[5 : 5 + size])
 
 
-def test_a_picture_does_not_depend_on_the_number_of_devices(scenes, smooth):
+def test_an_image_does_not_depend_on_the_number_of_devices(scenes, smooth):
   mesh = jax.make_mesh((8,), ("data",))
   split = jax.NamedSharding(mesh, jax.P("data"))
   drawn = jax.jit(jax.shard_map(

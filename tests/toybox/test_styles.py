@@ -1,4 +1,4 @@
-"""The drawing styles, on a made-up picture: a shaded ball on a floor before a blue sky."""
+"""The drawing styles, on a made-up image: a shaded ball on a floor before a blue sky."""
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,8 @@ SIZE = 64
 STYLES = range(len(vocabulary.STYLES))
 
 
-def ball_picture(x=0.0, radius=0.55, colour=(0.85, 0.15, 0.1)):
-  """The picture of a ball, with its depth, normals and mask, as the renderer would give them."""
+def ball_image(x=0.0, radius=0.55, colour=(0.85, 0.15, 0.1)):
+  """The image of a ball, with its depth, normals and mask, as the renderer would give them."""
   steps = (np.arange(SIZE) + 0.5) / SIZE * 2 - 1
   u, v = np.meshgrid(steps - x, -steps)
   inside = u**2 + v**2 < radius**2
@@ -32,19 +32,19 @@ def ball_picture(x=0.0, radius=0.55, colour=(0.85, 0.15, 0.1)):
 
 @pytest.fixture(scope="module")
 def draw():
-  """Draws batches of pictures, each in its style: the one program of this file."""
+  """Draws batches of images, each in its style: the one program of this file."""
 
   @jax.jit
-  def draw(style, pictures, seeds):
+  def draw(style, images, seeds):
     def one(args):
-      style, picture, seed = args
-      return styles.apply_style(style, *picture, jax.random.key(seed))
+      style, image, seed = args
+      return styles.apply_style(style, *image, jax.random.key(seed))
 
-    return jax.lax.map(one, (style, pictures, seeds))
+    return jax.lax.map(one, (style, images, seeds))
 
-  def batch(style, pictures, seeds):
-    pictures = jax.tree.map(lambda *x: jnp.stack(x), *pictures)
-    return np.asarray(draw(jnp.asarray(style), pictures, jnp.asarray(seeds)))
+  def batch(style, images, seeds):
+    images = jax.tree.map(lambda *x: jnp.stack(x), *images)
+    return np.asarray(draw(jnp.asarray(style), images, jnp.asarray(seeds)))
 
   return batch
 
@@ -52,22 +52,22 @@ def draw():
 @pytest.fixture(scope="module")
 def drawings(draw):
   """The ball in every style."""
-  return draw(list(STYLES), [ball_picture()] * len(STYLES), [0] * len(STYLES))
+  return draw(list(STYLES), [ball_image()] * len(STYLES), [0] * len(STYLES))
 
 
-def test_drawings_are_pictures(drawings):
+def test_drawings_are_images(drawings):
   assert np.isfinite(drawings).all() and drawings.min() >= 0 and drawings.max() <= 1
   assert (drawings.std(axis=(1, 2, 3)) > 0.05).all()
 
 
 def test_a_photo_stays_as_it_is(drawings):
-  np.testing.assert_array_equal(drawings[0], np.asarray(ball_picture()[0]))
+  np.testing.assert_array_equal(drawings[0], np.asarray(ball_image()[0]))
 
 
 def test_a_key_fixes_the_drawing_and_another_changes_it(draw, drawings):
-  again = draw(list(STYLES), [ball_picture()] * len(STYLES), [0] * len(STYLES))
+  again = draw(list(STYLES), [ball_image()] * len(STYLES), [0] * len(STYLES))
   np.testing.assert_array_equal(again, drawings)
-  other = draw(list(STYLES), [ball_picture()] * len(STYLES), [1] * len(STYLES))
+  other = draw(list(STYLES), [ball_image()] * len(STYLES), [1] * len(STYLES))
   changed = [np.abs(other[i] - drawings[i]).mean() > 1e-3 for i in STYLES]
   assert sum(changed) >= len(STYLES) - 4  # a few, such as pixel art, leave nothing to chance
 
@@ -81,16 +81,16 @@ def test_styles_differ_from_each_other(drawings):
 def test_a_drawing_does_not_depend_on_its_batch(draw, drawings):
   alone = jax.jit(styles.apply_style)
   for i in (1, 2, 13):
-    picture = alone(jnp.asarray(i), *ball_picture(), jax.random.key(0))
-    np.testing.assert_allclose(np.asarray(picture), drawings[i], atol=1 / 255)
+    image = alone(jnp.asarray(i), *ball_image(), jax.random.key(0))
+    np.testing.assert_allclose(np.asarray(image), drawings[i], atol=1 / 255)
 
 
 def test_drawings_keep_what_they_show(draw):
   """A small ball on the left and a large one on the right: another seed's drawing is nearest to the same ball's."""
-  left, right = ball_picture(-0.4, 0.4), ball_picture(0.2, 0.7, (0.2, 0.3, 0.85))
-  pictures = [p for _ in STYLES for p in (left, right)]
+  left, right = ball_image(-0.4, 0.4), ball_image(0.2, 0.7, (0.2, 0.3, 0.85))
+  images = [p for _ in STYLES for p in (left, right)]
   first, second = (
-    draw([i for i in STYLES for _ in range(2)], pictures, [seed] * len(pictures)).reshape(len(STYLES), 2, -1)
+    draw([i for i in STYLES for _ in range(2)], images, [seed] * len(images)).reshape(len(STYLES), 2, -1)
     for seed in (3, 4)
   )
   for i in STYLES:
@@ -113,7 +113,7 @@ def test_drawings_in_one_hue_have_no_other(drawings, name, strongest, weakest):
 
 
 def test_a_sticker_shows_nothing_of_what_was_behind(draw):
-  rgb, depth, normal, mask = ball_picture()
+  rgb, depth, normal, mask = ball_image()
   other = jnp.where(mask[..., None] > 0, rgb, jnp.asarray([0.9, 0.1, 0.8])[None, None])
   style = vocabulary.STYLES.index("sticker")
   first, second = draw([style] * 2, [(rgb, depth, normal, mask), (other, depth, normal, mask)], [0, 0])

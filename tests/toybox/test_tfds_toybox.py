@@ -12,7 +12,7 @@ from dreamjax.toybox import source, tfds_toybox, vocabulary
 from dreamjax.toybox.intersect import FAR
 from dreamjax.toybox.tfds_toybox import Toybox, ToyboxConfig
 
-# Of every kind of label there is some that training may not see; of all there is enough to be seen in few pictures.
+# Of every kind of label there is some that training may not see; of all there is enough to be seen in few images.
 VARIETY = source.Variety(
   classes=("dog", "cat"),
   contexts=("beach", "cobblestone street", "blue house", "studio"),
@@ -21,7 +21,7 @@ VARIETY = source.Variety(
   other_share=0.5,
 )
 SIZE = 32
-# Two files and a half of training pictures.
+# Two files and a half of training images.
 CONFIG = ToyboxConfig(
   "test", seed=5, variety=VARIETY, resolution=32, counts={"train": 80, "subjects": 32, "combinations": 32, "styles": 32}
 )
@@ -84,7 +84,7 @@ def test_every_split_holds_the_streams_examples_in_order(toys, drawn, split):
     assert_same(one, drawn[split], index)
 
 
-def test_what_is_compared_is_no_empty_picture(drawn):
+def test_what_is_compared_is_no_empty_image(drawn):
   first = drawn["train"][0]
   assert np.ptp(first["image"]) > 0.5
   assert set(np.unique(first["mask"])) == {0, 0.25, 0.5, 0.75, 1}
@@ -153,7 +153,7 @@ def test_configs_are_found_by_name(tmp_path):
 def test_configs_that_draw_nothing_are_refused():
   with pytest.raises(ValueError, match="did you mean 'styles'"):
     ToyboxConfig("wrong", counts={"style": 3})
-  with pytest.raises(ValueError, match="at least one picture"):
+  with pytest.raises(ValueError, match="at least one image"):
     ToyboxConfig("wrong", counts={"train": 0})
   with pytest.raises(ValueError, match="nothing to draw"):
     ToyboxConfig("wrong", counts={})

@@ -11,7 +11,7 @@ from dreamjax.toybox.scene import Owner
 
 
 def make_labels(cls, subject, **more):
-  """Labels of one picture of a subject in the studio, as it is unless more is said."""
+  """Labels of one image of a subject in the studio, as it is unless more is said."""
   number = vocabulary.CLASSES.index(cls)
   who = identity.identity(jnp.asarray(number), jnp.asarray(subject))
   values = dict.fromkeys((f.name for f in Labels.__dataclass_fields__.values()), 0) | {
@@ -104,18 +104,18 @@ def test_recolouring_changes_the_coat_and_nothing_else(build, draw):
 
 
 def test_properties_and_accessories_are_seen(build, draw):
-  """Shiny, cube shaped and every accessory change the picture where the toy is."""
+  """Shiny, cube shaped and every accessory change the image where the toy is."""
   labels = [make_labels("rabbit", 9)]
   labels += [make_labels("rabbit", 9, prop=p) for p in range(1, len(vocabulary.PROPERTIES))]
   labels += [make_labels("rabbit", 9, accessory=a) for a in range(1, len(vocabulary.ACCESSORIES))]
-  pictures = np.asarray(draw(build(stack(*labels), jnp.stack([jax.random.key(3)] * len(labels)))).rgb)
-  for i in range(len(pictures)):
+  images = np.asarray(draw(build(stack(*labels), jnp.stack([jax.random.key(3)] * len(labels)))).rgb)
+  for i in range(len(images)):
     for j in range(i):
-      assert np.mean(np.abs(pictures[i] - pictures[j]) > 0.05) > 0.01, (i, j)
+      assert np.mean(np.abs(images[i] - images[j]) > 0.05) > 0.01, (i, j)
 
 
-def test_the_subject_fills_half_of_the_picture(stream, build, draw):
-  """Its outline, with what it wears, spans at least half of the picture's height or width, and is not cut off."""
+def test_the_subject_fills_half_of_the_image(stream, build, draw):
+  """Its outline, with what it wears, spans at least half of the image's height or width, and is not cut off."""
   labels = stream.labels(jnp.arange(64, 128))
   alone = np.flatnonzero((np.asarray(labels.other_cls) < 0) & (np.asarray(labels.accessory) == 0))[:24]
   scenes = build(jax.tree.map(lambda x: x[alone], labels), jax.random.split(jax.random.key(6), len(alone)))

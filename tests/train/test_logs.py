@@ -1,4 +1,4 @@
-"""Logs: lines, sheets of pictures, and what TensorBoard is given."""
+"""Logs: lines, sheets of images, and what TensorBoard is given."""
 
 import json
 import sys
@@ -12,10 +12,10 @@ import pytest
 from dreamjax.train.logs import Log, Sheet
 
 
-def test_pictures_stand_on_one_sheet_above_their_captions(tmp_path):
+def test_images_stand_on_one_sheet_above_their_captions(tmp_path):
   values, bytes_ = [-1, 0, 1, -0.5], [0, 128, 255, 64]
-  pictures = jnp.broadcast_to(jnp.array(values, jnp.bfloat16)[:, None, None, None], (4, 96, 96, 3))
-  Log(tmp_path / "run/log.jsonl").sheet(7, "toys", Sheet(pictures, ["a toy"] * 4))
+  images = jnp.broadcast_to(jnp.array(values, jnp.bfloat16)[:, None, None, None], (4, 96, 96, 3))
+  Log(tmp_path / "run/log.jsonl").sheet(7, "toys", Sheet(images, ["a toy"] * 4))
   page = np.asarray(Image.open(tmp_path / "run/samples/toys-7.png"))
   height, width = (page.shape[0] - 6) // 2, 96 + 6
   corners = [(6 + i // 2 * height, 6 + i % 2 * width) for i in range(4)]

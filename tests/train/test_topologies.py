@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from dreamjax.models.attention import attend
+from dreamjax.parallel.sharding import make_mesh
 from dreamjax.train import flops, topologies
-from dreamjax.train.sharding import make_mesh
 
 
 @pytest.fixture(autouse=True)

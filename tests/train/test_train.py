@@ -16,15 +16,14 @@ import numpy as np
 import optax
 import pytest
 
-from dreamjax.data import hosts
-from dreamjax.train import sharding
+from dreamjax.parallel import processes, sharding
+from dreamjax.parallel.sharding import make_mesh
 from dreamjax.train.checkpoints import Checkpoints
 from dreamjax.train.logs import Sheet
 from dreamjax.train.loop import fit
 from dreamjax.train.optimizer import averaged, default_config, make_optimizer
-from dreamjax.train.sharding import make_mesh
 from dreamjax.train.state import TrainState
-from dreamjax.train.step import in_pieces, make_step
+from dreamjax.train.step import accumulate, make_step
 
 STEPS = 12
 
@@ -94,7 +93,7 @@ def test_a_training_that_is_told_to_end_saves_and_goes_on_later(straight, tmp_pa
     return batches(i)
 
   step, state = begin()
-  with pytest.raises(hosts.Preempted, match=r"the checkpoint of step \d is on disk"):
+  with pytest.raises(processes.Preempted, match=r"the checkpoint of step \d is on disk"):
     fit(step, state, told, steps=STEPS, workdir=tmp_path, log_every=3, save_every=6)
   saved = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["step"]
   assert saved in (4, 5)  # batches are made one step ahead
@@ -137,9 +136,9 @@ def test_a_training_killed_during_a_checkpoint_goes_on_from_the_last_complete_on
   same(resumed, fit(*begin(decay="constant"), batches, steps=last + 3, workdir=tmp_path / "straight"))
 
 
-@pytest.mark.parametrize(("pieces", "shape"), [(1, (8, 1, 1)), (2, (8, 1, 1)), (2, (2, 2, 2))])
+@pytest.mark.parametrize(("accumulation_steps", "shape"), [(1, (8, 1, 1)), (2, (8, 1, 1)), (2, (2, 2, 2))])
 def test_a_training_ends_alike_on_eight_devices_and_goes_on_on_fewer(tmp_path, monkeypatch, pieces, shape):
-  monkeypatch.setattr(sharding, "_SMALL", 1)
+  monkeypatch.setattr(sharding, "_MIN_SHARDED", 1)
 
   def run(name, mesh=None):
     step, state = begin(pieces, mesh)
@@ -286,12 +285,12 @@ def test_pieces_of_a_batch_average_to_its_gradient():
     return (network().apply(theta, batch["x"])[:, 0] - batch["y"]) ** 2
 
   whole = exact(state.theta, None, batch, jax.random.key(0))
-  parts = jax.jit(in_pieces(exact, 3))(state.theta, None, batch, jax.random.key(0))
+  parts = jax.jit(accumulate(exact, 3))(state.theta, None, batch, jax.random.key(0))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), parts, whole)
 
 
 def test_pieces_have_keys_of_their_own_and_must_divide_the_batch():
-  draw = in_pieces(lambda theta, frozen, batch, key: jax.random.normal(key, (2,)), 2)
+  draw = accumulate(lambda theta, frozen, batch, key: jax.random.normal(key, (2,)), 2)
   a, b = jax.random.split(jax.random.key(3))
   mean = (jax.random.normal(a, (2,)) + jax.random.normal(b, (2,))) / 2
   np.testing.assert_allclose(draw(None, None, jnp.zeros(4), jax.random.key(3)), mean, rtol=1e-6)

@@ -45,7 +45,7 @@ def task(
     config: see `configs/pretrain_latent.py`.
     examples: the images to train on.
     held_out: the images to evaluate on.
-    mesh: of devices, on which parameters are initialised; see `train.sharding`.
+    mesh: of devices, on which parameters are initialised; see `parallel.sharding`.
 
   Raises:
     ValueError: if the network of `config.perceptual` is no ResNet, whose features are compared here.
@@ -58,7 +58,7 @@ def task(
   theta = initial(model, jax.random.key(config.seed), jnp.zeros((1, size, size, 3)), mesh=mesh)
   if config.start:
     theta = warm(theta, pretrained.load(config.start)[1])
-  order = epochs(len(examples), config.batch, config.seed)
+  order = epochs(len(examples), config.batch_size, config.seed)
 
   def loss(theta: Any, frozen: Any, batch: Any, key: jax.Array):
     x = signed(batch["images"])
@@ -75,7 +75,7 @@ def task(
       total = total + config.likeness * metrics["perceptual"]
     return total, metrics
 
-  take = on_device(examples.pictures, len(examples)) if config.resident else examples.pictures
+  take = on_device(examples.load_images, len(examples)) if config.resident else examples.load_images
 
   @jax.jit
   def reconstruct(params: Any, frozen: Any, images: Any) -> Any:
@@ -86,17 +86,19 @@ def task(
     return reconstruction, z, psnr(x, reconstruction), distances
 
   def latents_std(params: Any) -> float:
-    images = examples.pictures(np.arange(min(len(examples), config.judged)))
+    images = examples.load_images(np.arange(min(len(examples), config.eval_examples)))
     z = in_pieces(lambda some: reconstruct(params, scorer_params, some)[1], images, 16)
     return float(jnp.std(z))
 
   def measure(theta: Any) -> dict[str, float]:
-    images = held_out.pictures(np.linspace(0, len(held_out) - 1, min(len(held_out), config.judged)).astype(int))
+    images = held_out.load_images(
+      np.linspace(0, len(held_out) - 1, min(len(held_out), config.eval_examples)).astype(int)
+    )
     decibels, distances = in_pieces(lambda some: reconstruct(theta, scorer_params, some)[2:], images, 16)
     return {"psnr": float(jnp.mean(decibels)), "perceptual": float(jnp.mean(distances))}
 
   def show(theta: Any) -> Sheet:
-    images = held_out.pictures(np.linspace(0, len(held_out) - 1, min(len(held_out), _SHEET_IMAGES)).astype(int))
+    images = held_out.load_images(np.linspace(0, len(held_out) - 1, min(len(held_out), _SHEET_IMAGES)).astype(int))
     reconstruction = reconstruct(theta, scorer_params, images)[0]
     pairs = np.stack([signed(jnp.asarray(images)), reconstruction], axis=1).reshape(-1, size, size, 3)
     return Sheet(pairs, [name for i in range(len(images)) for name in (f"image {i}", "its reconstruction")])

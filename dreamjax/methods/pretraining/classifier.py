@@ -1,4 +1,4 @@
-"""A classifier with several heads, trained on labelled pictures: it judges what generated ones show."""
+"""A classifier with several heads, trained on labelled images: it judges what generated ones show."""
 
 from collections.abc import Mapping
 import pathlib
@@ -38,7 +38,7 @@ def task(
 ) -> Task:
   """A classifier of everything that the examples' labels name."""
   model = Classifier(heads=examples.words, **config.model)
-  augment, order = Augment(**config.augment), epochs(len(examples), config.batch, config.seed)
+  augment, order = Augment(**config.augment), epochs(len(examples), config.batch_size, config.seed)
   image = jnp.zeros((1, model.image, model.image, 3))
   theta = {"params": initial(model, jax.random.key(config.seed), image, mesh=mesh)}
   if config.start:
@@ -50,13 +50,13 @@ def task(
   def batches(i: int) -> Any:
     indices = order(i)
     labels = {name: values[indices].astype(np.int32) for name, values in examples.labels.items()}
-    return {"images": examples.pictures(indices), "labels": labels}
+    return {"images": examples.load_images(indices), "labels": labels}
 
   apply = jax.jit(lambda theta, images: model.apply(theta, signed(images)))
 
   def measure(theta: Any) -> dict[str, float]:
     indices = np.arange(min(len(held_out), 2048))
-    logits = in_pieces(lambda images: apply(theta, images), held_out.pictures(indices))
+    logits = in_pieces(lambda images: apply(theta, images), held_out.load_images(indices))
     labels = {name: jnp.asarray(values[indices], jnp.int32) for name, values in held_out.labels.items()}
     return {f"held_out_{name}": float(value) for name, value in cross_entropy(logits, labels)[1].items()}
 

@@ -1,11 +1,11 @@
-"""Contrastive learning: pictures with captions (CLIP), or photos of one subject with each other.
+"""Contrastive learning: images with captions (CLIP), or photos of one subject with each other.
 
 With n pairs of embeddings a, b of length one and a temperature tau, each pair is to be told from the other n - 1:
 
   (1) loss = -mean_i [ log softmax_j(a_i . b_j / tau)_i + log softmax_j(b_i . a_j / tau)_i ] / 2
 
 Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (2021), figure 3, learn tau.
-With two photos of one subject in the places of picture and caption this is instance discrimination (Chen et al., "A
+With two photos of one subject in the places of image and caption this is instance discrimination (Chen et al., "A
 Simple Framework for Contrastive Learning of Visual Representations", 2020), with another photo where they have another
 crop: no label is used, only which photos show the same thing.
 """
@@ -44,7 +44,7 @@ def contrast(
 
 
 def keep_patches(key: jax.Array, rows: int, patches: int, share: float) -> Int[Array, "b k"]:
-  """Which patches of each picture are looked at: a random share of them.
+  """Which patches of each image are looked at: a random share of them.
 
   Contrastive training needs no more, and is as much faster (Li et al., "Scaling Language-Image Pre-training via
   Masking", 2023).
@@ -60,7 +60,7 @@ def captions_task(
   tokenizer: Tokenizer,
   mesh: jax.sharding.Mesh | None = None,
 ) -> Task:
-  """CLIP: pictures and their captions.
+  """CLIP: images and their captions.
 
   With a `config.start`, the folder of a model, training goes on from its parameters; if that is a vision transformer,
   they are the image tower's.
@@ -71,7 +71,7 @@ def captions_task(
       vocab=len(tokenizer.inner), length=tokenizer.length, eos=tokenizer.inner.eos_token_id, **config.model.text
     ),
   )
-  augment, order = Augment(**config.augment), epochs(len(examples), config.batch, config.seed)
+  augment, order = Augment(**config.augment), epochs(len(examples), config.batch_size, config.seed)
   side = model.vision.image
   ids = jnp.zeros((1, tokenizer.length), jnp.int32)
   theta = {"params": initial(model, jax.random.key(config.seed), jnp.zeros((1, side, side, 3)), ids, mesh=mesh)}
@@ -88,14 +88,14 @@ def captions_task(
 
   def batches(i: int) -> Any:
     indices = order(i)
-    return {"images": examples.pictures(indices), "ids": tokenizer(examples.captions(indices))[0]}
+    return {"images": examples.load_images(indices), "ids": tokenizer(examples.captions(indices))[0]}
 
   apply = jax.jit(lambda theta, images, ids: model.apply(theta, signed(images), ids)[:2])
 
   def measure(theta: Any) -> dict[str, float]:
-    """Share of pictures whose own caption is the nearest of 64."""
+    """Share of images whose own caption is the nearest of 64."""
     spread = np.random.default_rng(0).permutation(len(held_out))[:1024]  # photos of one subject stand together
-    inputs = held_out.pictures(spread), tokenizer(held_out.captions(spread))[0]
+    inputs = held_out.load_images(spread), tokenizer(held_out.captions(spread))[0]
     images, texts = in_pieces(lambda x: apply(theta, *x), inputs)
     scores = [contrast(images[i : i + 64], texts[i : i + 64], 1.0)[1] for i in range(0, len(spread), 64)]
     return {"held_out_64_way": float(np.mean(scores))}
@@ -114,7 +114,7 @@ def photos_task(
   """Photos of one subject, told from photos of others; half of a batch is of subjects of few classes.
 
   Which subjects look alike is not learned from labels, but who is compared with whom is chosen by the label "class":
-  the pictures of a batch are hard to tell apart.
+  the images of a batch are hard to tell apart.
   """
   model = ResNet(**config.model)
   augment = Augment(**config.augment)
@@ -127,7 +127,7 @@ def photos_task(
 
   def loss(theta: Any, frozen: None, batch: Any, key: jax.Array):
     images = augment(key, signed(batch["images"]))
-    # In parts, for a CPU's caches are small; each picture is contrasted with all of the batch nevertheless.
+    # In parts, for a CPU's caches are small; each image is contrasted with all of the batch nevertheless.
     out = jnp.concatenate([model.apply(theta, part) for part in jnp.split(images, config.parts)])
     value, right = contrast(*jnp.split(out, 2), 1.0 / config.temperature)
     return value, {"right": right}
@@ -136,8 +136,8 @@ def photos_task(
     draw = np.random.default_rng((config.seed, i))
     few = draw.choice(present, min(config.classes, len(present)), replace=False)
     alike = np.flatnonzero(np.isin(pairs.classes, few))
-    indices = pairs.draw(draw, draw.choice(alike, config.batch // 2, replace=False))
-    return {"images": examples.pictures(indices.T.reshape(-1))}
+    indices = pairs.draw(draw, draw.choice(alike, config.batch_size // 2, replace=False))
+    return {"images": examples.load_images(indices.T.reshape(-1))}
 
   apply = jax.jit(lambda theta, images: model.apply(theta, signed(images)))
   judged = _Pairs(held_out, config.only)
@@ -145,7 +145,7 @@ def photos_task(
   def measure(theta: Any) -> dict[str, float]:
     """Share of photos to which another photo of the same subject is nearer than those of 32 others of its class."""
     indices = judged.draw(np.random.default_rng(0), np.arange(len(judged.classes)))
-    embeddings = unit(in_pieces(lambda images: apply(theta, images), held_out.pictures(indices.T.reshape(-1))))
+    embeddings = unit(in_pieces(lambda images: apply(theta, images), held_out.load_images(indices.T.reshape(-1))))
     one, other = np.split(np.asarray(embeddings), 2)
     right = []
     for c in np.unique(judged.classes):

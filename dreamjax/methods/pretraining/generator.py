@@ -1,4 +1,4 @@
-"""A stage of a cascade, trained on captioned pictures behind a text encoder that was trained before.
+"""A stage of a cascade, trained on captioned images behind a text encoder that was trained before.
 
 Imagen (Saharia et al., 2205.11487): one network a stage, a tenth of the texts dropped, so that guidance can lead away
 from the unconditional prediction; for stages of super-resolution noise of a random level on what they enlarge.
@@ -16,11 +16,10 @@ import ml_collections
 import numpy as np
 
 from dreamjax.convert import pretrained
-from dreamjax.data import hosts
 from dreamjax.data.examples import Examples, epochs, on_device
-from dreamjax.data.photos import Rows
+from dreamjax.data.photos import Batch
 from dreamjax.data.tokenizer import Tokenizer
-from dreamjax.diffusion.resolution import shrink
+from dreamjax.diffusion.resolution import downsample
 from dreamjax.diffusion.schedules import Cosine
 from dreamjax.generators import cascade, files
 from dreamjax.generators.generator import TEXT
@@ -28,13 +27,14 @@ from dreamjax.methods.denoising import Recipe, stage_loss
 from dreamjax.methods.pretraining.task import Task, initial, signed, warm
 from dreamjax.models.t5 import T5Encoder
 from dreamjax.models.unet import UNet
+from dreamjax.parallel import processes
 from dreamjax.theta import Full
 from dreamjax.train.logs import Sheet
 
-#: judge(pictures in [-1, 1], the captions that they were drawn from) -> named scalars.
+#: judge(images in [-1, 1], the captions that they were drawn from) -> named scalars.
 Judge = Callable[[list[np.ndarray], list[str]], dict[str, float]]
 
-_SHOWN = 32  # pictures on a sheet of samples
+_SHOWN = 32  # images on a sheet of samples
 
 
 def describe(config: ml_collections.ConfigDict, encoder: T5Encoder, tokenizer: Tokenizer) -> cascade.Cascade:
@@ -62,10 +62,10 @@ def task(
 
   Args:
     config: see `configs/pretrain.py`.
-    examples: pictures at least as large as the stage's.
+    examples: images at least as large as the stage's.
     held_out: others, whose captions are drawn to measure the stage.
     judge: measures what was drawn.
-    mesh: of devices, on which parameters are born; see `train.sharding`.
+    mesh: of devices, on which parameters are born; see `parallel.sharding`.
   """
   encoder, text_params = pretrained.load(config.text_encoder)
   tokenizer = Tokenizer.load(config.text_encoder, config.length)
@@ -73,30 +73,32 @@ def task(
   (stage,) = drawn.stages
   side = stage.image
   small = config.small if stage.unet.low_res else 0
-  loss = stage_loss(stage, Recipe(tuple(config.levels), small, config.drop, config.min_snr), encoder)
+  loss = stage_loss(
+    stage, Recipe(tuple(config.augmentation_levels), small, config.text_dropout, config.min_snr), encoder
+  )
   key = jax.random.key(config.seed)
   shapes = {"low_res": jnp.zeros((1, side, side, 3)), "noise_level": jnp.zeros(1)} if stage.unet.low_res else {}
   inputs = jnp.zeros((1, side, side, 3)), jnp.zeros(1), *_no_text(drawn)
   weights = initial(stage.unet, key, *inputs, mesh=mesh, **shapes)
   if config.start:
     weights = warm(weights, pretrained.load(config.start)[1])
-  order = epochs(len(examples), config.batch, config.seed)
+  order = epochs(len(examples), config.batch_size, config.seed)
   null = tuple(jnp.asarray(x) for x in tokenizer([""]))
-  frozen = {TEXT: text_params, stage.name: hosts.fetch(weights), "null": null}
+  frozen = {TEXT: text_params, stage.name: processes.fetch(weights), "null": null}
 
   def prepared(theta: Any, frozen: Any, batch: Any, key: jax.Array) -> Any:
-    image = shrink(signed(batch["images"]), side)
+    image = downsample(signed(batch["images"]), side)
     flip = jax.random.bernoulli(jax.random.fold_in(key, 1), 0.5 if config.flip else 0.0, (image.shape[0], 1, 1, 1))
     image = jnp.where(flip, image[:, :, ::-1], image)
-    rows = Rows(image, batch["prompt"], jnp.ones(image.shape[0]), {})
+    rows = Batch(image, batch["prompt"], jnp.ones(image.shape[0]), {})
     return loss(theta, frozen, rows, key)
 
   def rows(indices: np.ndarray) -> Any:
-    return {"images": examples.pictures(indices), "prompt": tokenizer(examples.captions(indices))}
+    return {"images": examples.load_images(indices), "prompt": tokenizer(examples.captions(indices))}
 
   take = on_device(rows, len(examples)) if config.resident else rows
 
-  count = min(max(config.judged, _SHOWN), len(held_out))
+  count = min(max(config.eval_examples, _SHOWN), len(held_out))
   indices = np.random.default_rng(1).permutation(len(held_out))[:count]
   prompts = held_out.captions(indices)
   evaluate = None if stage.unet.low_res else judge
@@ -105,9 +107,9 @@ def task(
     params = {TEXT: text_params, stage.name: theta[stage.name].weights}
     if not stage.unet.low_res:
       return cascade.sample(drawn, params, prompts[:count], seed=config.seed, size=16)
-    small = shrink(signed(jnp.asarray(held_out.pictures(indices[:count]))), config.small)
+    small = downsample(signed(jnp.asarray(held_out.load_images(indices[:count]))), config.small)
     texts, null = (drawn.encode(params, some) for some in (prompts[:count], [""]))
-    keys = cascade.keys_of(config.seed, np.arange(len(small)))
+    keys = cascade.image_keys(config.seed, np.arange(len(small)))
     return np.asarray(enlarge_all(params[stage.name], texts, null, keys, small))
 
   @jax.jit

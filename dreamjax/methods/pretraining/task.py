@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from dreamjax.data import hosts
+from dreamjax.parallel import processes
+from dreamjax.parallel.sharding import param_shardings
 from dreamjax.train.logs import Sheet
-from dreamjax.train.sharding import shardings
 from dreamjax.train.step import Loss
 
 
@@ -28,7 +28,7 @@ class Task:
     measure: how good parameters are on examples that are not trained on, as named scalars.
     save: writes the trained model into a folder.
     frozen: what the loss reads besides, see `train.state`.
-    show: pictures by which a person sees how good parameters are.
+    show: images by which a person sees how good parameters are.
   """
 
   theta: Any
@@ -53,7 +53,7 @@ def initial(
       first device alone.
     named: more inputs.
   """
-  places = None if mesh is None else shardings(jax.eval_shape(module.init, key, *inputs, **named), mesh)
+  places = None if mesh is None else param_shardings(jax.eval_shape(module.init, key, *inputs, **named), mesh)
   options = {"xla_backend_optimization_level": 0}
   return jax.jit(module.init, out_shardings=places, compiler_options=options)(key, *inputs, **named)["params"]
 
@@ -68,7 +68,9 @@ def warm(params: Any, others: Any) -> Any:
   """
   own, found = flatten_dict(params), flatten_dict(others)
   same = {
-    path: hosts.put(x, own[path].sharding) for path, x in found.items() if path in own and own[path].shape == x.shape
+    path: processes.put(x, own[path].sharding)
+    for path, x in found.items()
+    if path in own and own[path].shape == x.shape
   }
   if not same:
     raise ValueError("the model to start from has no parameter in common with this one")
@@ -76,7 +78,7 @@ def warm(params: Any, others: Any) -> Any:
 
 
 def signed(images: UInt8[Array, "*b"]) -> Float[Array, "*b"]:
-  """Pictures in bytes as numbers in [-1, 1]."""
+  """Images in bytes as numbers in [-1, 1]."""
   return images.astype(jnp.float32) / 127.5 - 1.0
 
 
@@ -88,5 +90,5 @@ def in_pieces(function: Callable[[Any], Any], inputs: Any, size: int = 128) -> A
     piece = jax.tree.map(lambda x, start=start: x[start : start + size], inputs)
     short = size - jax.tree.leaves(piece)[0].shape[0]
     padded = jax.tree.map(lambda x, short=short: jnp.pad(x, [(0, short)] + [(0, 0)] * (x.ndim - 1)), piece)
-    pieces.append(jax.tree.map(lambda y, short=short: y[: size - short], hosts.fetch(function(padded))))
+    pieces.append(jax.tree.map(lambda y, short=short: y[: size - short], processes.fetch(function(padded))))
   return jax.tree.map(lambda *y: jnp.concatenate(y), *pieces)

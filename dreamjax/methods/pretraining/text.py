@@ -78,7 +78,7 @@ def task(
   """Only the examples' captions and labels are used."""
   encoder = T5Encoder(vocab=len(tokenizer.inner), **config.model)
   model = _WithHeads(encoder, {name: len(words) for name, words in examples.words.items()})
-  order = epochs(len(examples), config.batch, config.seed)
+  order = epochs(len(examples), config.batch_size, config.seed)
   empty = jnp.zeros((1, config.length), jnp.int32)
   theta = {"params": initial(model, jax.random.key(config.seed), empty, empty == 0, empty, mesh=mesh)}
   rare = rare_pieces(tokenizer, examples.captions(np.arange(min(len(examples), 4096))))

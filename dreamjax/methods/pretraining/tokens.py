@@ -1,8 +1,8 @@
-"""A stage of masked tokens, trained on captioned pictures behind a text encoder and VQGANs that were trained before.
+"""A stage of masked tokens, trained on captioned images behind a text encoder and VQGANs that were trained before.
 
-Muse (Chang et al., 2301.00704): a transformer learns to name the masked tokens of a picture from the others and from
-the text, a tenth of the texts dropped; the one of super-resolution sees the tokens of the smaller picture as well.
-Pictures are turned into tokens once, before the first update.
+Muse (Chang et al., 2301.00704): a transformer learns to name the masked tokens of an image from the others and from
+the text, a tenth of the texts dropped; the one of super-resolution sees the tokens of the smaller image as well.
+Images are turned into tokens once, before the first update.
 """
 
 from collections.abc import Sequence
@@ -17,33 +17,33 @@ import ml_collections
 import numpy as np
 
 from dreamjax.convert import pretrained
-from dreamjax.data import hosts
 from dreamjax.data.examples import Examples, epochs, on_device
 from dreamjax.data.tokenizer import Tokenizer
-from dreamjax.diffusion.resolution import shrink
+from dreamjax.diffusion.resolution import downsample
 from dreamjax.generators import files, masked
-from dreamjax.generators.generator import TEXT, Text, keys_of
-from dreamjax.methods.masking import Recipe, TokenRows, stage_loss
+from dreamjax.generators.generator import TEXT, Text, image_keys
+from dreamjax.methods.masking import Recipe, TokenBatch, stage_loss
 from dreamjax.methods.pretraining.generator import Judge
 from dreamjax.methods.pretraining.task import Task, in_pieces, initial, signed, warm
 from dreamjax.models.muse import Muse
 from dreamjax.models.vqgan import VQGAN
-from dreamjax.theta import Branches, Full
+from dreamjax.parallel import processes
+from dreamjax.theta import Full, StackedThetas
 from dreamjax.train.logs import Sheet
 
-_SHOWN = 32  # pictures on a sheet of samples
-_PIECE = 64  # pictures turned into tokens at once
+_SHOWN = 32  # images on a sheet of samples
+_PIECE = 64  # images turned into tokens at once
 
 
 def tokens_of(vqgan: VQGAN, params: Any, examples: Examples, side: int, count: int) -> Int[np.ndarray, "n t"]:
-  """The tokens of the first `count` pictures, made smaller to `side` first."""
+  """The tokens of the first `count` images, made smaller to `side` first."""
 
   @jax.jit
   def encode(images: Array) -> Array:
-    return vqgan.apply({"params": params}, shrink(signed(images), side), method="tokens")
+    return vqgan.apply({"params": params}, downsample(signed(images), side), method="tokens")
 
   starts = range(0, count, 2048)  # so many are in memory at once
-  parts = (examples.pictures(np.arange(start, min(start + 2048, count))) for start in starts)
+  parts = (examples.load_images(np.arange(start, min(start + 2048, count))) for start in starts)
   return np.concatenate([in_pieces(encode, part, _PIECE) for part in parts])
 
 
@@ -58,13 +58,13 @@ def task(
 
   Args:
     config: see `configs/pretrain_muse.py`.
-    examples: pictures at least as large as the stage's.
+    examples: images at least as large as the stage's.
     held_out: others, whose captions are drawn to measure the stage; by super-resolution, from their own tokens.
     judge: measures what was drawn.
-    mesh: of devices, on which parameters are born; see `train.sharding`.
+    mesh: of devices, on which parameters are born; see `parallel.sharding`.
 
   Raises:
-    ValueError: if a folder holds another network than is wanted there, or the sides of pictures and tokens differ.
+    ValueError: if a folder holds another network than is wanted there, or the sides of images and tokens differ.
   """
   encoder, text_params = pretrained.load(config.text_encoder)
   tokenizer = Tokenizer.load(config.text_encoder, config.length)
@@ -86,19 +86,19 @@ def task(
 
   tokens = tokens_of(vqgan, vqgan_params, examples, config.image, len(examples))
   low = tokens_of(low_vqgan, low_params, examples, config.low_image, len(examples)) if low_vqgan else None
-  order = epochs(len(examples), config.batch, config.seed)
+  order = epochs(len(examples), config.batch_size, config.seed)
   null = tuple(jnp.asarray(x) for x in tokenizer([""]))
-  frozen = {TEXT: text_params, stage.name: {"transformer": hosts.fetch(weights)}, "null": null}
+  frozen = {TEXT: text_params, stage.name: {"transformer": processes.fetch(weights)}, "null": null}
 
-  def rows(indices: np.ndarray) -> TokenRows:
+  def rows(indices: np.ndarray) -> TokenBatch:
     smaller = None if low is None else low[indices]
-    return TokenRows(
+    return TokenBatch(
       tokens[indices], tuple(tokenizer(examples.captions(indices))), np.ones(len(indices), np.float32), smaller
     )
 
   take = on_device(rows, len(examples)) if config.resident else rows
 
-  count = min(max(config.judged, _SHOWN), len(held_out))
+  count = min(max(config.eval_examples, _SHOWN), len(held_out))
   prompts = held_out.captions(np.arange(count))
   held_low = tokens_of(low_vqgan, low_params, held_out, config.low_image, count) if low_vqgan else None
 
@@ -110,7 +110,7 @@ def task(
     if held_low is None:
       wishes = [masked.plain(prompt) for prompt in prompts[:count]]
       parts = masked.batches(drawn, params, wishes, seed=config.seed, size=32)
-      return np.concatenate([pictures for (pictures,) in parts])
+      return np.concatenate([images for (images,) in parts])
     said = [""] * count, prompts[:count]
     inputs = [drawn.encode(params, said[i]) for i in asked], np.arange(count), held_low[:count]
     return np.asarray(in_pieces(lambda x: enlarge(params[stage.name], *x), inputs, 8))
@@ -121,8 +121,8 @@ def task(
   def enlarge(params: Any, texts: Sequence[Text], numbers: Array, low: Array) -> Array:
     """Super-resolution by itself."""
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *texts)
-    branches = Branches.of(params["transformer"], [None] * len(texts))
-    keys = keys_of(config.seed, numbers)
+    branches = StackedThetas.of(params["transformer"], [None] * len(texts))
+    keys = image_keys(config.seed, numbers)
     made = masked.draw_tokens(stage, stage.decoding, params, branches, stacked, jnp.asarray(shares), keys, low)
     return stage.decode(params, made)
 
@@ -136,7 +136,7 @@ def task(
     beside = os.path.relpath(config.text_encoder, folder)
     files.save(folder, drawn, {stage.name: whole(theta)[stage.name]}, text_encoder=beside)
 
-  recipe = Recipe(config.least, config.smoothing, config.drop)
+  recipe = Recipe(config.min_mask_ratio, config.smoothing, config.text_dropout)
   loss = stage_loss(stage, recipe, encoder)
   return Task({stage.name: Full(weights)}, loss, lambda i: take(order(i)), measure, save, frozen, show)
 

@@ -1,4 +1,4 @@
-"""The VQGAN, trained to give pictures back from few tokens.
+"""The VQGAN, trained to give images back from few tokens.
 
 With x' the reconstruction of x, z what the encoder says and e the nearest vectors of the codebook, sg[] without a
 gradient, F_l the features of a network that was trained before, each of unit length, and D the discriminator:
@@ -34,7 +34,7 @@ from dreamjax.models.resnet import Block, ResNet
 from dreamjax.models.vqgan import VQGAN, Discriminator
 from dreamjax.train.logs import Sheet
 
-_SHOWN = 16  # pictures on a sheet, each beside its reconstruction
+_SHOWN = 16  # images on a sheet, each beside its reconstruction
 
 
 def distances(z: Float[Array, "b h w e"], vectors: Float[Array, "k e"]) -> Float[Array, "n k"]:
@@ -71,14 +71,14 @@ def clusters(z: Float[np.ndarray, "n e"], count: int, seed: int) -> Float[np.nda
     ValueError: if there are fewer vectors than clusters.
   """
   if len(z) < count:
-    raise ValueError(f"{len(z)} vectors do not make {count} clusters: config.clustered is to be of more pictures")
+    raise ValueError(f"{len(z)} vectors do not make {count} clusters: config.clustered is to be of more images")
   with warnings.catch_warnings(action="ignore"):  # a cluster that ends empty stays where it was, at one of the vectors
     centres, _ = vq.kmeans2(z, count, minit="points", rng=np.random.default_rng(seed))
   return centres.astype(np.float32)
 
 
 def psnr(x: Float[Array, "b h w 3"], y: Float[Array, "b h w 3"]) -> Float[Array, " b"]:
-  """Peak signal-to-noise ratio of pictures in [-1, 1], in decibels."""
+  """Peak signal-to-noise ratio of images in [-1, 1], in decibels."""
   return 10 * jnp.log10(4 / jnp.mean(jnp.square(x - y), axis=(1, 2, 3)))
 
 
@@ -89,9 +89,9 @@ def task(
 
   Args:
     config: see `configs/pretrain_muse.py`.
-    examples: pictures.
+    examples: images.
     held_out: others, to measure with.
-    mesh: of devices, on which parameters are born; see `train.sharding`.
+    mesh: of devices, on which parameters are born; see `parallel.sharding`.
   """
   model = VQGAN(**config.model)
   discriminator = Discriminator(**config.discriminator)
@@ -109,10 +109,10 @@ def task(
     theta["vqgan"] = warm(theta["vqgan"], pretrained.load(config.start)[1])
   if config.clustered:
     apply = jax.jit(lambda params, images: model.apply({"params": params}, signed(images), method="encode"))
-    pictures = examples.pictures(np.arange(min(len(examples), config.clustered)))
-    z = np.asarray(in_pieces(lambda images: apply(theta["vqgan"], images), pictures, 16))
+    frames = examples.load_images(np.arange(min(len(examples), config.clustered)))
+    z = np.asarray(in_pieces(lambda images: apply(theta["vqgan"], images), frames, 16))
     theta["vqgan"]["codebook"] = jnp.asarray(clusters(z.reshape(-1, model.embedding), model.codebook, config.seed))
-  order = epochs(len(examples), config.batch, config.seed)
+  order = epochs(len(examples), config.batch_size, config.seed)
 
   def around(theta: Any, frozen: Any, batch: Any, key: jax.Array):
     x = signed(batch["images"])
@@ -143,11 +143,11 @@ def task(
     hinge = jnp.mean(jax.nn.relu(1 - real)) + jnp.mean(jax.nn.relu(1 + false))
     return total + jnp.mean(batch["adversarial"]) * (hinge - jnp.mean(fooled)), named | {"hinge": hinge}
 
-  take = on_device(examples.pictures, len(examples)) if config.resident else examples.pictures
+  take = on_device(examples.load_images, len(examples)) if config.resident else examples.load_images
 
   def batches(i: int) -> Any:
     weight = config.adversarial if i >= config.adversarial_from else 0.0
-    return {"images": take(order(i)), "adversarial": np.full(config.batch, weight, np.float32)}
+    return {"images": take(order(i)), "adversarial": np.full(config.batch_size, weight, np.float32)}
 
   @jax.jit
   def rebuild(params: Any, images: Any) -> Any:
@@ -158,14 +158,14 @@ def task(
     return made, tokens, psnr(signed(images), made)
 
   def measure(theta: Any) -> dict[str, float]:
-    indices = np.arange(min(len(held_out), config.judged))
+    indices = np.arange(min(len(held_out), config.eval_examples))
     run = lambda images: rebuild(theta["vqgan"], images)[1:]  # noqa: E731
-    tokens, decibels = in_pieces(run, held_out.pictures(indices), 16)
+    tokens, decibels = in_pieces(run, held_out.load_images(indices), 16)
     used = len(np.unique(np.asarray(tokens))) / model.codebook
     return {"psnr": float(jnp.mean(decibels)), "codebook_use": used}
 
   def show(theta: Any) -> Sheet:
-    images = held_out.pictures(np.arange(min(len(held_out), _SHOWN)))
+    images = held_out.load_images(np.arange(min(len(held_out), _SHOWN)))
     made = rebuild(theta["vqgan"], images)[0]
     beside = np.stack([signed(jnp.asarray(images)), made], axis=1).reshape(-1, side, side, 3)
     return Sheet(beside, _names(len(images)))
@@ -177,5 +177,5 @@ def task(
 
 
 def _names(count: int) -> Sequence[str]:
-  """What stands under a picture and under its reconstruction."""
-  return [name for i in range(count) for name in (f"picture {i}", "from its tokens")]
+  """What stands under an image and under its reconstruction."""
+  return [name for i in range(count) for name in (f"image {i}", "from its tokens")]

@@ -27,10 +27,10 @@ import safetensors
 import safetensors.numpy
 
 from dreamjax.convert import clip, latent_unet, pretrained, unet, uvit
-from dreamjax.convert.table import Table, View
+from dreamjax.convert.table import MappingTable, View
 from dreamjax.data import identifiers
 from dreamjax.generators import pipelines
-from dreamjax.generators.cascade import Cascade, own_samplings
+from dreamjax.generators.cascade import Cascade, default_samplings
 from dreamjax.generators.generator import TEXT
 from dreamjax.generators.masked import Masked
 from dreamjax.theta import Card, Embeddings, Full, LoRA, Personalisation, Theta
@@ -45,7 +45,7 @@ ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _CARD = ("dreamjax_identifier", "dreamjax_class_noun")  # in the metadata: what others leave alone
 
 #: A network's name in diffusers, the part of the generator, where it is there, and its table.
-_Network = tuple[str, str, Path, Table]
+_Network = tuple[str, str, Path, MappingTable]
 
 
 class _Layer(NamedTuple):
@@ -131,7 +131,7 @@ def save(
 
 def _as_tuned(generator: Cascade, made: Personalisation) -> Cascade:
   """The generator, whose stages are sampled as the theta says."""
-  pairs = zip(generator.stages, own_samplings(generator, made), strict=True)
+  pairs = zip(generator.stages, default_samplings(generator, made), strict=True)
   return dataclasses.replace(generator, stages=tuple(dataclasses.replace(x, sampling=own) for x, own in pairs))
 
 

@@ -19,14 +19,14 @@ import safetensors.numpy
 
 from dreamjax import cli, generators
 from dreamjax.commands import devices
-from dreamjax.data import hosts
+from dreamjax.parallel import processes
+from dreamjax.parallel.sharding import make_mesh, shard_params
 from dreamjax.train.checkpoints import Checkpoints
-from dreamjax.train.sharding import make_mesh, place
 from dreamjax.train.state import TrainState
 
 RECIPE = (
   "--config=dreambooth.py:paper", "--config.identifier=qx", "--config.prior.count=8", "--config.stages.sr.steps=0",
-  "--config.stages.base.steps=4", "--config.stages.base.rows=4", "--config.stages.base.prior_rows=4",
+  "--config.stages.base.steps=4", "--config.stages.base.batch_size=4", "--config.stages.base.prior_batch_size=4",
   "--config.stages.base.log_every=1", "--config.stages.base.save_every=2",
 )  # fmt: skip
 
@@ -48,11 +48,11 @@ def photos(tmp_path_factory):
 PROGRAM = """
 import sys
 from dreamjax import cli
-from dreamjax.train import sharding
+from dreamjax.parallel import sharding
 sharding._SMALL = 512
 sys.exit(cli.main())
 """
-ENDLESS = ("--config.stages.base.steps=1000000", "--config.stages.base.rows=8", "--config.prior.kind=none")
+ENDLESS = ("--config.stages.base.steps=1000000", "--config.stages.base.batch_size=8", "--config.prior.kind=none")
 
 
 def command(model, photos, workdir, *more):
@@ -108,8 +108,8 @@ def test_two_processes_learn_what_one_does(tiny_cascade, tiny_folder, photos, tm
   logs = [(tmp_path / f"{index}.log").read_text() for index in range(2)]
   assert ends == [0, 0], logs
   (kept,) = (tmp_path / "two/base/checkpoints/4").glob("*/_sharding")  # how the processes had the state between them
-  places = [json.loads(place)["partition_spec"] for place in json.loads(kept.read_text()).values()]
-  assert sum("fsdp" in json.dumps(place) for place in places) > 50
+  places = [json.loads(shard_params)["partition_spec"] for shard_params in json.loads(kept.read_text()).values()]
+  assert sum("fsdp" in json.dumps(shard_params) for shard_params in places) > 50
   before = flatten_dict(tiny_cascade[1], sep="/")
   one, two = (safetensors.numpy.load_file(tmp_path / name / "theta.safetensors") for name in ("one", "two"))
   assert one.keys() == two.keys() > ADRIFT
@@ -120,9 +120,9 @@ def test_two_processes_learn_what_one_does(tiny_cascade, tiny_folder, photos, tm
   assert [line["step"] for line in one] == [line["step"] for line in two] == [1, 2, 3, 4]  # written once, not by both
   for name in ("loss", "gradient_norm", "update_norm"):
     np.testing.assert_allclose([line[name] for line in two], [line[name] for line in one], rtol=1e-5)
-  pictures = [sorted((tmp_path / name / "priors").glob("*/*.png")) for name in ("one", "two")]
-  assert len(pictures[0]) == len(pictures[1]) == 8
-  for a, b in zip(*pictures, strict=True):
+  images = [sorted((tmp_path / name / "priors").glob("*/*.png")) for name in ("one", "two")]
+  assert len(images[0]) == len(images[1]) == 8
+  for a, b in zip(*images, strict=True):
     assert np.abs(pixels(a) - pixels(b)).max() <= 1
 
 
@@ -131,19 +131,19 @@ def test_two_processes_learn_a_style_and_draw_what_one_does(tiny_masked, photos,
   model = tmp_path / "model"
   generators.save(model, *tiny_masked, dtype=np.float32)
   rows = [f"--config.{part}.{stage}.{key}=8" for part in ("first", "second") for stage in ("base", "sr")
-          for key in ("steps", "rows")]  # fmt: skip
+          for key in ("steps", "batch_size")]  # fmt: skip
   learn = ["styledrop", "--images", photos, "--model", model, "--feedback", "random", "--config", "styledrop.py:paper",
-           "--config.pool.each=1", *rows, "--mesh", "data=2,fsdp=4"]  # fmt: skip
+           "--config.pool.images_per_prompt=1", *rows, "--mesh", "data=2,fsdp=4"]  # fmt: skip
   draw = ["sample", "--model", model, "--theta", tmp_path / "one/theta.safetensors", "--prompt", "a cat", "--n", "3",
           "--mesh", "data=-1"]  # fmt: skip
   for what, where in ((learn, "--workdir"), (draw, "--out")):
-    folders = [tmp_path / f"{name}{'' if where == '--workdir' else ' pictures'}" for name in ("one", "two")]
+    folders = [tmp_path / f"{name}{'' if where == '--workdir' else ' images'}" for name in ("one", "two")]
     one, two = ([str(x) for x in (*what, where, folder)] for folder in folders)
     assert cli.main(one) == 0
     both = begin_two(two, tmp_path)
     assert [process.wait(timeout=300) for process in both] == [0, 0], (tmp_path / "0.log").read_text()
   assert_close(*(tmp_path / name / "theta.safetensors" for name in ("one", "two")), **HALF)
-  for a, b in zip(*(sorted((tmp_path / f"{name} pictures").glob("0*.png")) for name in ("one", "two")), strict=True):
+  for a, b in zip(*(sorted((tmp_path / f"{name} images").glob("0*.png")) for name in ("one", "two")), strict=True):
     assert np.abs(pixels(a) - pixels(b)).max() <= 1
 
 
@@ -152,7 +152,7 @@ def test_two_processes_train_an_encoder_as_one_does(tmp_path):
   words = ["pretrain", "--config", "pretrain_encoders.py:tokenizer", "--config.captions=500", "--config.size=800"]
   assert cli.main([*words, "--workdir", str(tmp_path / "words")]) == 0
   train = ["pretrain", "--config", "pretrain_encoders.py:t5", "--config.model.depth=1", "--config.train.train=16",
-           "--config.train.styles=16", "--config.held_out.subjects=16", "--config.batch=8", "--config.steps=3",
+           "--config.train.styles=16", "--config.held_out.subjects=16", "--config.batch_size=8", "--config.steps=3",
            f"--config.tokenizer={tmp_path / 'words/model'}", "--mesh", "data=2,fsdp=4"]  # fmt: skip
   one, two = ([*train, f"--config.albums={tmp_path / name} albums", "--workdir", str(tmp_path / name)]
               for name in ("one", "two"))  # fmt: skip
@@ -206,7 +206,7 @@ def test_a_program_that_is_told_to_end_saves_and_goes_on_later(tiny_folder, phot
   try:
     wait_until(lambda: len(log_of(tmp_path / "run")) > 5, both)
     both[1].send_signal(signal.SIGTERM)
-    assert [process.wait(timeout=120) for process in both] == [hosts.AGAIN] * 2
+    assert [process.wait(timeout=120) for process in both] == [processes.EXIT_RERUN] * 2
   finally:
     for process in both:
       process.kill()
@@ -230,7 +230,7 @@ def test_a_drawing_that_is_told_to_end_keeps_what_it_drew(tiny_folder, photos, t
   try:
     wait_until(lambda: len(drawn()) > 8, running)
     running[-1].send_signal(signal.SIGTERM)
-    assert [process.wait(timeout=60) for process in running] == [hosts.AGAIN] * count
+    assert [process.wait(timeout=60) for process in running] == [processes.EXIT_RERUN] * count
   finally:
     for process in running:
       process.kill()
@@ -253,7 +253,7 @@ def wait_until(condition, processes, seconds=300):
 
 
 def test_in_one_process_sigterm_is_asked_for_behind_each_step():
-  with hosts.watched() as is_to_end:
+  with processes.watch_preemption() as is_to_end:
     assert not is_to_end()
     os.kill(os.getpid(), signal.SIGTERM)
     assert is_to_end()
@@ -268,10 +268,10 @@ def test_what_is_drawn_ends_between_two_items_when_it_is_told_to():
     raise AssertionError("nobody is to ask for a third")
 
   seen = []
-  with pytest.raises(hosts.Preempted, match="what was drawn is on disk"):
-    for item in hosts.until_told(items()):
+  with pytest.raises(processes.Preempted, match="what was drawn is on disk"):
+    for item in processes.until_preempted(items()):
       seen.append(item)
-  assert seen == [1, 2] and list(hosts.until_told("ab")) == ["a", "b"]
+  assert seen == [1, 2] and list(processes.until_preempted("ab")) == ["a", "b"]
   assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
@@ -286,7 +286,7 @@ def test_checkpoints_do_not_ask_beside_us_whether_the_program_is_to_end(tmp_path
 
 
 def test_with_hosts_all_devices_are_used_even_by_one_process(monkeypatch):
-  monkeypatch.setattr(hosts, "join", lambda *known: None)
+  monkeypatch.setattr(processes, "join", lambda *known: None)
   usual = {"mesh": None, "hosts": None}
   for changes, size in (({}, 1), ({"hosts": ("", 0, 0)}, 8), ({"hosts": ("", 0, 0), "mesh": (2, 1, 1)}, 2)):
     assert devices.mesh(argparse.Namespace(**usual | changes)).size == size
@@ -294,13 +294,13 @@ def test_with_hosts_all_devices_are_used_even_by_one_process(monkeypatch):
 
 def test_what_fails_in_the_first_process_fails():
   with pytest.raises(ZeroDivisionError):
-    hosts.once(lambda: 1 / 0)
-  assert hosts.agree(7) == 7 and hosts.leads() and not hosts.several()
+    processes.on_main_process(lambda: 1 / 0)
+  assert processes.broadcast_from_main(7) == 7 and processes.is_main_process() and not processes.is_distributed()
 
 
 def test_arrays_are_fetched_from_wherever_they_lie():
   tree = {"kernel": np.arange(64.0, dtype=np.float32).reshape(8, 8), "key": np.ones(3, np.float32)}
-  np.testing.assert_array_equal(hosts.fetch(place(tree, make_mesh((2, 2, 2))))["kernel"], tree["kernel"])
+  np.testing.assert_array_equal(processes.fetch(shard_params(tree, make_mesh((2, 2, 2))))["kernel"], tree["kernel"])
 
 
 @pytest.mark.parametrize("said", ["somewhere", "localhost:1,2", "localhost:1,2,2", "localhost,2,0"])

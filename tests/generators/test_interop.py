@@ -1,4 +1,4 @@
-"""Low-rank updates to and from diffusers, peft and kohya: the same pictures there and here."""
+"""Low-rank updates to and from diffusers, peft and kohya: the same images there and here."""
 
 import json
 
@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from dreamjax import cli, generators
 from dreamjax.data import identifiers
-from dreamjax.generators import exchange
+from dreamjax.generators import interop
 from dreamjax.theta import Card, Embeddings, Full, LoRA, Personalisation
 
 PATTERN = "(self|cross|attention)/(query|key|value|out)$"
@@ -43,7 +43,7 @@ def test_diffusers_draws_the_same_with_our_updates(pipelines, tmp_path, name, fo
   generator, params, made = personalised(folder, text=True)
   wanted = pipelines.ours(generator, params, made)
   assert np.abs(wanted - pipelines.ours(generator, params)).max() > 0.1
-  (file,) = exchange.save(tmp_path, form, generator, params, made)
+  (file,) = interop.save(tmp_path, form, generator, params, made)
   pipeline.load_lora_weights(tmp_path, weight_name=file.name)
   np.testing.assert_allclose(pipelines.theirs(pipeline), wanted, atol=1e-3)
 
@@ -70,7 +70,7 @@ def test_updates_that_peft_made_draw_the_same_here(pipelines, tmp_path, name):
     text_encoder_lora_adapter_metadata=texts.to_dict(),
   )
   generator, params = generators.load(folder)
-  made = generators.load_theta(tmp_path / exchange.WEIGHTS, generator, params)
+  made = generators.load_theta(tmp_path / interop.WEIGHTS, generator, params)
   drawn = pipelines.ours(generator, params, made)
   assert np.abs(drawn - pipelines.ours(generator, params)).max() > 0.1
   np.testing.assert_allclose(drawn, pipelines.theirs(pipeline), atol=1e-3)
@@ -87,7 +87,7 @@ def test_folders_of_peft_draw_the_same_there_and_here(pipelines, tmp_path, name)
   networks = [x for x in ("unet", "text_encoder", "text_encoder_2") if hasattr(pipeline, x)]
   generator, params, made = personalised(folder, text=True)
   wanted = pipelines.ours(generator, params, made)
-  exchange.save(tmp_path / "ours", "peft", generator, params, made)
+  interop.save(tmp_path / "ours", "peft", generator, params, made)
   for network in networks:
     tuned = peft.PeftModel.from_pretrained(getattr(pipeline, network), tmp_path / "ours" / network)
     setattr(pipeline, network, tuned.merge_and_unload())
@@ -106,7 +106,7 @@ def test_folders_of_peft_draw_the_same_there_and_here(pipelines, tmp_path, name)
   wanted = pipelines.theirs(pipeline)
   np.testing.assert_allclose(pipelines.ours(generator, params, made), wanted, atol=1e-3)
   again = fresh(folder)  # updates of several ranks go out as well
-  exchange.save(tmp_path / "again", "diffusers", generator, params, made)
+  interop.save(tmp_path / "again", "diffusers", generator, params, made)
   again.load_lora_weights(tmp_path / "again")
   np.testing.assert_allclose(pipelines.theirs(again), wanted, atol=1e-3)
 
@@ -130,11 +130,11 @@ def test_a_file_of_kohya_that_diffusers_made_draws_the_same_here(pipelines, tmp_
   np.testing.assert_allclose(pipelines.ours(generator, params, made), pipelines.theirs(pipeline), atol=1e-3)
 
 
-@pytest.mark.parametrize("form", exchange.FORMATS)
+@pytest.mark.parametrize("form", interop.FORMATS)
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
 def test_updates_come_back_as_they_were(pipelines, tmp_path, name, form):
   generator, params, made = personalised(pipelines.folder(name), text=True)
-  files = exchange.save(tmp_path, form, generator, params, made)
+  files = interop.save(tmp_path, form, generator, params, made)
   again = generators.load_theta(files[0] if form == "kohya" else tmp_path, generator, params)
   assert set(again.thetas) == set(made.thetas)
   assert (again.card.identifier, again.card.class_noun) == ("qx", "dog")
@@ -161,7 +161,7 @@ def test_diffusers_draws_the_same_with_our_embeddings_and_they_come_back(pipelin
     wanted - pipelines.ours(generator, params, prompts=[prompt.replace("[V]", identifier) for prompt in prompts])
   )
   assert change[0].max() > 0.02 and change[1].max() == 0
-  (file,) = exchange.save(tmp_path, "diffusers", generator, params, made)
+  (file,) = interop.save(tmp_path, "diffusers", generator, params, made)
   tensors = load_file(file)
   if name == "sd":
     pipeline.load_textual_inversion(tmp_path)
@@ -187,7 +187,7 @@ def test_one_tensor_is_an_embedding_by_any_name_but_that_of_a_layer(pipelines, t
     assert isinstance(made.thetas["text"], Embeddings)
   for name in ("lora_unet_conv_in.hada_w1_a", "unet.conv_in.weight", "base/conv_in/kernel"):
     save_file({name: np.ones((1, 8), np.float32)}, tmp_path / "one.safetensors")
-    assert not exchange.is_foreign(tmp_path / "one.safetensors")
+    assert not interop.is_foreign(tmp_path / "one.safetensors")
 
 
 def test_the_command_writes_what_the_function_does(pipelines, tmp_path, capsys):
@@ -204,7 +204,7 @@ def test_full_weights_are_a_folder_of_diffusers(pipelines, tmp_path):
   generator, params, made = personalised(pipelines.folder("sd"), text=False)
   theta = Full(made.thetas["base"].merge(params["base"]))
   made = Personalisation({"base": theta}, made.card)
-  (written,) = exchange.save(tmp_path / "whole", "diffusers", generator, params, made)
+  (written,) = interop.save(tmp_path / "whole", "diffusers", generator, params, made)
   again, whole = generators.load(written)  # in half precision
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), whole["base"], theta.weights)
   np.testing.assert_allclose(pipelines.ours(again, whole), pipelines.ours(generator, params, made), atol=0.05)
@@ -215,16 +215,16 @@ def test_what_is_not_known_is_refused(pipelines, tmp_path, tiny_cascade):
   folder = pipelines.folder("sdxl")
   generator, params, made = personalised(folder, text=False)
   with pytest.raises(ValueError, match="unknown format 'onnx'"):
-    exchange.save(tmp_path, "onnx", generator, params, made)
+    interop.save(tmp_path, "onnx", generator, params, made)
   with pytest.raises(ValueError, match="tiny is none of the generators that diffusers has"):
-    exchange.save(tmp_path, "peft", *tiny_cascade, made)
+    interop.save(tmp_path, "peft", *tiny_cascade, made)
   full = Personalisation({"base": Full.init(params["base"])}, made.card)
   with pytest.raises(ValueError, match="for all parts; those of this theta are base: Full"):
-    exchange.save(tmp_path, "kohya", generator, params, full)
+    interop.save(tmp_path, "kohya", generator, params, full)
   convolutions = personalised(folder, text=False, pattern="conv_1$")[2]
   with pytest.raises(ValueError, match="SDXL's transformers only, not for unet.down_blocks.0.resnets.0.conv1"):
-    exchange.save(tmp_path, "kohya", generator, params, convolutions)
-  (file,) = exchange.save(tmp_path, "diffusers", generator, params, made)
+    interop.save(tmp_path, "kohya", generator, params, convolutions)
+  (file,) = interop.save(tmp_path, "diffusers", generator, params, made)
   tensors = load_file(file)
   key = next(iter(tensors))
   for name, change, problem in (
