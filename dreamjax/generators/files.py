@@ -35,7 +35,7 @@ from dreamjax.models.muse import Muse
 from dreamjax.models.t5 import T5Encoder
 from dreamjax.models.unet import UNet
 from dreamjax.models.vqgan import VQGAN
-from dreamjax.theta import Personalisation
+from dreamjax.theta import Base, Personalisation
 
 INDEX = "model_index.json"
 _SCHEDULES = {"cosine": Cosine, "table": BetaTable}
@@ -95,15 +95,26 @@ def to_device(path: str, array: np.ndarray) -> jax.Array:
   return jax.device_put(array)
 
 
-def load_theta(path: pathlib.Path | str, generator: Cascade | Masked, params: Any) -> Personalisation:
-  """Reads a personalisation of a generator; ValueError if it was trained beside another one. See `theta.load`.
+def load_theta(
+  path: pathlib.Path | str, generator: Cascade | Masked, params: Any, base: Base | None = None
+) -> Personalisation:
+  """Reads a personalisation of a generator; ValueError if it was trained with other weights. See `theta.load`.
 
   Low-rank updates of other programs are read as well, and folders of them, for the generators that these have: see
   `interop.load`.
+
+  Args:
+    path: a file, or a folder.
+    generator: the description.
+    params: its parameters.
+    base: `generator.base(params)` where it has been computed; by default the parts that the theta needs are hashed.
   """
   if interop.is_foreign(pathlib.Path(path)):
     return interop.load(pathlib.Path(path), generator, params)
-  return theta.load(pathlib.Path(path), generator.base(params))
+  needed = theta.parts_needed(pathlib.Path(path))
+  if base is None or theta.ALL_PARTS in needed:
+    base = generator.base(params, needed)
+  return theta.load(pathlib.Path(path), base)
 
 
 def load_control(
