@@ -32,7 +32,7 @@ from dreamjax.generators.generator import Generator, merge_full_weights
 from dreamjax.models.autoencoder import Autoencoder
 from dreamjax.models.latent_unet import LatentUNet
 from dreamjax.models.unet import UNet
-from dreamjax.theta import Theta
+from dreamjax.theta import StackedThetas, Theta
 from dreamjax.theta import apply as apply_theta
 
 SAMPLERS = ("ancestral", "ddim", "dpm")
@@ -182,7 +182,7 @@ class Stage:
   def predict(
     self,
     params: Any,
-    theta: Theta | None,
+    theta: Theta | StackedThetas | None,
     x_t: Float[Array, "b h w c"],
     t: Float[Array, " b"],
     conditioning: Conditioning,
@@ -244,7 +244,7 @@ def sample_stage(
     low_res = process.augment(upsample(low_res, size), level, keys, stage.augmentation)
 
   def network(
-    params: Any, theta: Theta | None, text: Text, x_t: Array, t: Array, low_res: Array | None, level: Array | None
+    params: Any, theta: Any, text: Text, x_t: Array, t: Array, low_res: Array | None, level: Array | None
   ) -> Array:
     return stage.predict(params, theta, x_t, t, Conditioning(text, low_res, level, control))
 
