@@ -61,8 +61,8 @@ class Sampling:
     maximum: of the threshold, see `guidance.dynamic_threshold`; None for none.
     variance: of the ancestral sampler's noise: from 0, diffusers' `fixed_small`, to 1, `fixed_large`, or "learned",
       what the network says.
-    level: how far the low-resolution image is noised, as a time of the stage's augmentation schedule; for a stage
-      that sees none it has no meaning.
+    level: the noise conditioning augmentation of the low-resolution image, as a time of the stage's augmentation
+      schedule; levels below the schedule's `min_time` count as that. Stages without a low-resolution image ignore it.
   """
 
   sampler: str = "ddim"
@@ -182,16 +182,12 @@ class Stage:
     if isinstance(self.unet, LatentUNet):
       sizes = None if self.sizes is None else jnp.broadcast_to(jnp.float32(self.sizes), (len(t), len(self.sizes)))
       pooled = None if sizes is None else text.pooled
-      told = x_t, timestep(t), text.tokens, pooled, sizes
+      told = x_t, self.schedule.timestep(t), text.tokens, pooled, sizes
       return apply_theta(self.unet, params, theta, *told, None if control is None else control(*told))
     mask = text.mask if self.masks_text else None
-    noised = None if level is None else timestep(level)
-    return apply_theta(self.unet, params, theta, x_t, timestep(t), text.tokens, mask, low_res, noised)
-
-
-def timestep(t: Float[Array, " b"]) -> Float[Array, " b"]:
-  """A time as networks are told it: the number of the timestep of 1,000, which need not be whole."""
-  return 1000 * t.astype(jnp.float32) - 1
+    timestep = self.schedule.timestep(t)
+    noise_level = None if level is None else self.augmentation.timestep(level)
+    return apply_theta(self.unet, params, theta, x_t, timestep, text.tokens, mask, low_res, noise_level)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,7 +248,7 @@ def draw_stage(
   twice = (lambda x: jnp.concatenate([x, x])) if guided else (lambda x: x)
   seen = ()
   if stage.augmentation is not None:
-    level = jnp.full(count, sampling.level)
+    level = jnp.full(count, max(sampling.level, stage.augmentation.min_time))
     enlarged = process.augment(upsample(low_res, side), level, keys, stage.augmentation)
     seen = twice(enlarged), twice(level)
 

@@ -151,6 +151,10 @@ def _load_if(folders: Sequence[pathlib.Path], read: _Read) -> tuple[Cascade, dic
     augmentation = None
     if unet.low_res:
       augmentation, _, _ = _read_scheduler(folder / NOISE)
+      if augmentation.steps <= _IF_NOISE:
+        raise ValueError(
+          f"{folder / NOISE}: IF's noise level, {_IF_NOISE}, is not one of {augmentation.steps} timesteps"
+        )
       sampling["level"] = (_IF_NOISE + 1) / augmentation.steps
     own = Sampling(**sampling)
     stages.append(Stage(name, unet, schedule, predicts, augmentation, own, masks_text=False, spacing=spacing))
