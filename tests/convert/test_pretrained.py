@@ -203,7 +203,7 @@ def test_the_first_configs_meant_the_highest_id_by_their_end_of_text(tmp_path):
   config = json.loads((tmp_path / "config.json").read_text())
   (tmp_path / "config.json").write_text(json.dumps({**config, "eos_token_id": 2}))
   assert pretrained.load(tmp_path)[0] == TEXT
-  with pytest.raises(ValueError, match="2 as end-of-text token means the highest id"):
+  with pytest.raises(ValueError, match="interprets the end-of-text token 2 as the highest id"):
     pretrained.save(tmp_path, TEXT.clone(eos=2), draw(TEXT))
 
 
@@ -309,6 +309,6 @@ def test_only_what_has_a_layout_is_saved(tmp_path):
   with pytest.raises(ValueError, match=r"its own: norm/bias \(16,\), norm/scale \(16,\); given: norm/scale \(15,\)"):
     pretrained.save(tmp_path, MODULE, params)
   clip = CLIP(VISION, TEXT.clone(projection=13))
-  with pytest.raises(ValueError, match="projections are 12 and 13 wide"):
+  with pytest.raises(ValueError, match="different widths, 12 and 13"):
     pretrained.save(tmp_path, clip, {})
   assert not list(tmp_path.iterdir())
