@@ -40,7 +40,8 @@ from dreamjax.theta import Base, Personalisation
 INDEX = "model_index.json"
 _SCHEDULES = {"cosine": Cosine, "table": BetaTable}
 
-_REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_REPOSITORY = re.compile(r"(\w[\w.-]*)/\w[\w.-]*(@\w[\w./-]*)?")  # owner/model, or owner/model@revision
+_STAGE = re.compile(r"\w[\w-]*")
 
 #: Generators that come with dreamjax: the package that each lies in, and the folder there.
 SHIPPED = {
@@ -55,8 +56,9 @@ def load(
   """A generator and its parameters.
 
   Args:
-    name: one of `SHIPPED`, a folder, or else a repository of the Hugging Face hub, such as "owner/model". The stages of
-      DeepFloyd IF, which lie in one each, are joined by "+".
+    name: one of `SHIPPED`, a folder, or else a repository of the Hugging Face hub, such as "owner/model", pinned to a
+      branch, tag or commit by "owner/model@revision". The stages of DeepFloyd IF, which lie in one each, are joined by
+      "+".
     dtype: of the parameters. In float16 they are bound to the same thetas as in float32, in bfloat16 to none.
     put: put(path, array) is called with each parameter as soon as it is read, and what it returns takes the array's
       place; see `to_device`. By default they stay in the host's memory.
@@ -204,7 +206,7 @@ def _locate(name: str | os.PathLike[str]) -> list[pathlib.Path]:
     return [pathlib.Path(str(importlib.resources.files(package) / folder))]
   if len(parts := os.fspath(name).split("+")) > 1:
     return [folder for part in parts for folder in _locate(part)]
-  if _REPOSITORY.fullmatch(os.fspath(name)) and not pathlib.Path(name).parent.exists():
+  if (found := _REPOSITORY.fullmatch(os.fspath(name))) and not pathlib.Path(found[1]).exists():
     return [pretrained.locate(name, parts=True)]
   raise FileNotFoundError(f"there is no folder {name}, nor a generator of that name; there are: {', '.join(SHIPPED)}")
 
@@ -218,6 +220,9 @@ def _read_index(path: pathlib.Path) -> dict[str, Any]:
       return index
     if kind in _FAMILIES and (missing := {"name", "text_encoder", "length", "stages"} - set(index)):
       raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+    for stage in index["stages"] if kind in _FAMILIES else ():
+      if not _STAGE.fullmatch(stage["name"]):  # it names folders, here and where a training writes
+        raise ValueError(f"the name of a stage is of letters, digits, - and _, not {stage['name']!r}")
   except (ValueError, KeyError, TypeError) as error:
     raise ValueError(f"{path} is no index of a generator: {error}") from error
   if kind not in _FAMILIES:

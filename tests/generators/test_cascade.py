@@ -1,6 +1,7 @@
 """The cascade: how it is sampled, and what does not change its images."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,8 @@ import safetensors
 import safetensors.numpy
 
 from dreamjax import generators, theta
-from dreamjax.generators import branches
+from dreamjax.convert import pretrained
+from dreamjax.generators import branches, pipelines
 from dreamjax.generators import cascade as cascades
 from dreamjax.generators import generator as generator_lib
 from dreamjax.generators.cascade import Sampling, Stage
@@ -237,6 +239,26 @@ def test_a_folder_that_is_no_generator_is_refused(tmp_path, index, message):
   (tmp_path / "model_index.json").write_text(index)
   with pytest.raises(ValueError, match=message):
     generators.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../base", "/base", "a/b", "..", "", 3])
+def test_a_stage_is_no_path_out_of_the_folder(tmp_path, name):
+  index = {"_class_name": "DreamjaxCascade", "name": "", "text_encoder": "", "length": 1, "stages": [{"name": name}]}
+  (tmp_path / "model_index.json").write_text(json.dumps(index))
+  with pytest.raises(ValueError, match="no index of a generator: "):
+    generators.load(tmp_path)
+
+
+def test_a_repository_of_the_hub_may_be_pinned_to_a_revision(tiny_cascade, tiny_folder, monkeypatch):
+  asked = []
+  monkeypatch.setattr(pretrained, "locate", lambda name, parts=False: asked.append(name) or tiny_folder)
+  monkeypatch.setattr(pipelines, "KNOWN", ("DreamjaxCascade",))
+  monkeypatch.setattr(pipelines, "load", lambda folders, *_: tiny_cascade)
+  generators.load("someone/model@v1.0+someone/model-II@refs/pr/3")
+  assert asked == ["someone/model@v1.0", "someone/model-II@refs/pr/3"]
+  for name in ("someone/model@", "someone@v1/model"):
+    with pytest.raises(FileNotFoundError, match="nor a generator of that name"):
+      generators.load(name)
 
 
 def test_an_unknown_name_is_refused():

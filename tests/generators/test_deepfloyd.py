@@ -138,7 +138,7 @@ def test_texts_are_lower_case(deepfloyd):
   assert ids.shape == (2, 77)
   np.testing.assert_array_equal(ids[0], ids[1])
   np.testing.assert_array_equal(mask[0], mask[1])
-  assert generator.tokenizer.pieces("A Red") == generator.tokenizer.pieces("a red")
+  assert generator.tokenizer.normalize(" A Red") == "a red"
 
 
 def test_the_base_stage_is_a_generator_by_itself(deepfloyd):
