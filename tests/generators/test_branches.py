@@ -16,7 +16,7 @@ from dreamjax.generators.masked import Decoding
 from dreamjax.theta import Card, Full, LoRA, Personalisation
 
 BASE, STYLE, SUBJECT = None, 0, 1
-NOISE = np.random.default_rng(1).standard_normal((1, 8, 8, 3), np.float32)
+NOISE = jnp.asarray(np.random.default_rng(1).standard_normal((1, 8, 8, 3), np.float32))
 
 
 def test_weights_of_diffusion_are_the_equation():
@@ -57,7 +57,7 @@ def test_a_learned_variance_is_not_mixed():
 
 def test_guidance_of_v_and_of_x0_are_equal():
   schedule, t, rng = Cosine(), jnp.array([0.2, 0.5, 0.8]), np.random.default_rng(0)
-  x_t, outputs = rng.standard_normal((3, 4, 4, 2), np.float32), rng.standard_normal((2, 3, 4, 4, 2), np.float32)
+  x_t, outputs = (jnp.asarray(rng.standard_normal(shape, np.float32)) for shape in ((3, 4, 4, 2), (2, 3, 4, 4, 2)))
   weights = jnp.array([-2.0, 3.0])
   x0 = jnp.stack([process.convert(output, x_t, t, schedule, "v", "x0") for output in outputs])
   guided = process.convert(mix(outputs, weights), x_t, t, schedule, "v", "x0")
@@ -65,7 +65,7 @@ def test_guidance_of_v_and_of_x0_are_equal():
 
 
 def test_each_image_may_have_its_own_weights():
-  outputs = np.random.default_rng(0).standard_normal((2, 3, 4, 5), np.float32)
+  outputs = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 4, 5), np.float32))
   found = mix(outputs, jnp.array([[1.0, 0.0, -6.0], [0.0, 1.0, 7.0]]))
   wanted = [outputs[0, 0], outputs[1, 1], 7 * outputs[1, 2] - 6 * outputs[0, 2]]
   np.testing.assert_allclose(found, np.stack(wanted), atol=1e-5)
