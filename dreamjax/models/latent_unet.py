@@ -1,18 +1,18 @@
-"""The U-Net of Stable Diffusion: noisy latents, a time and a text to a prediction.
+"""The U-Net of Stable Diffusion, which predicts noise or v from noisy latents, a time and a text.
 
 "High-Resolution Image Synthesis with Latent Diffusion Models" (Rombach et al., 2112.10752), section 3.3 and appendix
 E.2.1, and "SDXL" (Podell et al., 2307.01952), sections 2.1 and 2.2:
 
-  (1) e = mlp(sinusoid(t)) + mlp([pooled text; sinusoid(size)]), the second only where the network is told sizes
-  (2) block(x) = around(x) + conv(silu(norm(conv(silu(norm(x))) + silu(e) W)))
+  (1) e = mlp(sinusoid(t)) + mlp([pooled text; sinusoid(size)]), the second only in networks that take sizes
+  (2) block(x) = shortcut(x) + conv(silu(norm(conv(silu(norm(x))) + silu(e) W)))
   (3) transformer(x) = x + W_out layer(...layer(W_in norm(x))), with each layer
       h + self_attention(norm(h)), h + attention(norm(h), text), h + gated_mlp(norm(h)), one after the other
 
-Levels, and what they leave behind, are as in `dreamjax.models.unet`. A ControlNet (`dreamjax.models.controlnet`) adds
-to what is left behind.
+Levels and skip connections are as in `dreamjax.models.unet`. A ControlNet (`dreamjax.models.controlnet`) adds to the
+skip connections.
 
-Matrix products and convolutions run in `dtype`; what goes around the blocks and the layers, the norms and the softmax
-stay in float32, as do the parameters.
+Matrix products and convolutions run in `dtype`; the residual streams of the blocks and the layers, the norms and the
+softmax stay in float32, as do the parameters.
 """
 
 import functools
@@ -27,6 +27,7 @@ from dreamjax.models.attention import attend
 from dreamjax.models.layers import apply_layers, with_remat
 from dreamjax.models.normalization import GroupNorm
 from dreamjax.models.residual import Block, Upsample
+from dreamjax.models.taps import Tap
 from dreamjax.models.unet import EPS, MLP, group_norm, layer_norm, sinusoid
 
 TRANSFORMER_EPS = 1e-6  # of the norm at a transformer's entrance
@@ -34,50 +35,51 @@ MLP_RATIO = 4  # of the width of a layer's mlp to the layer's
 
 
 class Condition(NamedTuple):
-  """What every block is told: silu(e) of eq. 1, and the text's tokens."""
+  """What all blocks are conditioned on: silu(e) of eq. 1, and the text's tokens."""
 
   embedding: Float[Array, "b e"]
   text: Float[Array, "b n d"]
 
 
 class Control(NamedTuple):
-  """What a ControlNet adds to what the levels on the way down leave behind, in order, and to the middle."""
+  """What a ControlNet adds to the skip connections of the down path, in their order, and to the middle."""
 
-  left: tuple[Float[Array, "b _ _ _"], ...]
+  skips: tuple[Float[Array, "b _ _ _"], ...]
   middle: Float[Array, "b h w c"]
 
 
 class Attention(nn.Module):
-  """Each of x looks at each of `seen`; no biases but the last layer's."""
+  """Attention of hidden states to a context, without biases but the last layer's."""
 
   heads: int
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b n c"], seen: Float[Array, "b m d"]) -> Float[Array, "b n c"]:
-    """What is added to x."""
+  def __call__(self, x: Float[Array, "b n c"], context: Float[Array, "b m d"]) -> Float[Array, "b n c"]:
+    """Returns what is added to x."""
     width = x.shape[-1]
 
     def project(name: str, tokens: Float[Array, "b k _"]) -> Float[Array, "b k h d"]:
       tokens = nn.Dense(width, use_bias=False, dtype=self.dtype, name=name)(tokens)
       return tokens.reshape(*tokens.shape[:2], self.heads, -1)
 
-    mixed = attend(project("query", x), project("key", seen), project("value", seen))
+    mixed = attend(project("query", x), project("key", context), project("value", context))
     return nn.Dense(width, dtype=self.dtype, name="out")(mixed.reshape(x.shape)).astype(jnp.float32)
 
 
 class Layer(nn.Module):
-  """A layer of eq. 3."""
+  """A layer of eq. 3, with a `Tap` between self- and cross-attention."""
 
   heads: int
   dtype: DTypeLike
 
   @nn.compact
   def __call__(self, x: Float[Array, "b n c"], text: Float[Array, "b m d"]) -> Float[Array, "b n c"]:
-    """What goes around, in and out."""
+    """Applies the layer to the hidden states."""
     width = x.shape[-1]
     y = layer_norm("norm_self")(x)
     x = x + Attention(self.heads, self.dtype, name="self")(y, y)
+    x = Tap(name="tap")(x)
     x = x + Attention(self.heads, self.dtype, name="cross")(layer_norm("norm_cross")(x), text)
     y = nn.Dense(2 * MLP_RATIO * width, dtype=self.dtype, name="hidden")(layer_norm("norm_mlp")(x))
     hidden, gate = jnp.split(y, 2, axis=-1)
@@ -98,7 +100,7 @@ class Transformer(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"], text: Float[Array, "b n d"]) -> Float[Array, "b h w c"]:
-    """What goes around, in and out."""
+    """Applies the transformer to the hidden states."""
     width = x.shape[-1]
 
     def project(name: str, y: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -126,7 +128,7 @@ class Downsample(nn.Module):
 
 
 class Level(nn.Module):
-  """Blocks of a level, each with a transformer behind it where the level has such; see `Trunk` for the fields."""
+  """The blocks of a level, each followed by a transformer if the level has those; see `Trunk` for the fields."""
 
   width: int
   depth: int
@@ -139,50 +141,50 @@ class Level(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, "b h w c"], others: tuple[Array | None, ...], condition: Condition, step: str
+    self, x: Float[Array, "b h w c"], skips: tuple[Array | None, ...], condition: Condition, step: str
   ) -> tuple[Float[Array, "b h2 w2 d"], list[Float[Array, "b _ _ _"]]]:
-    """Applies a block for each of `others`, which are joined to what goes in, and then the step.
+    """Applies as many blocks as there are `skips`, which are concatenated to the blocks' inputs, and then the step.
 
     Args:
-      x: what goes around the blocks.
-      others: what was left behind on the way down; None on the way down.
-      condition: what the blocks are told.
+      x: hidden states.
+      skips: the skip connections from the down path; None for each block of the down path.
+      condition: what the blocks are conditioned on.
       step: to the next level, "downsample", "upsample" or "" for none.
 
     Returns:
-      What goes around the blocks, and all that blocks and step leave behind.
+      The hidden states, and the outputs of all blocks and of the step, which are skip connections of the down path.
     """
     make_block = with_remat(Block, self.remat)
-    left = []
-    for i, other in enumerate(others):
-      x = x if other is None else jnp.concatenate([x, other], axis=-1)
+    outputs = []
+    for i, skip in enumerate(skips):
+      x = x if skip is None else jnp.concatenate([x, skip], axis=-1)
       x = make_block(self.width, self.groups, self.dtype, EPS, name=f"block_{i}")(x, condition.embedding)
       if self.depth:
         make = functools.partial(Transformer, self.depth, self.heads, self.linear, self.groups, self.remat, self.scan)
         x = make(self.dtype, name=f"transformer_{i}")(x, condition.text)
-      left.append(x)
+      outputs.append(x)
     if step:
       x = (Downsample if step == "downsample" else Upsample)(self.dtype, name=step)(x)
-      left.append(x)
-    return x, left
+      outputs.append(x)
+    return x, outputs
 
 
 class Trunk(nn.Module):
-  """What the U-Net and ControlNets share: the way down and the middle.
+  """What the U-Net and ControlNets share: the down path and the middle.
 
   Attributes:
     widths: channels of each level, each half as high and wide as the one before.
-    blocks: of each level on the way down; on the way up there is one more.
-    attention: whether the blocks of each level have transformers behind them. The middle has one in any case.
+    blocks: of each level of the down path; the up path's levels have one more.
+    attention: whether the blocks of each level are followed by transformers. The middle has one in any case.
     depth: layers of each level's transformers; the middle's has as many as the last level's.
     heads: attention heads of each level's transformers.
     text_width: channels of the text's tokens.
     channels: of the latents.
-    pooled_width: channels of the pooled text that SDXL's networks see beside sizes; None for networks that see neither.
+    pooled_width: channels of the pooled text that SDXL's networks take with sizes; None for networks that take neither.
     size_width: channels of the embedding of each number of the sizes.
-    linear: whether transformers store their first and last matrix as a matrix.
+    linear: whether transformers store their first and last matrix as a matrix, not as a 1x1 convolution.
     groups: of the norms.
-    remat: what the way back computes anew of what is inside a layer or block, of `layers.REMATS`.
+    remat: what the backward pass of a layer or block recomputes, one of `layers.REMATS`.
     scan: whether the layers of each transformer are a loop, see `layers.apply_layers`.
     dtype: in which matrix products and convolutions are computed; the rest is float32.
   """
@@ -209,7 +211,7 @@ class Trunk(nn.Module):
     pooled: Float[Array, "b p"] | None,
     sizes: Float[Array, "b 6"] | None,
   ) -> Condition:
-    """Eq. 1."""
+    """Computes eq. 1."""
     if text.shape[-1] != self.text_width:
       raise ValueError(f"this model reads tokens of {self.text_width} channels, not {text.shape[-1]}")
     if (pooled is None) != (self.pooled_width is None) or (pooled is None) != (sizes is None):
@@ -220,12 +222,12 @@ class Trunk(nn.Module):
     if pooled is not None:
       if pooled.shape[-1] != self.pooled_width:
         raise ValueError(f"this model takes a pooled text of {self.pooled_width} channels, not {pooled.shape[-1]}")
-      told = sinusoid(sizes.reshape(-1), self.size_width).reshape(len(sizes), -1)
-      embedding += mlp(name="size")(jnp.concatenate([pooled, told], axis=-1))
+      waves = sinusoid(sizes.reshape(-1), self.size_width).reshape(len(sizes), -1)
+      embedding += mlp(name="size")(jnp.concatenate([pooled, waves], axis=-1))
     return Condition(nn.silu(embedding), text)
 
   def _level(self, i: int, name: str, *, always: bool = False) -> Level:
-    """Level i, by its number on the way down."""
+    """Returns level i, by its number on the down path."""
     depth = self.depth[i] if self.attention[i] or always else 0
     computing = self.remat, self.scan, self.dtype
     return Level(self.widths[i], depth, self.heads[i], self.linear, self.groups, *computing, name=name)
@@ -233,16 +235,16 @@ class Trunk(nn.Module):
   def _descend(
     self, x: Float[Array, "b h w c"], condition: Condition
   ) -> tuple[Float[Array, "b h2 w2 d"], list[Float[Array, "b _ _ _"]]]:
-    """The way down and the middle: what goes around the blocks, in and out, and all that is left behind."""
-    last, left = len(self.widths) - 1, [x]
+    """Applies the down path and the middle, and returns the hidden states and all skip connections."""
+    last, skips = len(self.widths) - 1, [x]
     for i in range(len(self.widths)):
       step = "downsample" if i < last else ""
       x, more = self._level(i, f"down_{i}")(x, (None,) * self.blocks, condition, step)
-      left += more
+      skips += more
     x, _ = self._level(last, "middle_0", always=True)(x, (None,), condition, "")
     make_block = with_remat(Block, self.remat)
     x = make_block(self.widths[last], self.groups, self.dtype, EPS, name="middle_1")(x, condition.embedding)
-    return x, left
+    return x, skips
 
   def _check(self, x: Array) -> None:
     (_, height, width, channels), halvings = x.shape, len(self.widths) - 1
@@ -256,7 +258,7 @@ class LatentUNet(Trunk):
   """Eq. 1 to 3; see `Trunk` for most fields.
 
   Attributes:
-    image: side of the latents. Others pass too, if they can be halved as often.
+    image: side of the latents. Others are accepted too, if they can be halved as often.
   """
 
   image: int = 64
@@ -271,19 +273,19 @@ class LatentUNet(Trunk):
     sizes: Float[Array, "b 6"] | None = None,
     control: Control | None = None,
   ) -> Float[Array, "b h w c"]:
-    """Predicts.
+    """Predicts noise or v, whichever the network was trained to predict.
 
     Args:
       x: noisy latents.
       t: the time of each, as a step from 0 to 999 that need not be whole.
       text: tokens of the text encoder, padding and all.
-      pooled: for SDXL's networks, one vector for each text.
+      pooled: for SDXL's networks, one vector of each text.
       sizes: for SDXL's networks, in pixels: original height and width, top and left of the crop, height and width
-        that the image is to have.
-      control: what a ControlNet says.
+        that the image shall have.
+      control: the output of a ControlNet.
 
     Returns:
-      What the network was trained to predict: noise or v.
+      The prediction.
 
     Raises:
       ValueError: if an input is missing or superfluous or of a shape that does not fit.
@@ -291,15 +293,15 @@ class LatentUNet(Trunk):
     self._check(x)
     condition = self._condition(t, text, pooled, sizes)
     x = nn.Conv(self.widths[0], (3, 3), dtype=self.dtype, name="conv_in")(x).astype(jnp.float32)
-    x, left = self._descend(x, condition)
+    x, skips = self._descend(x, condition)
     if control is not None:
-      left = [mine + theirs for mine, theirs in zip(left, control.left, strict=True)]
+      skips = [skip + more for skip, more in zip(skips, control.skips, strict=True)]
       x = x + control.middle
     last = len(self.widths) - 1
     for i in reversed(range(len(self.widths))):
-      left, taken = left[: -self.blocks - 1], left[-self.blocks - 1 :]
+      skips, own = skips[: -self.blocks - 1], skips[-self.blocks - 1 :]
       step = "upsample" if i else ""
-      x, _ = self._level(i, f"up_{last - i}")(x, tuple(reversed(taken)), condition, step)
+      x, _ = self._level(i, f"up_{last - i}")(x, tuple(reversed(own)), condition, step)
     x = nn.silu(group_norm(self.groups, "norm")(x))
     return nn.Conv(self.channels, (3, 3), dtype=self.dtype, name="conv_out")(x).astype(jnp.float32)
 

@@ -1,4 +1,4 @@
-"""The pre-norm transformer of ViT, which CLIP's two towers and DINO share.
+"""The pre-norm transformer of ViT, which is that of CLIP's two towers and of DINO.
 
 "An Image is Worth 16x16 Words" (Dosovitskiy et al., 2021), section 3.1:
 
@@ -27,7 +27,7 @@ ACTIVATIONS = {
 
 
 class Spread(NamedTuple):
-  """Standard deviations of the normal distributions that a block's kernels are drawn from."""
+  """Standard deviations of the normal distributions from which a block's kernels are initialised."""
 
   project: float = 0.02  # query, key and value
   expand: float = 0.02  # into the hidden layer of the mlp
@@ -35,7 +35,7 @@ class Spread(NamedTuple):
 
 
 class PatchTokens(nn.Module):
-  """Eq. 1: one token per patch behind the class token, each with its learned position."""
+  """Eq. 1: the class token and one token per patch, each with its learned position."""
 
   image: int
   patch: int
@@ -46,18 +46,18 @@ class PatchTokens(nn.Module):
 
   @nn.compact
   def __call__(self, images: Float[Array, "b h w 3"], kept: Int[Array, "b k"] | None = None) -> Float[Array, "b n d"]:
-    """Images to tokens.
+    """Embeds images.
 
     Args:
-      images: the images.
-      kept: the numbers of the patches that are looked at, counted row by row; None for all.
+      images: square images.
+      kept: the indices of the patches whose tokens are returned, counted row by row; None for all.
 
     Raises:
       ValueError: if the images are of another size than `image`.
     """
     if images.shape[1:3] != (self.image, self.image):
       size = f"{images.shape[1]}x{images.shape[2]}"
-      raise ValueError(f"this model sees images of {self.image}x{self.image}, not {size}: resize them first")
+      raise ValueError(f"this model takes images of {self.image}x{self.image}, not {size}: resize them first")
     stride = (self.patch, self.patch)
     conv = nn.Conv(
       self.width, stride, stride, padding="VALID", use_bias=self.use_bias, dtype=self.dtype, name="patches"
@@ -73,7 +73,7 @@ class PatchTokens(nn.Module):
 
 
 class SelfAttention(nn.Module):
-  """Each token looks at all tokens or, if `causal`, at those up to itself."""
+  """Attention of each token to all tokens or, if `causal`, to those up to itself."""
 
   heads: int
   causal: bool
@@ -82,7 +82,7 @@ class SelfAttention(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-    """Mixes the tokens."""
+    """Returns what is added to the residual stream."""
     width = x.shape[-1]
     project, leave = normal(self.spread.project), normal(self.spread.leave)
     query, key, value = (
@@ -95,7 +95,7 @@ class SelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-  """Two layers, applied to each token."""
+  """A perceptron of two layers, applied to each token."""
 
   hidden: int
   activation: str
@@ -112,7 +112,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-  """Eq. 2 and 3."""
+  """A layer of eq. 2 and 3."""
 
   heads: int
   mlp: int
@@ -124,7 +124,7 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-    """The residual stream in and out, in float32."""
+    """Applies the layer to the residual stream, in float32."""
     attention = SelfAttention(self.heads, self.causal, self.spread, self.dtype, name="attention")
     mlp = MLP(self.mlp, self.activation, self.spread, self.dtype, name="mlp")
     x = x + attention(layer_norm(self.eps, "attention_norm")(x)).astype(jnp.float32)
@@ -132,5 +132,5 @@ class Block(nn.Module):
 
 
 def layer_norm(eps: float, name: str) -> nn.LayerNorm:
-  """Layer norm of the residual stream."""
+  """Returns a layer norm of the residual stream."""
   return nn.LayerNorm(epsilon=eps, use_fast_variance=False, name=name)

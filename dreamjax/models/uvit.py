@@ -1,8 +1,8 @@
-"""aMUSEd's transformer: from an image's tokens, some of them masked, and a text to the logits of all tokens.
+"""aMUSEd's transformer, which predicts the logits of an image's tokens from these, some of them masked, and a text.
 
 "aMUSEd: An Open MUSE Reproduction" (Patil et al., 2401.01808), section 3: a U-ViT ("simple diffusion", Hoogeboom et
-al., 2301.11093), which is a row of transformer layers between two rows of convolutional blocks. Only the convolutions
-know where a token stands. The one of 512 pixels halves height and width in front of all blocks and doubles them behind.
+al., 2301.11093), that is, transformer layers between convolutional blocks. Only the convolutions depend on a token's
+position. The network for 512 pixels halves height and width before the first blocks and doubles them after the last.
 
   (1) e = silu(mlp([pooled text; sinusoids of some numbers about the image])),  film(x) = (1 + scale) x + shift,
       [scale; shift] = e W
@@ -10,10 +10,10 @@ know where a token stands. The one of 512 pixels halves height and width in fron
       y = x'' + attention(norm(x''), silu(text) W'')
   (3) layer(x): x' = x + attention(film(norm(x))),  x'' = x' + attention(film(norm(x')), text),
       y = x'' + (h * gelu(g)) W,  [h; g] = film(norm(x'')) W'
-  (4) response(x) = x + bias + scale x |x| / mean(|x|), where |x| is the norm of a channel over all places
+  (4) response(x) = x + bias + scale x |x| / mean(|x|), where |x| is the norm of a channel over all positions
 
 Eq. 4 is that of ConvNeXt V2 (Woo et al., 2301.00808, section 3.2). Matrix products and convolutions run in `dtype`; the
-residual stream, the norms and the softmax stay in float32, as do the parameters. But for eq. 4 nothing has a bias.
+residual stream, the norms and the softmax stay in float32, as do the parameters. Only eq. 4 has a bias.
 """
 
 import functools
@@ -26,9 +26,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dreamjax.models.attention import attend
 from dreamjax.models.layers import apply_layers, with_remat
+from dreamjax.models.taps import Tap
 from dreamjax.models.unet import depth_to_space, sinusoid
 
-BLOCK_EPS = 1e-6  # of the norms in front of a block's attention
+BLOCK_EPS = 1e-6  # of the norms before a block's attention
 RESPONSE_EPS = 1e-6  # of eq. 4
 STD = 0.02  # of the embeddings and kernels
 
@@ -36,15 +37,15 @@ dense = functools.partial(nn.Dense, use_bias=False, kernel_init=nn.initializers.
 
 
 class Condition(NamedTuple):
-  """What every block and layer is told: the embedding e of eq. 1, the text, and where there is text."""
+  """What all blocks and layers are conditioned on: the embedding e of eq. 1, the text and its mask."""
 
   embedding: Float[Array, "b e"]
   text: Float[Array, "b m d"]
   mask: Bool[Array, "b m"] | None
 
 
-def film(x: Float[Array, "b *places c"], embedding: Float[Array, "b e"], dtype: DTypeLike) -> Array:
-  """The film of eq. 1, a layer of the module that calls; one that was not trained changes nothing."""
+def film(x: Float[Array, "b *positions c"], embedding: Float[Array, "b e"], dtype: DTypeLike) -> Array:
+  """Applies the film of eq. 1, a layer of the calling module that is initialised to the identity."""
   both = dense(2 * x.shape[-1], kernel_init=nn.initializers.zeros, dtype=dtype, name="film")(embedding)
   both = both.astype(jnp.float32).reshape(len(x), *(1,) * (x.ndim - 2), -1)
   scale, shift = jnp.split(both, 2, axis=-1)
@@ -56,7 +57,7 @@ class Response(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """Makes channels compete."""
+    """Normalises each channel by its share of all channels' norms."""
     scale, bias = (self.param(name, nn.initializers.zeros, x.shape[-1:]) for name in ("scale", "bias"))
     x = x.astype(jnp.float32)
     squares = jnp.sum(jnp.square(x), axis=(1, 2), keepdims=True)
@@ -66,7 +67,7 @@ class Response(nn.Module):
 
 
 class Attention(nn.Module):
-  """Tokens look at themselves or, if there is one, at a context; with what goes around."""
+  """Norm and attention of the tokens to each other or, if there is one, to a context."""
 
   heads: int
   eps: float
@@ -80,7 +81,7 @@ class Attention(nn.Module):
     mask: Bool[Array, "b m"] | None = None,
     embedding: Float[Array, "b e"] | None = None,
   ) -> Float[Array, "b n d"]:
-    """The residual stream in and out, in float32; an embedding shifts and scales what the norm lets through."""
+    """Adds the attention's output to the residual stream, in float32; an embedding scales and shifts the norm."""
     own = nn.RMSNorm(self.eps, name="norm")(x)
     own = own if embedding is None else film(own, embedding, self.dtype)
     other = own if context is None else context
@@ -100,7 +101,7 @@ class ConvNeXt(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"], embedding: Float[Array, "b e"]) -> Float[Array, "b h w c"]:
-    """The residual stream in and out, in float32."""
+    """Returns x' of eq. 2, in float32."""
     c = x.shape[-1]
     depthwise = nn.Conv(c, (3, 3), feature_group_count=c, use_bias=False, dtype=self.dtype, name="depthwise")
     y = nn.RMSNorm(self.eps, name="norm")(depthwise(x).astype(jnp.float32))
@@ -118,7 +119,7 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"], condition: Condition) -> Float[Array, "b h w c"]:
-    """The residual stream in and out."""
+    """Applies the block to the hidden states."""
     b, h, w, c = x.shape
     x = ConvNeXt(self.eps, self.dtype, name="conv")(x, condition.embedding).reshape(b, h * w, c)
     text = condition.text
@@ -130,7 +131,7 @@ class Block(nn.Module):
 
 
 class MLP(nn.Module):
-  """The last part of eq. 3, applied to each token."""
+  """The second line of eq. 3, applied to each token."""
 
   hidden: int
   eps: float
@@ -138,7 +139,7 @@ class MLP(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b n d"], embedding: Float[Array, "b e"]) -> Float[Array, "b n d"]:
-    """The residual stream in and out, in float32."""
+    """Adds the mlp's output to the residual stream, in float32."""
     norm = nn.LayerNorm(self.eps, use_bias=False, use_fast_variance=False, name="norm")
     y = dense(2 * self.hidden, dtype=self.dtype, name="hidden")(film(norm(x), embedding, self.dtype))
     hidden, gate = jnp.split(y, 2, axis=-1)
@@ -147,7 +148,7 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-  """Eq. 3."""
+  """Eq. 3, with a `Tap` between self- and cross-attention."""
 
   heads: int
   mlp: int
@@ -156,9 +157,10 @@ class Layer(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b n d"], condition: Condition) -> Float[Array, "b n d"]:
-    """The residual stream in and out."""
+    """Applies the layer to the residual stream."""
     embedding, text, mask = condition
     x = Attention(self.heads, self.eps, self.dtype, name="self_attention")(x, embedding=embedding)
+    x = Tap(name="tap")(x)
     x = Attention(self.heads, self.eps, self.dtype, name="cross_attention")(x, text, mask, embedding)
     return MLP(self.mlp, self.eps, self.dtype, name="mlp")(x, embedding)
 
@@ -167,24 +169,24 @@ class UViT(nn.Module):
   """The transformer of aMUSEd.
 
   Attributes:
-    side: tokens of an image's row, and of its column. Other squares pass too, if they can be halved as often.
-    codebook: tokens that there are.
-    vocab: rows of the table of tokens, more than `codebook`. The last one is the mask's: `mask_id`.
-    token_width: channels of that table, and of what the logits are made from.
+    side: tokens of an image's row, and of its column. Other squares are accepted too, if they can be halved as often.
+    codebook: size of the codebook.
+    vocab: rows of the table of embeddings, more than `codebook`. The last one is the mask's: `mask_id`.
+    token_width: channels of that table, and of the last layer's input.
     block_width: channels of the blocks.
     block_heads: attention heads of the blocks.
-    blocks: in front of the layers; there are as many behind.
+    blocks: before the layers; as many follow them.
     width: channels of the layers, and of the embedding e.
     heads: attention heads of the layers.
     mlp: channels of the mlp's hidden layer.
     depth: layers.
     text_width: channels of the text's tokens.
     pooled_width: channels of the pooled text.
-    numbers: about an image, of which the model is told.
+    numbers: how many numbers about each image the model is conditioned on.
     number_width: channels of the sinusoid of each.
-    halved: whether blocks and layers see half the height and width.
-    eps: of the norms but those in front of the blocks' attention.
-    remat: what the way back computes anew of what is inside a layer or block, of `layers.REMATS`.
+    halved: whether blocks and layers run at half the height and width.
+    eps: of the norms but those before the blocks' attention.
+    remat: what the backward pass of a layer or block recomputes, one of `layers.REMATS`.
     scan: whether the layers are a loop, see `layers.apply_layers`.
     dtype: in which matrix products and convolutions are computed; the rest is float32.
   """
@@ -212,12 +214,12 @@ class UViT(nn.Module):
 
   @property
   def mask_id(self) -> int:
-    """What stands for a masked token."""
+    """The index of a masked token."""
     return self.vocab - 1
 
   @property
   def adapted(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The paths of what StyleDrop's adapters stand behind: the last attention of each layer, and its mlp."""
+    """The paths of the modules that StyleDrop's adapters follow: the last attention of each layer, and its mlp."""
     layers = [f"layer_{i}" for i in range(self.depth)]
     return tuple(f"{layer}/cross_attention" for layer in layers), tuple(f"{layer}/mlp" for layer in layers)
 
@@ -230,16 +232,16 @@ class UViT(nn.Module):
     pooled: Float[Array, "b p"],
     numbers: Float[Array, "b k"],
   ) -> Float[Array, "b n {self.codebook}"]:
-    """Predicts.
+    """Predicts the logits of all tokens.
 
     Args:
-      tokens: of square images, row by row, or `mask_id` where they are masked.
-      text: tokens of the text encoder; of CLIP's, those that enter its last block.
-      mask: true where there is a token of text, false where there is padding; no text may be all padding. None lets
-        padding count as tokens, as aMUSEd was trained.
+      tokens: of square images, row by row; `mask_id` where they are masked.
+      text: tokens of the text encoder; of CLIP's, the input of its last block.
+      mask: true for tokens that are attended to; no text may be all false. None for all of them, the padding too, as
+        aMUSEd was trained.
       pooled: the text's embedding.
-      numbers: about each image; aMUSEd's are width and height in pixels, the two coordinates of where it was cut out
-        of a larger one, and a score of its beauty, of which 6 is high.
+      numbers: about each image; aMUSEd's are width and height in pixels, the two coordinates of the crop from a larger
+        image, and an aesthetic score, of which 6 is high.
 
     Raises:
       ValueError: if an input is of a shape that does not fit.
@@ -248,7 +250,7 @@ class UViT(nn.Module):
     condition = self._condition(text, mask, pooled, numbers)
     norm = functools.partial(nn.RMSNorm, self.eps)
 
-    def project(x: Float[Array, "b *places c"], width: int, name: str) -> Float[Array, "b *places {width}"]:
+    def project(x: Float[Array, "b *positions c"], width: int, name: str) -> Float[Array, "b *positions {width}"]:
       return dense(width, dtype=self.dtype, name=name)(x).astype(jnp.float32)
 
     block = functools.partial(with_remat(Block, self.remat), self.block_heads, self.eps, self.dtype)
@@ -280,7 +282,7 @@ class UViT(nn.Module):
     pooled: Float[Array, "b p"],
     numbers: Float[Array, "b k"],
   ) -> Condition:
-    """Eq. 1, and the text as blocks and layers see it."""
+    """Computes eq. 1 and projects the text."""
     waves = sinusoid(numbers.reshape(-1), self.number_width).reshape(len(numbers), -1)
     embedding = jnp.concatenate([pooled, waves], axis=-1)
     for name in ("condition_hidden", "condition_out"):
@@ -289,10 +291,10 @@ class UViT(nn.Module):
     return Condition(embedding, nn.RMSNorm(self.eps, name="text_norm")(text), mask)
 
   def _check(self, tokens: Array, text: Array, pooled: Array, numbers: Array) -> int:
-    """The side of the images; raises what `__call__` says."""
+    """Returns the images' side in tokens; raises a ValueError for inputs that do not fit."""
     side = round(tokens.shape[1] ** 0.5)
     if side * side != tokens.shape[1]:
-      raise ValueError(f"{tokens.shape[1]} tokens are no square")
+      raise ValueError(f"{tokens.shape[1]} tokens do not form a square")
     if self.halved and side % 2:
       raise ValueError(f"{side}x{side} tokens cannot be halved, as this model does")
     if text.shape[-1] != self.text_width:
@@ -300,7 +302,7 @@ class UViT(nn.Module):
     if pooled.shape[-1] != self.pooled_width:
       raise ValueError(f"this model reads a pooled text of {self.pooled_width} channels, not {pooled.shape[-1]}")
     if numbers.shape[-1] != self.numbers:
-      raise ValueError(f"this model is told {self.numbers} numbers about an image, not {numbers.shape[-1]}")
+      raise ValueError(f"this model takes {self.numbers} numbers about an image, not {numbers.shape[-1]}")
     return side
 
 

@@ -10,7 +10,7 @@ import pytest
 from dreamjax.models.controlnet import ControlNet
 from dreamjax.models.latent_unet import LatentUNet
 
-# Both are made small: what is left out of these configs is left out of Stable Diffusion 1.5's and of SDXL's.
+# Small networks; where these configs have defaults, so have those of Stable Diffusion 1.5 and SDXL.
 SHARED = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4, "cross_attention_dim": 12}
 SD = {
   **SHARED,
@@ -50,7 +50,7 @@ def given(module):
 
 
 def theirs_of(torch, inputs):
-  """The same as diffusers takes them, and what gradients are asked for."""
+  """The inputs as torch's leaves, and as the arguments and options of diffusers' networks."""
   leaves = [torch.tensor(np.asarray(x), requires_grad=True) for x in inputs]
   options = {"added_cond_kwargs": {"text_embeds": leaves[3], "time_ids": leaves[4]}} if len(leaves) > 3 else {}
   return leaves, (leaves[0].permute(0, 3, 1, 2), leaves[1], leaves[2]), options
@@ -88,30 +88,30 @@ def test_a_controlled_u_net_is_the_originals(twin, assert_same, config):
   inputs = given(net.module)
   image = np.random.default_rng(2).random((2, 16, 8, 3), np.float32)
 
-  def draw(params, image):
-    said = control.module.apply({"params": params}, *inputs[:3], image, *inputs[3:], scale=0.7)
-    out = net.module.apply({"params": net.params}, *inputs, *(() if len(inputs) > 3 else (None, None)), said)
+  def predict(params, image):
+    residuals = control.module.apply({"params": params}, *inputs[:3], image, *inputs[3:], scale=0.7)
+    out = net.module.apply({"params": net.params}, *inputs, *(() if len(inputs) > 3 else (None, None)), residuals)
     return jnp.sum(jnp.square(out)), out
 
-  (_, ours), gradients = jit(jax.value_and_grad(draw, argnums=(0, 1), has_aux=True))(control.params, image)
+  (_, ours), gradients = jit(jax.value_and_grad(predict, argnums=(0, 1), has_aux=True))(control.params, image)
   _, arguments, options = theirs_of(torch, inputs)
-  seen = torch.tensor(image.transpose(0, 3, 1, 2), requires_grad=True)
-  left, middle = control.original(*arguments, seen, 0.7, return_dict=False, **options)
+  conditioning = torch.tensor(image.transpose(0, 3, 1, 2), requires_grad=True)
+  skips, middle = control.original(*arguments, conditioning, 0.7, return_dict=False, **options)
   theirs = net.original(
-    *arguments, **options, down_block_additional_residuals=left, mid_block_additional_residual=middle
+    *arguments, **options, down_block_additional_residuals=skips, mid_block_additional_residual=middle
   ).sample
   assert_same(ours, theirs.detach().numpy().transpose(0, 2, 3, 1))
   wanted = control.gradients(theirs.square().sum())
-  assert_same(gradients, (wanted, seen.grad.numpy().transpose(0, 2, 3, 1)), 1e-3)
+  assert_same(gradients, (wanted, conditioning.grad.numpy().transpose(0, 2, 3, 1)), 1e-3)
 
 
-def test_a_control_net_that_knows_nothing_changes_nothing():
+def test_an_untrained_control_net_changes_nothing():
   module = ControlNet(**{name: getattr(SMALL, name) for name in ("widths", "blocks", "attention", "depth", "heads")},
                       text_width=12, groups=4, image_widths=(4,))  # fmt: skip
   inputs = given(module)
-  said = module.init_with_output(jax.random.key(0), *inputs, jnp.ones((2, 8, 4, 3)))[0]
-  assert len(said.left) == 4
-  assert not any(jnp.any(x) for x in (*said.left, said.middle))
+  residuals = module.init_with_output(jax.random.key(0), *inputs, jnp.ones((2, 8, 4, 3)))[0]
+  assert len(residuals.skips) == 4
+  assert not any(jnp.any(x) for x in (*residuals.skips, residuals.middle))
 
 
 @pytest.mark.parametrize(
@@ -132,5 +132,5 @@ def test_inputs_that_do_not_fit_are_refused(module, shapes, problem):
 
 def test_an_image_of_another_size_than_the_latents_is_refused():
   module = ControlNet(widths=(8,), blocks=1, attention=(True,), depth=(1,), heads=(2,), text_width=12, groups=4)
-  with pytest.raises(ValueError, match="2 images of 64x32 with 3 channels beside latents of 8x4"):
+  with pytest.raises(ValueError, match="2 images of 64x32 with 3 channels for latents of 8x4"):
     jax.eval_shape(module.init, jax.random.key(0), *given(module), jnp.ones((2, 32, 32, 3)))

@@ -1,13 +1,16 @@
-"""Layers as a loop: the same numbers and gradients as written out, with thetas and without, and a shorter program."""
+"""Layers as a loop, which compute the same as written out, with thetas and without, in a shorter program; and taps."""
 
 import functools
 
+from flax import linen as nn
+from flax.traverse_util import flatten_dict
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dreamjax.models import latent_unet, muse, uvit
+from dreamjax.models.taps import Tap
 from dreamjax.theta import Adapters, LoRA, StackedThetas, apply
 
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiled quickly, not well
@@ -32,7 +35,7 @@ CASES = {
 
 
 def filled(tree):
-  """The same tree, with numbers that all make a difference."""
+  """The same tree with random numbers."""
   return jax.tree.map(lambda x: jnp.asarray(0.3 * rng.standard_normal(x.shape), jnp.float32), tree)
 
 
@@ -82,3 +85,79 @@ def test_the_program_of_a_loop_does_not_grow_with_its_depth():
     return many - few
 
   assert grows(scan=True) < 0.2 * grows(scan=False)
+
+
+# The layers that have a tap, and their parameters, by the names that checkpoints know.
+ATTENTION = ["key", "norm", "out", "query", "value"]
+LAYERS = [f"layer_{i}" for i in range(3)]
+LEVELS = ("down_1/transformer_0", "middle_0/transformer_0", "up_0/transformer_0", "up_0/transformer_1")
+OWN = {"self_attention": ATTENTION, "cross_attention": ATTENTION, "mlp": ["hidden", "norm", "out"]}
+UNETS = {"self": ["key", "out", "query", "value"], "cross": ["key", "out", "query", "value"]}
+TAPPED = {
+  "muse": (LAYERS, (2, 16, 16), {f"{part}/{name}" for part, names in OWN.items() for name in names}),
+  "uvit": (LAYERS, (2, 16, 16), {f"{part}/{name}" for part, names in OWN.items() for name in ["film", *names]}),
+  "unet": (
+    [f"{level}/{layer}" for level in LEVELS for layer in LAYERS],
+    (2, 4, 16),
+    {f"{part}/{name}" for part, names in UNETS.items() for name in names}
+    | {"norm_self", "norm_cross", "norm_mlp", "hidden", "out"},
+  ),
+}
+
+
+def at_taps(calls, next_function, args, kwargs, context):
+  """Writes down the inputs of taps, and adds to them what the collection "theta" holds there."""
+  y = next_function(*args, **kwargs)
+  if not isinstance(context.module, Tap) or context.method_name != "__call__":
+    return y
+  calls.append(("/".join(context.module.path), args[0].shape))
+  return y + context.module.get_variable("theta", "shift") if context.module.has_variable("theta", "shift") else y
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_layer_has_a_tap_and_parameters_keep_their_names(name):
+  (module, inputs), (layers, shape, names) = CASES[name], TAPPED[name]
+  calls = []
+  with nn.intercept_methods(functools.partial(at_taps, calls)):
+    params = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+  assert calls == [(f"{layer}/tap", shape) for layer in layers]
+  paths = {"/".join(path[:-1]) for path in flatten_dict(params)}
+  assert not [path for path in paths if "tap" in path]
+  for layer in layers:
+    assert {path.removeprefix(f"{layer}/") for path in paths if path.startswith(f"{layer}/")} == names
+
+
+def test_what_is_added_at_taps_goes_through_a_loop_and_rematerialised_layers():
+  module, inputs = CASES["muse"]
+  params = filled(jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"])
+  theta = {layer: {"tap": {"shift": jnp.full((1, 1, 16), 0.1 * i)}} for i, layer in enumerate(LAYERS, 1)}
+
+  def loss(theta, module):
+    with nn.intercept_methods(functools.partial(at_taps, [])):
+      return jnp.mean(module.apply({"params": params, "theta": theta}, *inputs) ** 2)
+
+  modules = [module, module.clone(scan=True, remat="cheap")]
+  plain, looped = (jit(jax.value_and_grad(functools.partial(loss, module=one)))(theta) for one in modules)
+  for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(looped), strict=True):
+    assert np.any(a)
+    np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5)
+
+
+def test_a_tap_is_at_the_residual_stream_between_self_and_cross_attention():
+  layer = latent_unet.Layer(2, jnp.float32)
+  x = jnp.asarray(rng.standard_normal((2, 7, 16), np.float32))
+  params = filled(jax.eval_shape(layer.init, jax.random.key(0), x, TEXT)["params"])
+  calls = []
+
+  def record(next_function, args, kwargs, context):
+    y = next_function(*args, **kwargs)
+    calls.append((context.module.name, args[0], y))
+    return y
+
+  with nn.intercept_methods(record):
+    layer.apply({"params": params}, x, TEXT)
+  names = [name for name, *_ in calls]
+  assert names.index("self") < names.index("tap") < names.index("norm_cross") < names.index("cross")
+  taken, given = ({name: call[i] for name, *call in calls} for i in (0, 1))
+  np.testing.assert_allclose(taken["tap"], x + given["self"], atol=1e-6)
+  np.testing.assert_array_equal(taken["norm_cross"], given["tap"])

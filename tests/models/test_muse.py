@@ -58,8 +58,8 @@ def test_attention_along_two_axes_is_masked_attention():
   parts = [jnp.asarray(rng.standard_normal((2, 64, 4, 3), np.float32)) for _ in range(3)]
   rows, columns = np.divmod(np.arange(64), 8)
   block = rows // 4 * 2 + columns // 4
-  place = rows % 4 * 4 + columns % 4
-  within, across = (jnp.asarray(x[:, None] == x[None])[None, None] for x in (block, place))
+  position = rows % 4 * 4 + columns % 4
+  within, across = (jnp.asarray(x[:, None] == x[None])[None, None] for x in (block, position))
   wanted = [
     attend(*(x[:, :, heads] for x in parts), mask=mask)
     for heads, mask in ((slice(0, 2), within), (slice(2, 4), across))
@@ -69,7 +69,7 @@ def test_attention_along_two_axes_is_masked_attention():
   np.testing.assert_array_equal(muse.from_blocks(muse.blocks_of(parts[0], 4), 4), parts[0])
 
 
-def test_padding_of_the_text_changes_nothing_and_each_token_of_a_smaller_image_something(draw):
+def test_padding_of_the_text_changes_nothing_and_each_token_of_a_low_resolution_image_something(draw):
   variables = draw(LARGER, MANY, TEXT, MASK, TOKENS % 10)
   run = jax.jit(lambda text, low: LARGER.apply(variables, MANY, text, MASK, low))
   plain = run(TEXT, TOKENS % 10)
@@ -81,7 +81,7 @@ def test_padding_of_the_text_changes_nothing_and_each_token_of_a_smaller_image_s
     assert np.abs(other - plain).max(axis=(1, 2)).min() > 1e-4
 
 
-def test_a_place_is_known_by_its_row_and_its_column(draw):
+def test_a_position_is_known_by_its_row_and_its_column(draw):
   variables = draw(BASE, TOKENS, TEXT, MASK)
   masked = jnp.full((2, 16), BASE.mask_id)
   logits = np.asarray(BASE.apply(variables, masked, TEXT, MASK))
@@ -115,10 +115,10 @@ def test_rematerialised_layers_have_the_same_gradient(draw):
 @pytest.mark.parametrize(
   ("module", "inputs", "message"),
   [
-    (BASE, (MANY, TEXT, MASK), "places for 4x4 tokens of an image, not 64"),
-    (BASE, (TOKENS, TEXT, MASK, TOKENS), "a base transformer sees no tokens of a smaller image"),
-    (LARGER, (MANY, TEXT, MASK), "a transformer of super-resolution sees tokens of a smaller image"),
-    (LARGER, (MANY, TEXT, MASK, MANY), "places for 4x4 tokens of a smaller image, not 64"),
+    (BASE, (MANY, TEXT, MASK), "takes 4x4 tokens of an image, not 64"),
+    (BASE, (TOKENS, TEXT, MASK, TOKENS), "a base transformer takes no tokens of a low-resolution image"),
+    (LARGER, (MANY, TEXT, MASK), "the super-resolution transformer takes tokens of a low-resolution image"),
+    (LARGER, (MANY, TEXT, MASK, MANY), "takes 4x4 tokens of a low-resolution image, not 64"),
     (BASE, (TOKENS, TEXT[..., :4], MASK), "reads tokens of 6 channels, not 4"),
     (LARGER.clone(block=3), (MANY, TEXT, MASK, TOKENS), "blocks of a side that divides 8, not 3"),
   ],

@@ -1,4 +1,4 @@
-"""aMUSEd's transformer against diffusers' `UVit2DModel`, and what it does with the inputs that the original lacks."""
+"""aMUSEd's transformer against diffusers' `UVit2DModel`, and with the inputs that the original lacks."""
 
 import functools
 
@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 
 from dreamjax.models import uvit
-from dreamjax.theta import Adapters
+from dreamjax.theta import Adapters, SoftPrompt, StackedThetas, apply
 
 SMALL = uvit.UViT(
   side=4, codebook=11, vocab=14, token_width=10, block_width=12, block_heads=3, blocks=1, width=16, heads=2, mlp=20,
   depth=1, text_width=6, pooled_width=5, numbers=3, number_width=8,
 )  # fmt: skip
 HALVED = SMALL.clone(halved=True)
-ALIKE = SMALL.clone(block_width=16, block_heads=4, blocks=2, depth=2)  # its blocks see the text as its layers do
+ALIKE = SMALL.clone(
+  block_width=16, block_heads=4, blocks=2, depth=2
+)  # of the same width, so that its blocks take the text as its layers do
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiled quickly, not well
 rng = np.random.default_rng(0)
 TOKENS = jnp.asarray(rng.integers(0, 14, (2, 16)), jnp.int32)
@@ -72,6 +74,7 @@ def test_padding_of_the_text_changes_nothing_if_it_is_masked(draw):
   masked = run(TEXT, mask)
   np.testing.assert_array_equal(run(TEXT.at[1, 3:].set(7.0), mask), masked)
   unmasked = run(TEXT, jnp.ones_like(mask))
+  np.testing.assert_array_equal(unmasked, run(TEXT, None))
   np.testing.assert_array_equal(unmasked[0], masked[0])
   assert np.abs(unmasked[1] - masked[1]).max() > 1e-3
 
@@ -81,7 +84,17 @@ def test_logits_of_a_model_in_halves_are_whole(draw):
   assert logits.shape == (2, 16, 11) and logits.dtype == jnp.float32
 
 
-def test_a_channel_that_is_nowhere_has_a_gradient():
+def test_the_padding_of_a_soft_prompt_changes_nothing_next_to_branches_that_have_one(draw):
+  params = draw(SMALL, *INPUTS)["params"]
+  soft = SoftPrompt.init(jax.random.key(0), TEXT[0], 3)
+  inputs = (TOKENS, TEXT, jnp.ones(TEXT.shape[:2], bool), POOLED, NUMBERS)
+  run = jit(lambda branches: jax.vmap(lambda branch: apply(SMALL, params, branch, *inputs))(branches))
+  plain, soft = run(StackedThetas.of(params, [None, soft]))
+  np.testing.assert_allclose(plain, jit(SMALL.apply)({"params": params}, *INPUTS), atol=1e-5)
+  assert np.abs(soft - plain).max() > 1e-3
+
+
+def test_a_channel_of_zeros_has_a_gradient():
   module = uvit.Response()
   x = jnp.zeros((1, 2, 2, 3)).at[..., 0].set(1.0)
   variables = {"params": {"scale": jnp.ones(3), "bias": jnp.zeros(3)}}
@@ -95,7 +108,7 @@ def test_a_channel_that_is_nowhere_has_a_gradient():
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
 
 
-def test_adapters_stand_behind_the_parts_that_it_names():
+def test_adapters_follow_the_modules_that_it_names():
   params = jax.eval_shape(ALIKE.init, jax.random.key(0), *INPUTS)["params"]
   adapters = jax.eval_shape(lambda key: Adapters.init(key, params, 4, ALIKE.adapted), jax.random.key(0))
   assert adapters.weights["row_0"]["own_up"].shape == adapters.weights["row_1"]["own_up"].shape == (2, 16)
@@ -106,11 +119,11 @@ def test_adapters_stand_behind_the_parts_that_it_names():
 @pytest.mark.parametrize(
   ("module", "changed", "message"),
   [
-    (SMALL, {0: TOKENS[:, :12]}, "12 tokens are no square"),
+    (SMALL, {0: TOKENS[:, :12]}, "12 tokens do not form a square"),
     (HALVED, {0: TOKENS[:, :9]}, "3x3 tokens cannot be halved"),
     (SMALL, {1: TEXT[..., :4]}, "reads tokens of 6 channels, not 4"),
     (SMALL, {3: POOLED[:, :4]}, "reads a pooled text of 5 channels, not 4"),
-    (SMALL, {4: NUMBERS[:, :2]}, "told 3 numbers about an image, not 2"),
+    (SMALL, {4: NUMBERS[:, :2]}, "takes 3 numbers about an image, not 2"),
   ],
 )
 def test_inputs_that_do_not_fit_are_refused(module, changed, message):
