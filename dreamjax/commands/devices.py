@@ -71,6 +71,13 @@ def say(*lines: str) -> None:
     print(*lines, sep="\n")
 
 
-def load(name: str, mesh: jax.sharding.Mesh) -> tuple[generators.Cascade | generators.Masked, dict[str, Any]]:
-  """A generator whose parameters go to their devices as they are read."""
+def load(
+  name: str, mesh: jax.sharding.Mesh, *, trains: bool = False
+) -> tuple[generators.Cascade | generators.Masked, dict[str, Any]]:
+  """Loads a generator, whose parameters go to their devices as they are read.
+
+  To train it, they stay in the host's memory, if that is not the devices' own: methods place what each stage needs.
+  """
+  if trains and mesh.devices.flat[0].platform != "cpu":
+    return generators.load(name)
   return generators.load(name, put=sharding.param_putter(mesh))

@@ -45,7 +45,7 @@ def recipe(generator: generators.Cascade | generators.Masked) -> str:
 def run(args: argparse.Namespace) -> None:
   """Runs the command, or goes on with it where it was cut off."""
   mesh = devices.mesh(args)
-  generator, params = devices.load(args.model, mesh)
+  generator, params = devices.load(args.model, mesh, trains=True)
   config = configs.load(args.config or recipe(generator), args.overrides)
   if isinstance(generator, generators.Masked):
     made = styledrop.subject(

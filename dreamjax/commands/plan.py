@@ -17,7 +17,7 @@ import rich.table
 from dreamjax import generators
 from dreamjax.commands import configs, devices
 from dreamjax.generators import published
-from dreamjax.methods import plans
+from dreamjax.methods import dreambooth, programs, styledrop
 from dreamjax.parallel import sharding
 from dreamjax.train import topologies
 
@@ -29,9 +29,9 @@ def add(commands: Any) -> None:
   parser = commands.add_parser(
     "plan",
     help="compile a run for TPUs that are not there, and say what it needs",
-    description="Compiles the updates and the drawings of a run of DreamBooth or StyleDrop for TPUs, from shapes "
-    "alone, by the TPU's compiler, which pip install 'dreamjax[plan]' brings. Of each program it says what lies on a "
-    "device and whether it fits, the operations beside those that the model asks for, the bytes that devices send "
+    description="Compiles the updates and the sampling of a run of DreamBooth or StyleDrop for TPUs, from shapes "
+    "alone, by the TPU's compiler, which pip install 'dreamjax[plan]' brings. Of each program it says how much memory "
+    "of a device it takes and whether it fits, its operations next to the model's own, the bytes that devices send "
     "each other, and how long the chip takes at least. Where one does not fit, it looks for a mesh or a batch with "
     "which it would, and compiles that.",
   )  # fmt: skip
@@ -60,7 +60,9 @@ def run(args: argparse.Namespace) -> None:
   generator, params = _describe(args.model or variant)
   found = topologies.devices(args.topology)
   mesh = _mesh(args.mesh or (1, -1, 1), found)
-  made = plans.programs(generator, params, config, mesh)
+  method = dreambooth if isinstance(generator, generators.Cascade) else styledrop
+  make = functools.partial(method.programs, generator, params)
+  made = make(config, mesh)
   made = [program for program in made if args.only is None or args.only in program.name]
   if not made:
     raise ValueError(f"no program of this run has {args.only!r} in its name")
@@ -74,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
     one = weigh(program, chip, mesh.size)
     if not one["fits"]:
       say("  it does not fit: looking for what would ...", style="dim")
-      one["instead"] = _instead(program, one, chip, found, generator, params, config)
+      one["instead"] = _instead(program, one, chip, found, config, make)
     planned.append(one)
   minutes = sum(one["minutes"] for one in planned)
   say(f"{generator.name} on {args.topology}, {_told(mesh)}")
@@ -95,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
     args.out.write_text(json.dumps(whole, indent=2, default=list) + "\n")
 
 
-def weigh(program: plans.Program, chip: topologies.Chip, devices: int) -> dict[str, Any]:
+def weigh(program: programs.Program, chip: topologies.Chip, devices: int) -> dict[str, Any]:
   """Compiles a program and says what it asks of each of so many devices of a kind."""
   held = sum(program.held.values())
   known = {"name": program.name, "runs": program.runs, "batch_size": program.batch_size, "held": program.held}
@@ -120,10 +122,10 @@ def weigh(program: plans.Program, chip: topologies.Chip, devices: int) -> dict[s
 
 
 def _instead(
-  program: plans.Program, one: dict[str, Any], chip: topologies.Chip, devices: list[Any], *made_of: Any
+  program: programs.Program, one: dict[str, Any], chip: topologies.Chip, devices: list[Any], *made_of: Any
 ) -> dict[str, Any] | None:
   """What may fit in place of a program that does not, compiled; None if nothing is found."""
-  found = plans.fitting(program, one["activations"], chip.memory, devices, *made_of)
+  found = programs.fitting(program, one["activations"], chip.memory, devices, *made_of)
   if found is None:
     return None
   changed, _, mesh = found
@@ -210,7 +212,7 @@ def _table(title: str, *columns: str) -> rich.table.Table:
 
 
 def _verdict(
-  program: plans.Program, one: dict[str, Any], chip: topologies.Chip, config: ml_collections.ConfigDict
+  program: programs.Program, one: dict[str, Any], chip: topologies.Chip, config: ml_collections.ConfigDict
 ) -> Iterator[str]:
   """Whether a program fits, and what would."""
   if one["fits"]:
@@ -228,7 +230,7 @@ def _verdict(
   yield f"  not tried: {', '.join(_untried(program, config))}"
 
 
-def _untried(program: plans.Program, config: ml_collections.ConfigDict) -> Iterator[str]:
+def _untried(program: programs.Program, config: ml_collections.ConfigDict) -> Iterator[str]:
   """What else makes a program smaller."""
   if config.dtype == "float32":
     yield "--config.dtype=bfloat16"

@@ -38,7 +38,7 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> None:
   """Runs the command, or goes on with it where it was cut off."""
   mesh = devices.mesh(args)
-  generator, params = devices.load(args.model, mesh)
+  generator, params = devices.load(args.model, mesh, trains=True)
   config = configs.load(args.config or dreambooth.recipe(generator), args.overrides)
 
   def load() -> encoders.Encoders:

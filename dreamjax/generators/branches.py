@@ -155,6 +155,15 @@ class Grouping(NamedTuple):
     )
 
 
+def group_members(guidance: Guidance, thetas: Sequence[Theta | None]) -> tuple[tuple[int, ...], ...]:
+  """The indices of the branches that share parameters; the last branch is in the last group. See `group_branches`."""
+  by_params: dict[int | None, list[int]] = {}
+  for i, branch in enumerate(guidance.branches):
+    theta = None if branch.theta is None else thetas[branch.theta]
+    by_params.setdefault(id(theta) if isinstance(theta, Full) else None, []).append(i)
+  return tuple(map(tuple, sorted(by_params.values(), key=lambda some: some[-1])))
+
+
 def group_branches(
   guidance: Guidance,
   thetas: Sequence[Theta | None],
@@ -172,11 +181,7 @@ def group_branches(
     merge: merge(params, theta), the stage's parameters with full weights in their places.
   """
   own = [None if branch.theta is None else thetas[branch.theta] for branch in guidance.branches]
-  by_params: dict[int | None, list[int]] = {}
-  for i, theta in enumerate(own):
-    key = id(theta) if isinstance(theta, Full) else None
-    by_params.setdefault(key, []).append(i)
-  members = tuple(map(tuple, sorted(by_params.values(), key=lambda some: some[-1])))
+  members = group_members(guidance, thetas)
   groups = []
   for some in members:
     first = own[some[0]]

@@ -1,5 +1,5 @@
 """The published methods, one module each: DreamBooth, StyleDrop, HyperDreamBooth, DreamTuner, textual inversion.
 
-A method is wiring: which rows it trains on, which kind of theta, which loss, which generator. The room stands on the
-others, all but the toybox; only the command line stands above it.
+A method is wiring: which examples it trains on, which kind of theta, which loss, which generator. The package imports
+all others but the toybox; only the command line imports it.
 """

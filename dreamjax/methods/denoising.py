@@ -1,14 +1,16 @@
-"""The loss by which stages of a cascade learn, whether from nothing or from a few photos of one subject.
+"""The loss by which the stages of a cascade are trained, whether from random weights or on a few photos of one subject.
 
-For a row with image x, text c, time t and noise eps (diffusion/losses.py, eq. 1; Saharia et al., 2205.11487, 2.4):
+For an example with image x, text c, time t and noise eps (diffusion/losses.py, eq. 1; Saharia et al., 2205.11487, 2.4):
 
-    x_t = alpha_t x + sigma_t eps,   low = augment(enlarge(shrink(x)), level),   level ~ U(levels)                 (1)
+    x_t = alpha_t x + sigma_t eps,   low = augment(upsample(downsample(x)), level),   level ~ U(levels)             (1)
     loss = weight w(t) || network(x_t, t, c, low, level) - target ||^2                                             (2)
 
-The target is what the network should have said of x and eps. In a row that is marked "frozen" it is what the frozen
-network says of the same x_t instead: the prior is then preserved by the model's own answers, without class images.
+The target is what the network should predict of x and eps. In an example that is marked "frozen" it is the frozen
+network's prediction for the same x_t instead: the prior is then preserved by the model's own predictions, without class
+images.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -21,83 +23,111 @@ from dreamjax.diffusion.resolution import downsample, upsample
 from dreamjax.generators.cascade import Stage
 from dreamjax.generators.conditioning import Conditioning, Text
 from dreamjax.generators.generator import TEXT, drop_texts, encode_text
+from dreamjax.methods.realising import Realise, each, same
 from dreamjax.models.clip import PromptEncoder
 from dreamjax.models.t5 import T5Encoder
-from dreamjax.train.step import Loss
+from dreamjax.train.step import Loss, Mean
 
 
 class Recipe(NamedTuple):
-  """What a training of a stage decides.
+  """How a stage is trained.
 
   Attributes:
-    levels: least and greatest noise on the low-resolution image, as times; only for stages that see one.
-    small: side of the low-resolution image; 0 for stages that see none.
-    drop: share of rows whose text is replaced by the empty one, for guidance.
+    augmentation_levels: range of the augmentation levels of the low-resolution image, as times; for super-resolution stages only.
+    low_res_size: height and width of the low-resolution image; 0 for stages without one.
+    text_dropout: share of examples whose text is replaced by the empty one, for guidance.
     min_snr: gamma of the weights of `losses.min_snr`; 0 for none.
   """
 
-  levels: tuple[float, float] = (0.0, 1.0)
-  small: int = 0
-  drop: float = 0.0
+  augmentation_levels: tuple[float, float] = (0.0, 1.0)
+  low_res_size: int = 0
+  text_dropout: float = 0.0
   min_snr: float = 0.0
 
 
-def stage_loss(stage: Stage, recipe: Recipe, encoder: T5Encoder | PromptEncoder | None = None) -> Loss:
+def stage_loss(
+  stage: Stage,
+  recipe: Recipe,
+  encoder: T5Encoder | PromptEncoder | None = None,
+  realise: Realise = same,
+  per_example: bool = False,
+) -> Loss:
   """Builds the loss (2) of a stage.
 
   Args:
-    stage: which.
-    recipe: how.
-    encoder: the text encoder, if it is tuned as well, or if rows come with token ids; else their prompts are `Text`.
+    stage: the stage.
+    recipe: how it is trained.
+    encoder: the text encoder, if it is tuned as well, or if prompts come as token ids; else they come as `Text`.
+    realise: realise(theta, frozen, rows) makes of what is trained the thetas that are applied, by the names of parts;
+      by default they are what is trained.
+    per_example: whether `realise` returns stacked thetas, each leaf [b, ...]: one for each example.
 
   Returns:
-    loss(theta, frozen, rows, key), see `train.step`. theta holds the stage's theta by the stage's name, and by "text"
-    the text encoder's if that is tuned; frozen holds the base model's parameters by the same names, and the null text
-    (one row, as prompts are) by "null". Rows are `data.photos.Batch`, whose conditioning may hold "frozen" and "prior",
-    [b] bool: what eq. 2 says, and which rows' loss is logged apart as the prior's.
+    loss(theta, frozen, rows, key), see `train.step`. The thetas hold the stage's by the stage's name, and by "text" the
+    text encoder's if that is tuned; frozen holds the base model's parameters by the same names, and the null text (one
+    example, as prompts are) by "null". The batch is of `data.photos.Batch`, whose conditioning may hold "frozen" and
+    "prior", [b] bool: which examples' target is the frozen network's prediction, and which examples' error is logged
+    apart as the prior's.
   """
+  return _StageLoss(stage, recipe, encoder, realise, per_example)
 
-  def loss(theta: Any, frozen: Any, rows: Batch, key: jax.Array) -> tuple[Array, dict[str, Array]]:
-    count = rows.weight.shape[0]
+
+@dataclasses.dataclass(frozen=True)
+class _StageLoss:
+  """See `stage_loss`."""
+
+  stage: Stage
+  recipe: Recipe
+  encoder: T5Encoder | PromptEncoder | None
+  realise: Realise
+  per_example: bool
+
+  def __call__(self, theta: Any, frozen: Any, rows: Batch, key: jax.Array) -> tuple[Array, dict[str, Any]]:
+    stage, recipe, count = self.stage, self.recipe, rows.weight.shape[0]
     noise_key, time_key, level_key, drop_key = jax.random.split(key, 4)
     keys = jax.random.split(noise_key, count)
     t = stage.schedule.draw(time_key, count)
     eps = process.draw_noise(keys, rows.image.shape[1:])
     x_t = process.diffuse(rows.image, eps, t, stage.schedule)
-    seen: tuple[Array, ...] = ()
+    low_res = level = None
     if stage.augmentation is not None:
-      low, high = (max(level, stage.augmentation.min_time) for level in recipe.augmentation_levels)
+      low, high = recipe.augmentation_levels
       level = low + (high - low) * jax.random.uniform(level_key, (count,))
-      enlarged = upsample(downsample(rows.image, recipe.small), rows.image.shape[1])
-      seen = process.augment(enlarged, level, keys, stage.augmentation), level
+      level = jnp.maximum(level, stage.augmentation.min_time)
+      blurred = upsample(downsample(rows.image, recipe.low_res_size), rows.image.shape[1])
+      low_res = process.augment(blurred, level, keys, stage.augmentation)
     prompt = rows.prompt
     if recipe.text_dropout:
       prompt = drop_texts(drop_key, prompt, frozen["null"], recipe.text_dropout)
-
-    def predict(theta: Any) -> Float[Array, "b h w c"]:
-      text = prompt if encoder is None else encode_text(encoder, frozen[TEXT], theta.get(TEXT), *prompt)
-      said = stage.predict(frozen[stage.name], theta.get(stage.name), x_t, t, Conditioning(Text(*text), *seen))
-      return said[..., : rows.image.shape[-1]]
+    inputs = x_t, t, prompt, low_res, level
 
     target = process.target(rows.image, eps, t, stage.schedule, stage.predicts)
     if "frozen" in rows.conditioning:
       is_frozen = rows.conditioning["frozen"][:, None, None, None]
-      target = jnp.where(is_frozen, jax.lax.stop_gradient(predict({})), target)
+      target = jnp.where(is_frozen, jax.lax.stop_gradient(self._predict(frozen, {}, *inputs)), target)
     weights = rows.weight
     if recipe.min_snr:
       weights = weights * losses.min_snr(t, stage.schedule, stage.predicts, recipe.min_snr)
-    prediction = predict(theta)
+    predict = each(self._predict) if self.per_example else self._predict
+    prediction = predict(frozen, self.realise(theta, frozen, rows), *inputs)
     value = losses.denoising_loss(prediction, target, weights)
     errors = losses.squared_error(prediction, target)
     return value, _by_group(errors, rows.conditioning.get("prior"))
 
-  return loss
+  def _predict(
+    self, frozen: Any, thetas: Any, x_t: Array, t: Array, prompt: Any, low_res: Array | None, level: Array | None
+  ) -> Float[Array, "b h w c"]:
+    """The network's prediction, without a learned variance."""
+    stage, encoder = self.stage, self.encoder
+    text = Text(*prompt) if encoder is None else encode_text(encoder, frozen[TEXT], thetas.get(TEXT), *prompt)
+    prediction = stage.predict(frozen[stage.name], thetas.get(stage.name), x_t, t, Conditioning(text, low_res, level))
+    return prediction[..., : x_t.shape[-1]]
 
 
-def _by_group(errors: Float[Array, " b"], is_prior: Array | None) -> dict[str, Float[Array, ""]]:
-  """The mean error of the subject's rows and of the prior's, before their weights."""
+def _by_group(errors: Float[Array, " b"], is_prior: Array | None) -> dict[str, Any]:
+  """The mean error of the subject's examples and of the prior's, before their weights."""
   if is_prior is None:
     return {"error": errors.mean()}
   prior = jnp.where(is_prior, 1.0, 0.0)
-  means = {"subject": 1.0 - prior, "prior": prior}
-  return {f"error_{name}": (errors * share).sum() / jnp.maximum(share.sum(), 1.0) for name, share in means.items()}
+  groups = {"subject": 1.0 - prior, "prior": prior}
+  return {f"error_{name}": Mean((errors * member).sum(), member.sum()) for name, member in groups.items()}

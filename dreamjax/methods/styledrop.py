@@ -1,4 +1,4 @@
-"""StyleDrop: a masked-token generator learns a style from one image, and gets better by feedback on its own ones.
+"""StyleDrop: a masked-token generator learns a style from one image, and improves by feedback on images of its own.
 
 Sohn et al., "StyleDrop" (2306.00983). A caption has two halves, what the image shows and its style: "a cat", "in
 watercolor painting style". Adapters theta are trained on the image's tokens z and its caption t, stage by stage,
@@ -6,15 +6,16 @@ watercolor painting style". Adapters theta are trained on the image's tokens z a
     loss = E_m sum_(n in m) CE( network_theta(z masked by m, t)_n, z_n )                                           (1)
 
 (eq. 3 of the paper). As there is only one image, the theta also learns what it shows. Hence the second round: the
-generator with the first theta draws a pool, 30 prompts in the style with 64 images each; a few of them are chosen, by
-CLIP the one of each prompt that shows best what it asks for, by a person up to ten, or at random one of each; and
-another theta is trained on these. The same with photos of a subject and "a [V] [class]" is DreamBooth on the same
+generator with the first theta samples a pool, 30 prompts in the style with 64 images each; a few of them are chosen, by
+CLIP the one of each prompt that matches it best, by a person up to ten, or at random one of each; and another theta is
+trained on these. The same with photos of a subject and "a [V] [class]" is DreamBooth on the same
 generator, whose theta is mixed with that of a style at sampling (eqs. 5 and 6, `generators.masked`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import json
+import math
 import pathlib
 import re
 from typing import Any
@@ -34,15 +35,16 @@ from dreamjax.data.photos import read_photos as read_photos
 from dreamjax.eval import metrics, protocols
 from dreamjax.eval.encoders import Encoders
 from dreamjax.generators.conditioning import Text
-from dreamjax.generators.generator import Generator, with_compute
+from dreamjax.generators.generator import TEXT, Generator, with_compute
 from dreamjax.generators.masked import Masked, TokenStage
 from dreamjax.generators.sampling import batches
 from dreamjax.methods.masking import Recipe, TokenBatch, stage_loss
-from dreamjax.methods.workdirs import bind
+from dreamjax.methods.programs import Planner, Program, placed
+from dreamjax.methods.workdirs import bind, place_parts
 from dreamjax.parallel import processes
 from dreamjax.parallel.batches import batch_indices
-from dreamjax.parallel.sharding import check_batch_size, make_mesh, shard_batch, shard_params, use_mesh
-from dreamjax.theta import Adapters, Card, Full, LoRA, Personalisation, SoftPrompt, Theta
+from dreamjax.parallel.sharding import check_batch_size, make_mesh, round_up_batch_size, shard_batch, use_mesh
+from dreamjax.theta import Adapters, Card, Full, LoRA, Personalisation, SoftPrompt, Theta, content_hash
 from dreamjax.train.loop import fit
 from dreamjax.train.optimizer import averaged, make_optimizer
 from dreamjax.train.optimizer import default_config as default_optimizer
@@ -52,47 +54,52 @@ from dreamjax.train.step import Loss, make_step
 FEEDBACK = ("none", "clip", "human", "random")
 KINDS = ("adapters", "lora", "prompt", "full")
 POOL, SELECTION = "pool", "selection.json"
+SAMPLED_WITH = "sampled_with.json"  # in the pool: of which theta it is
 
 #: Of a caption, what comes before the style, and the style.
 _HALVES = re.compile(
   r"(?P<content>.*\S)\s+(?P<style>in (?:the style of .+|(?:(?!in\b)\S+ )*(?:style|design)))\W*$", re.I
 )
-# What may change between two calls for one workdir: how long it goes on.
-_FREE = ("steps", "log_every", "save_every", "batch_size", "remat", "scan")
+# What may change between two calls for one workdir: how long it goes on, and what is logged.
+_FREE = (
+  *(f"{round_}.*.{field}" for round_ in ("first", "second") for field in ("steps", "log_every", "save_every")),
+  "pool.batch_size", "remat", "scan",
+)  # fmt: skip
 
 
 class Undecided(Exception):
-  """There is a pool, and nobody has chosen from it yet."""
+  """Raised when there is a pool, and nobody has chosen from it yet."""
 
 
 def default_stage(channels: int, shared: bool, learning_rate: float) -> ml_collections.ConfigDict:
-  """How one stage is tuned.
+  """Returns how one stage is tuned.
 
-  steps: updates, and none leaves the stage as it is, in the second round as the first has tuned it; rows: images in
-  each; kind: one of `KINDS`; channels and shared: of the adapters, see `theta.Adapters`; rank, alpha and pattern: of
-  low-rank updates, the last of full weights as well; tokens: of a soft prompt; least and smoothing: see
-  `methods.masking`; optimizer: see `train.optimizer`.
+  The optimizer is Adam (appendix B.1), of whose constants the paper says only the learning rate: the others are those
+  of Kingma and Ba (1412.6980).
   """
   optimizer = default_optimizer()
   optimizer.update({"learning_rate": learning_rate, "warmup": 0, "decay": "constant", "ema": 0.0})
+  optimizer.update({"b2": 0.999, "weight_decay": 0.0})
   return ml_collections.ConfigDict({
-    "steps": 1000, "batch_size": 8, "kind": "adapters", "channels": channels, "shared": shared, "rank": 4, "alpha": 4.0,
-    "pattern": "", "tokens": 4, "min_mask_ratio": 0.0, "smoothing": 0.0, "log_every": 25, "save_every": 250,
-    "optimizer": optimizer,
+    "steps": 1000,  # updates; 0 leaves the stage as it is, in the second round as the first has tuned it
+    "batch_size": 8,  # images in a batch
+    "kind": "adapters",  # of the theta, of `KINDS`
+    "channels": channels,  # of "adapters", see `theta.Adapters`
+    "shared": shared,  # of "adapters", see `theta.Adapters`
+    "rank": 4,  # of "lora"
+    "alpha": 4.0,  # of "lora", whose updates are scaled by alpha / rank
+    "pattern": "",  # of "lora" and "full": regular expression of the paths of the layers that are tuned; "" for all
+    "tokens": 4,  # of "prompt"
+    "min_mask_ratio": 0.0,  # smallest share of the tokens that is masked, see `methods.masking`
+    "smoothing": 0.0,  # of the labels
+    "log_every": 25,  # updates
+    "save_every": 250,  # updates between checkpoints
+    "optimizer": optimizer,  # see `train.optimizer`
   })  # fmt: skip
 
 
 def default_config(stages: Sequence[str] = ("base", "sr")) -> ml_collections.ConfigDict:
-  """The paper's recipe (table S3).
-
-  seed: of all randomness; views: how many images are learned from at least: where there are fewer, random crops of
-  them are, too, half of them mirrored and none with less than `smallest` of an image's side; 1 for the images alone,
-  as in the paper; first, second: of the rounds, each stage's settings by name, as `default_stage` has them; pool: the
-  prompts without their style, "each" how many images of one, "batch" how many at once, "most" how many images a
-  person may choose; dtype, remat and scan: see `generators.computing`; for subjects, identifier and rare: see
-  `dreambooth.default_config`, and captions: whether a photo is told its caption in half of the rows, see
-  `data.photos.read`.
-  """
+  """Returns the paper's recipe (table S3), for a generator with stages of these names."""
   base, *larger = stages
 
   def settings(channels: int, shared: bool) -> dict[str, Any]:
@@ -104,15 +111,28 @@ def default_config(stages: Sequence[str] = ("base", "sr")) -> ml_collections.Con
   published = protocols.published("styledrop").prompts["style"]
   prompts = tuple(" ".join(prompt.text.format(identifier="").split()) for prompt in published)
   return ml_collections.ConfigDict({
-    "seed": 0, "identifier": "", "rare": identifiers.RARE, "captions": False,
-    "views": 1, "smallest": 0.7, "dtype": "float32", "remat": "none", "scan": False,
-    "first": settings(4, True), "second": settings(32, False),
-    "pool": {"prompts": prompts, "images_per_prompt": 64, "batch_size": 8, "max_chosen": 10},
+    "seed": 0,  # of all randomness
+    "identifier": "",  # of a subject: what [V] stands for; "" to choose a rare word
+    "rare": identifiers.RARE,  # between which shares of the vocabulary rare words are looked for
+    "captions": False,  # of a subject: whether the photos' captions are the prompts of half of the examples
+    "views": 1,  # images that are learned from at least: random crops fill them up, half of which are mirrored
+    "smallest": 0.7,  # side of the smallest crop, as a share of the image's
+    "dtype": "float32",  # see `generators.computing`
+    "remat": "none",  # see `generators.computing`
+    "scan": False,  # see `generators.computing`
+    "first": settings(4, True),  # of the first round, by the names of stages
+    "second": settings(32, False),  # of the second round
+    "pool": {
+      "prompts": prompts,  # without their style
+      "images_per_prompt": 64,  # images of a prompt
+      "batch_size": 8,  # images that are sampled at once
+      "max_chosen": 10,  # images that a person may choose
+    },
   })  # fmt: skip
 
 
 def halves(caption: str, style: str = "") -> tuple[str, str]:
-  """What a caption says of the content, and of the style.
+  """Splits a caption into its halves for the content and for the style.
 
   Args:
     caption: such as "a cat in watercolor painting style".
@@ -130,7 +150,7 @@ def halves(caption: str, style: str = "") -> tuple[str, str]:
   if match := _HALVES.fullmatch(caption.strip()):
     return match["content"], match["style"]
   raise ValueError(
-    f'the caption {caption!r} has no half for the style: it is to end like "in watercolor painting style"'
+    f'the caption {caption!r} has no half for the style: it must end like "in watercolor painting style"'
   )
 
 
@@ -150,10 +170,10 @@ def styledrop(
 
   Args:
     generator: of masked tokens.
-    params: its parameters.
+    params: its parameters, on devices or in the host's memory; of these, only what a stage needs is on devices at once.
     images: a folder of one image, or a few of one size and in one style, with captions: see `data.photos.read`.
     workdir: for `reference`, `round_1`, the pool, `round_2_clip` or whoever chose, and `theta.safetensors` in the end.
-    style: the half of the captions that says it; by default found there, see `halves`.
+    style: the half of the captions for the style; by default found there, see `halves`.
     feedback: by whom the second round's images are chosen, of `FEEDBACK`; "none" for one round only.
     config: see `default_config`; by default that.
     encoders: loads the CLIP that scores the pool; for "clip", and to show a person the scores.
@@ -161,8 +181,9 @@ def styledrop(
 
   Raises:
     OSError, ValueError: if images, captions, a selection or the config are not what they should be, batches cannot be
-      divided over the mesh, or the workdir holds a training on other images or by another recipe; it stays as it was.
-    Undecided: if a person is to choose, and has not. What was made is kept: choose, and call again.
+      divided over the mesh, or the workdir holds a training on other images or by another recipe, or a pool of another
+      theta; it stays as it was.
+    Undecided: if a person should choose, and has not. What was made is kept: choose, and call again.
   """
   workdir = pathlib.Path(workdir)
   mesh = make_mesh((1, 1, 1)) if mesh is None else mesh
@@ -174,13 +195,11 @@ def styledrop(
   _check(generator, config, mesh, ("first",) if feedback == "none" else ("first", "second"))
   generator = with_compute(generator, config.dtype, config.remat, config.scan)
   photos = read_photos(pathlib.Path(images), generator.resolution, "", with_captions=True, one_size=True)
-  said = [halves(prompt, style) for prompt in photos.prompts]
-  if len(styles := {own for _, own in said}) > 1:
-    raise ValueError(f"all images are to have one style, not {' and '.join(map(repr, sorted(styles)))}")
+  if len(styles := {halves(prompt, style)[1] for prompt in photos.prompts}) > 1:
+    raise ValueError(f"all images must have one style, not {' and '.join(map(repr, sorted(styles)))}")
   (style,) = styles
   base = generator.base(params)
   processes.on_main_process(lambda: bind(workdir, base, photos, config.to_dict(), _FREE, style=style))
-  params = shard_params(params, mesh)
 
   def card(round_: int, prompts: Sequence[str]) -> Card:
     recipe = {"method": "styledrop", "style": style, "round": round_, "feedback": feedback if round_ > 1 else "none"}
@@ -211,11 +230,20 @@ def styledrop(
   return learn(2, folder, frames, [pool.prompts[i] for i in chosen], made.thetas)
 
 
+def _bind_pool(folder: pathlib.Path, thetas: Mapping[str, Theta]) -> None:
+  """Writes a hash of the theta that a pool is sampled with; ValueError if there is a pool of another one."""
+  path, own = folder / SAMPLED_WITH, {"theta": content_hash({part: theta.weights for part, theta in thetas.items()})}
+  if path.is_file() and json.loads(path.read_text()) != own:
+    raise ValueError(f"{folder} was sampled with another theta of the first round: delete it to sample it anew")
+  folder.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(own) + "\n")
+
+
 def _bind_choice(folder: pathlib.Path, names: list[str]) -> None:
-  """Writes down what a second round learns from; ValueError if it has learned from something else."""
+  """Writes down which images a second round is trained on; ValueError if it was trained on others."""
   path = folder / "chosen.json"
   if path.is_file() and json.loads(path.read_text()) != names:
-    raise ValueError(f"{folder} has learned from other images than are chosen now: delete it to begin anew")
+    raise ValueError(f"{folder} was trained on other images than are chosen now: delete it to begin anew")
   folder.mkdir(parents=True, exist_ok=True)
   path.write_text(json.dumps(names) + "\n")
 
@@ -254,16 +282,13 @@ def subject(
   prompts = [*photos.prompts, *([plain] * len(photos) if config.captions else [])]
   common = [f"a {class_noun}", *prompts]
   identifier = (
-    identifiers.normalize(generator.tokenizer, config.identifier)
-    if config.identifier
-    else identifiers.choose(generator.tokenizer, config.seed, rare=tuple(config.rare), common=common)[0]
+    config.identifier or identifiers.choose(generator.tokenizer, config.seed, rare=tuple(config.rare), common=common)[0]
   )
   base = generator.base(params)
   processes.on_main_process(lambda: bind(workdir, base, photos, config.to_dict(), _FREE, class_noun=class_noun))
-  params = shard_params(params, mesh)
   frames = np.concatenate([photos.images()] * (len(prompts) // len(photos)))
-  told = [identifiers.fill(prompt, identifier) for prompt in prompts]
-  thetas = _tune(generator, params, *_views(frames, told, config), config.first, config.seed, workdir, mesh)
+  filled = [identifiers.fill(prompt, identifier) for prompt in prompts]
+  thetas = _tune(generator, params, *_views(frames, filled, config), config.first, config.seed, workdir, mesh)
   recipe = {"method": "dreambooth on masked tokens", "prompt": photos.prompts[0], "config": config.to_dict()}
   made = Personalisation(thetas, Card(base, identifier, class_noun, recipe))
   processes.on_main_process(lambda: made.save(workdir / "theta.safetensors"))
@@ -272,12 +297,12 @@ def subject(
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-  """Images that the first round's theta drew.
+  """Images that were sampled with the first round's theta.
 
   Attributes:
-    images: [n, h, w, 3] bytes.
-    prompts: what each was drawn from.
-    scores: of image and prompt by CLIP, [n], or None.
+    images: [n, h, w, 3] uint8.
+    prompts: of each image.
+    scores: cosines of the embeddings of image and prompt by CLIP, [n], or None.
   """
 
   images: np.ndarray
@@ -295,36 +320,42 @@ def draw_pool(
   encoders: Callable[[], Encoders] | None = None,
   mesh: jax.sharding.Mesh | None = None,
 ) -> Pool:
-  """Draws the pool, or goes on with it, and writes down what each image shows and how well."""
+  """Samples the pool, or goes on with it, and writes the prompt of each image and its score to `metadata.jsonl`.
+
+  Raises:
+    ValueError: if the folder holds images that were sampled with another theta.
+  """
+  processes.on_main_process(lambda: _bind_pool(folder, theta.thetas))
   each = config.pool.images_per_prompt
   prompts = tuple(f"{prompt} {style}" for prompt in config.pool.prompts for _ in range(each))
 
-  def draw(first: int, count: int) -> Any:
+  def sample(first: int, count: int) -> Any:
     options = {"seed": config.seed, "first": first, "batch_size": config.pool.batch_size, "mesh": mesh}
-    for images in batches(generator, params, prompts[first : first + count], thetas=[theta.thetas], **options):
+    own = params if mesh is None else place_parts(params, params, mesh)
+    for images in batches(generator, own, prompts[first : first + count], thetas=[theta.thetas], **options):
       yield from images[-1]
 
   with tqdm.tqdm(total=len(prompts), unit=" images", desc="pool", disable=processes.disable_progress()) as bar:
-    images = priors.complete(folder, len(prompts), draw, lambda there: bar.update(there - bar.n))
-  scores = None if encoders is None else text_scores(encoders(), images, prompts)
+    frames = priors.complete(folder, len(prompts), sample, lambda there: bar.update(there - bar.n))
+  scores = None if encoders is None else text_scores(encoders(), frames, prompts)
   lines: list[dict[str, Any]] = [
     {"file_name": priors.file(folder, i).name, "text": prompt} for i, prompt in enumerate(prompts)
   ]
   if scores is not None:
     lines = [{**line, "score": round(float(score), 4)} for line, score in zip(lines, scores, strict=True)]
   processes.on_main_process(lambda: (folder / METADATA).write_text("".join(json.dumps(line) + "\n" for line in lines)))
-  return Pool(images, prompts, scores)
+  return Pool(frames, prompts, scores)
 
 
 def text_scores(encoders: Encoders, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-  """The cosine of each image's embedding and of its prompt's, by CLIP."""
+  """Returns the cosine of each image's embedding and its prompt's, by CLIP."""
   distinct = list(dict.fromkeys(prompts))
   texts = np.asarray(encoders.clip_text(distinct))[[distinct.index(prompt) for prompt in prompts]]
   return np.asarray(metrics.text_similarity(jnp.asarray(encoders.clip_image(list(images))), jnp.asarray(texts)))
 
 
 def choose(pool: Pool, folder: pathlib.Path, feedback: str, config: ml_collections.ConfigDict) -> list[int]:
-  """The numbers of the images for the second round; see `styledrop`."""
+  """Returns the numbers of the images for the second round; see `styledrop`."""
   if feedback == "human":
     return read_selection(folder, config.pool.max_chosen)
   each = config.pool.images_per_prompt
@@ -336,7 +367,7 @@ def choose(pool: Pool, folder: pathlib.Path, feedback: str, config: ml_collectio
 
 
 def read_selection(folder: pathlib.Path, most: int) -> list[int]:
-  """What a person chose, with `dreamjax feedback`.
+  """Reads which images a person chose with `dreamjax feedback`.
 
   Raises:
     Undecided: if nobody has chosen yet.
@@ -354,16 +385,16 @@ def read_selection(folder: pathlib.Path, most: int) -> list[int]:
   if missing := [n for n, there in zip(names, known, strict=True) if there != folder / n or not there.is_file()]:
     raise ValueError(f"{path} names {', '.join(missing)}, which the pool lacks")
   if len(set(numbers)) < len(numbers) or not 1 <= len(numbers) <= most:
-    raise ValueError(f"{path} is to name from 1 to {most} images, each once, not {len(numbers)}")
+    raise ValueError(f"{path} must name from 1 to {most} images, each once, not {len(numbers)}")
   return numbers
 
 
 def _views(
   images: np.ndarray, prompts: Sequence[str], config: ml_collections.ConfigDict
 ) -> tuple[np.ndarray, list[str]]:
-  """Images in [-1, 1] and as many crops of each besides as the config asks for, and their prompts.
+  """Adds crops of images in [-1, 1], as many of each as the config says, and returns all with their prompts.
 
-  The places of what an image shows are then harder to learn by heart, and its style no harder.
+  The layout of an image is then harder to memorise, and its style no harder.
   """
   times = -(-config.views // len(images))
   change = jax.jit(Augment((config.smallest, 1.0), blur=1.0, light=0.0, noise=0.0))
@@ -383,8 +414,8 @@ def _tune(
   mesh: jax.sharding.Mesh,
 ) -> dict[str, Theta]:
   """Trains the theta of every stage that has steps, on images in [-1, 1] and their prompts."""
-  tokens = {stage.name: _tokens(stage, params[stage.name], images, mesh) for stage in generator.stages}
-  text = processes.fetch(generator.encode(params, list(prompts), mesh=mesh))
+  tokens = {stage.name: _tokens(stage, _part(params, stage, "vqgan", mesh), images, mesh) for stage in generator.stages}
+  text = processes.fetch(generator.encode(place_parts(params, (TEXT,), mesh), list(prompts), mesh=mesh))
   thetas, before = {}, None
   for stage in generator.stages:
     low = None if before is None else tokens[before.name]
@@ -392,8 +423,8 @@ def _tune(
     settings = rounds.get(stage.name)
     if settings is None or not settings.steps:
       continue
-    own = params[stage.name]
-    frozen = {stage.name: {"transformer": own["transformer"]}}
+    own = _part(params, stage, "transformer", mesh)
+    frozen = {stage.name: own}
     theta = {stage.name: first_theta(stage, own["transformer"], text, settings, seed)}
     loss, tx = objective(stage, settings, theta)
     rows = _Rows(tokens[stage.name], low, text, settings.batch_size, seed)
@@ -411,8 +442,13 @@ def _tune(
   return thetas
 
 
+def _part(params: Any, stage: TokenStage, part: str, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+  """The parameters of a stage's transformer or VQGAN, on the mesh."""
+  return place_parts(params[stage.name], (part,), mesh)
+
+
 def _tokens(stage: TokenStage, params: Any, images: np.ndarray, mesh: jax.sharding.Mesh) -> np.ndarray:
-  """The tokens of images, [n, t]; each device looks at one after the other, for the VQGAN takes much memory."""
+  """The tokens of images, [n, t]; each device encodes one image at a time, for the VQGAN takes much memory."""
   encode, found = jax.jit(stage.encode), []
   for count, places in batch_indices(len(images), 1, mesh):
     with use_mesh(mesh):
@@ -421,13 +457,13 @@ def _tokens(stage: TokenStage, params: Any, images: np.ndarray, mesh: jax.shardi
 
 
 class _Rows:
-  """batch(i) of a stage's training: images in rounds, so that all are seen equally often."""
+  """batch(i) of a stage's training: images in rounds, so that all are trained on equally often."""
 
   def __init__(self, tokens: np.ndarray, low: np.ndarray | None, text: Any, count: int, seed: int) -> None:
     self._tokens, self._low, self._text, self._count, self._seed = tokens, low, text, count, seed
 
   def __call__(self, i: int) -> TokenBatch:
-    """The rows of update i."""
+    """Returns the batch of update i."""
     which = in_rounds(i, self._count, len(self._tokens), self._seed)
     low = None if self._low is None else self._low[which]
     prompt = jax.tree.map(lambda x: x[which], self._text)
@@ -437,18 +473,18 @@ class _Rows:
 def objective(
   stage: TokenStage, settings: ml_collections.ConfigDict, theta: Any
 ) -> tuple[Loss, optax.GradientTransformation]:
-  """The loss (1) of a stage and the optimizer that makes it small, for a theta of `first_theta`, or its shapes."""
+  """Builds the loss (1) of a stage and its optimizer, for a theta of `first_theta`, or its shapes."""
   loss = stage_loss(stage, Recipe(settings.min_mask_ratio, settings.smoothing))
   return loss, make_optimizer(settings.optimizer, theta, settings.steps)
 
 
 def first_theta(stage: TokenStage, params: Any, text: Text, settings: ml_collections.ConfigDict, seed: int) -> Theta:
-  """A theta that is yet to learn.
+  """Returns the theta of a stage before the first update.
 
   Args:
     stage: which.
     params: its transformer's.
-    text: what the text encoder says of prompts.
+    text: the encoded prompts.
     settings: see `default_stage`.
     seed: of the randomness.
   """
@@ -464,10 +500,73 @@ def first_theta(stage: TokenStage, params: Any, text: Text, settings: ml_collect
       return SoftPrompt.init(key, text.tokens[0][text.mask[0]], settings.tokens)
 
 
+def programs(
+  generator: Masked, params: Any, config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh
+) -> list[Program]:
+  """Lists the programs of a run: the updates of both rounds, the pool between them and the sampling of the result.
+
+  Those that take next to no time are left out: texts and images are encoded once.
+
+  Args:
+    generator: its description.
+    params: the shapes of its parameters.
+    config: of `default_config`.
+    mesh: of devices, which need not be there.
+
+  Raises:
+    ValueError: if the config is for another method, or a batch cannot be divided over the devices.
+  """
+  if "first" not in config:
+    raise ValueError(f"the config is none of StyleDrop, by which {generator.name} is personalised")
+  planner = Planner(with_compute(generator, config.dtype, config.remat, config.scan), placed(params, mesh), mesh)
+  found, thetas = [], {}  # the second round's replace the first's
+  for number, round_ in enumerate(("first", "second"), 1):
+    before = None
+    for stage in planner.generator.stages:
+      settings = config[round_].get(stage.name)
+      if settings is not None and settings.steps:
+        name, field = f"round {number}, {stage.name}: update", f"{round_}.{stage.name}.batch_size"
+        program, theta = _update_program(planner, name, field, stage, before, settings, config)
+        found.append(program)
+        thetas |= theta
+      before = stage
+    if number == 1:
+      total, size = len(config.pool.prompts) * config.pool.images_per_prompt, config.pool.batch_size
+      runs = math.ceil(total / round_up_batch_size(size, mesh))
+      found.append(planner.sampling("pool", runs, {"pool.batch_size": size}, thetas))
+  return [*found, planner.sampling("sample", 1, {}, thetas)]
+
+
+def _update_program(
+  planner: Planner,
+  name: str,
+  field: str,
+  stage: TokenStage,
+  before: TokenStage | None,
+  settings: ml_collections.ConfigDict,
+  config: ml_collections.ConfigDict,
+) -> tuple[Program, Any]:
+  """The update of a stage, and the shapes of what is tuned."""
+  own = planner.params[stage.name]["transformer"]
+
+  def first(params: Any, text: Any) -> Any:
+    text = text._replace(mask=jnp.ones(text.mask.shape, jnp.bool)) if settings.kind == "prompt" else text
+    return {stage.name: first_theta(stage, params, text, settings, config.seed)}
+
+  theta = planner.shapes(first, own, planner.text(1))
+  count = planner.check(name, {field: settings.batch_size})
+  ids = lambda one: jax.ShapeDtypeStruct((count, one.transformer.side**2), jnp.int32)  # noqa: E731
+  low = None if before is None else ids(before)
+  rows = TokenBatch(ids(stage), planner.text(count), jax.ShapeDtypeStruct((count,), jnp.float32), low)
+  once, _ = objective(with_compute(planner.generator, config.dtype, remat="none").stage(stage.name), settings, theta)
+  made, frozen = objective(stage, settings, theta), {stage.name: {"transformer": own}}
+  return planner.update(name, settings.steps, {field: settings.batch_size}, made, once, theta, frozen, rows), theta
+
+
 def _check(
   generator: Generator, config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, rounds: Sequence[str]
 ) -> None:
-  """Raises ValueError for what a config cannot ask for, or not on these devices in the rounds that are to come."""
+  """Raises ValueError for a config that cannot be run, or not on these devices in these rounds."""
   if not isinstance(generator, Masked):
     raise ValueError(f"StyleDrop is for generators of masked tokens, and {generator.name} is none")
   if config.views < 1 or not 0 < config.smallest <= 1:

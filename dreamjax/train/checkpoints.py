@@ -1,20 +1,27 @@
-"""Checkpoints by Orbax: written beside the training, complete or not there at all, the newest few kept."""
+"""Checkpoints of a training by Orbax, and single files of trees; a file is complete or not there at all."""
 
+from collections.abc import Mapping
+import json
+import os
 import pathlib
 from types import TracebackType
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+import safetensors
+import safetensors.numpy
 
+from dreamjax.parallel.sharding import path_name as path_of
 from dreamjax.train.state import TrainState
 
 
 class _Manager(ocp.CheckpointManager):
-  """Orbax's, but for that it does not ask whether the program is to end.
+  """Orbax's manager without its own check for preemption.
 
-  `parallel.processes` does, by a count of its own. JAX's service, which takes the last number that anyone asked with for where
-  the program is, would wait for a step that never comes if both asked.
+  `parallel.processes` checks for it, by a count of its own. JAX's service takes the last number that it was asked with for the
+  program's step, and would wait for a step that never comes if both asked.
   """
 
   def reached_preemption(self, step: int) -> bool:
@@ -23,9 +30,9 @@ class _Manager(ocp.CheckpointManager):
 
 
 class Checkpoints:
-  """The checkpoints of one training, in a folder. Use it as a context, so that the last one is waited for.
+  """The newest checkpoints of one training, in a folder. As a context, it waits for the last one at its end.
 
-  What `state.frozen` holds is not saved: it is not the training's.
+  `state.frozen` is not saved, as the training does not change it.
   """
 
   def __init__(self, folder: pathlib.Path, keep: int = 2) -> None:
@@ -45,15 +52,15 @@ class Checkpoints:
     return self._manager.latest_step()
 
   def save(self, state: TrainState) -> None:
-    """Begins to save a state; returns as soon as the state may change."""
+    """Begins to save a state in the background; returns as soon as its buffers may be overwritten."""
     self._manager.save(int(state.step), args=ocp.args.StandardSave(_saved(state)))
 
   def wait(self) -> None:
-    """Returns when everything is on disk."""
+    """Waits until everything is on disk."""
     self._manager.wait_until_finished()
 
   def restore(self, state: TrainState) -> TrainState:
-    """The newest checkpoint, in the shapes, types and places of the state that is given.
+    """Reads the newest checkpoint, in the shapes, dtypes and shardings of the state that is given.
 
     Raises:
       ValueError: if the checkpoint was made by another model or optimizer.
@@ -70,3 +77,40 @@ class Checkpoints:
 
 def _saved(state: TrainState) -> dict[str, Any]:
   return {"step": state.step, "theta": state.theta, "opt_state": state.opt_state}
+
+
+def write_tree(path: pathlib.Path, tree: Any, metadata: Mapping[str, Any]) -> None:
+  """Writes a tree of arrays as one safetensors file, its folder made where missing.
+
+  Args:
+    path: the file; one that is there already is replaced.
+    tree: of arrays in the host's memory.
+    metadata: what else the file says, in terms of JSON.
+  """
+  leaves = {path_of(keys): np.asarray(x, order="C") for keys, x in jax.tree_util.tree_leaves_with_path(tree)}
+  path.parent.mkdir(parents=True, exist_ok=True)
+  unfinished = path.with_name(f"{path.name}.unfinished")
+  safetensors.numpy.save_file(leaves, unfinished, metadata={name: json.dumps(x) for name, x in metadata.items()})
+  os.replace(unfinished, path)
+
+
+def read_tree(path: pathlib.Path, like: Any) -> tuple[Any, dict[str, Any]]:
+  """Reads a file of `write_tree`.
+
+  Args:
+    path: the file.
+    like: a tree of arrays, or of shapes, with the structure and the shapes of the one that was written.
+
+  Returns:
+    The tree, of numpy arrays, and the metadata.
+
+  Raises:
+    ValueError: if the file holds another tree.
+  """
+  with safetensors.safe_open(path, "numpy") as file:
+    metadata = {name: json.loads(x) for name, x in (file.metadata() or {}).items()}
+    found = {name: file.get_tensor(name) for name in file.keys()}
+  wanted = {path_of(keys): np.shape(x) for keys, x in jax.tree_util.tree_leaves_with_path(like)}
+  if wanted != {name: x.shape for name, x in found.items()}:
+    raise ValueError(f"{path} holds arrays of another model: choose another workdir")
+  return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in wanted]), metadata

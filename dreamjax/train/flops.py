@@ -1,4 +1,4 @@
-"""How many floating-point operations a function asks for, whatever a compiler makes of it."""
+"""Counts the floating-point operations of a function as it is written, before a compiler changes it."""
 
 from collections.abc import Callable
 import functools
@@ -10,9 +10,9 @@ from jax.extend import core
 
 
 def count(function: Callable[..., Any], *args: Any) -> float:
-  """The operations of a function's matrix products and convolutions: two for each product of two numbers.
+  """Counts the operations of a function's matrix products and convolutions: two for each product of two numbers.
 
-  What a loop of `lax.scan` does is counted as often as it is done; of branches, the dearest counts, and of those that
+  The body of a `lax.scan` counts as often as it runs; of branches, the most expensive one counts, and of those that
   `lax.platform_dependent` chooses from, the default.
 
   Args:
@@ -48,7 +48,7 @@ def _of_equation(equation: core.JaxprEqn) -> float:
 
 
 def _of_convolution(equation: core.JaxprEqn) -> float:
-  """Of a convolution: for each output, the products of the numbers that are not padding or holes of a dilation."""
+  """Counts a convolution: for each output, the products of numbers that are not padding or holes of a dilation."""
   params, numbers = equation.params, equation.params["dimension_numbers"]
   left, right, out = (x.aval.shape for x in (*equation.invars, equation.outvars[0]))
   channels = right[numbers.rhs_spec[1]]
@@ -62,14 +62,14 @@ def _of_convolution(equation: core.JaxprEqn) -> float:
 
 @functools.cache
 def taps(size: int, window: int, places: int, stride: int, low: int, inside: int, outside: int) -> int:
-  """How many products a convolution makes along an axis that are not with padding or with holes of a dilation.
+  """Counts the products of a convolution along an axis that are not with padding or with holes of a dilation.
 
   Args:
     size: of the input.
     window: of the kernel.
-    places: of the output.
-    stride: between places.
-    low: what the input is padded with before its first place.
+    places: number of positions of the output.
+    stride: between them.
+    low: padding before the input's first position.
     inside: dilation of the input.
     outside: dilation of the kernel.
   """

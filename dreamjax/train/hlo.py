@@ -1,7 +1,7 @@
-"""What a compiled program's text says: its operations, the bytes that it moves, and those that devices send each other.
+"""Reads from a compiled program's text its operations, the bytes that it moves, and those that devices send each other.
 
-XLA's own analysis counts what a loop does once, however often it runs, and knows nothing of collectives. The text is
-that of libtpu, in which products are convolutions; of CPUs' programs, collectives are understood as well.
+XLA's own analysis counts a loop's body once, however often it runs, and leaves collectives out. The text is that of
+libtpu, in which products are convolutions; of CPUs' programs, collectives are understood as well.
 """
 
 import collections
@@ -21,7 +21,7 @@ _COUNTERS = ("s32[]", "u32[]")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 _WINDOW = re.compile(r"(size|stride|pad|lhs_dilate|rhs_dilate)=([\dx_-]+)")
-# Of JAX's attention, block by block: the products of each kernel; on the way back one is computed anew.
+# JAX's block-wise attention: the products of each kernel; the backward pass recomputes one.
 _KERNELS = re.compile(r"splash_mha_(fwd|dkv)")
 _PRODUCTS = {"fwd": 2, "dkv": 5}
 _OPERANDS = re.compile(r"operand_layout_constraints=\{(.*?\})\}")
@@ -30,7 +30,7 @@ _COLLECTIVES = (
   "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute",
   "collective-broadcast",
 )  # fmt: skip
-# What of itself moves nothing to or from the chip's memory: names for what is there, and the ends of what was begun.
+# Instructions that move nothing to or from the chip's memory: names of buffers, and the ends of asynchronous ones.
 _STILL = re.compile(
   "parameter|constant|tuple|get-tuple-element|bitcast|iota|after-all|partition-id|while|conditional|call|.*-done"
 )
@@ -47,7 +47,7 @@ class _Instruction(NamedTuple):
 
 
 def _bytes(shape: str, hbm: bool = False) -> list[int]:
-  """Of the arrays of a shape in the text; with `hbm` those that lie in the chip's large memory, as they lie there."""
+  """The bytes of the arrays of a shape in the text; with `hbm` of those in the chip's HBM, with the padding there."""
   found = []
   for kind, sizes, layout in _SHAPE.findall(shape):
     bits = 8 if kind == "pred" else int(re.search(r"\d+", kind)[0])
@@ -77,14 +77,14 @@ def _sizes(shape: str) -> list[int]:
 
 
 def _count(instruction: _Instruction) -> int | None:
-  """The number that a constant is, if it may count a loop's rounds."""
+  """The value of a constant, if it may be a loop's counter."""
   if instruction.kind != "constant" or instruction.shape[:5] not in _COUNTERS:
     return None
   return int(instruction.rest.partition(")")[0])
 
 
 def _operands(instruction: _Instruction) -> list[str]:
-  """The names of what an instruction reads."""
+  """The names of an instruction's operands."""
   return re.findall(r"%([\w.-]+)", instruction.rest.partition(")")[0])
 
 
@@ -100,8 +100,8 @@ class Program:
 
   def __init__(self, text: str) -> None:
     self.computations: dict[str, list[_Instruction]] = {}
-    said = re.search(r"num_partitions=(\d+)", text)
-    self.devices = int(said[1]) if said else 1
+    match = re.search(r"num_partitions=(\d+)", text)
+    self.devices = int(match[1]) if match else 1
     self.entry = ""
     lines: list[_Instruction] = []
     for line in text.splitlines():
@@ -134,25 +134,25 @@ class Program:
           yield callee.strip().lstrip("%"), 1
 
   def _trips(self, loop: _Instruction) -> int:
-    """How often a loop runs: it says so, or else its counter's end, as its condition knows it, by its stride."""
-    if said := _TRIPS.search(loop.rest):
-      return int(said[1])
+    """How often a loop runs: its known trip count, or else its counter's end in the condition by its stride."""
+    if known := _TRIPS.search(loop.rest):
+      return int(known[1])
     condition, body = (
       self.computations.get(re.search(rf"{part}=%?([\w.-]+)", loop.rest)[1], []) for part in ("condition", "body")
     )
     end = max((x for x in map(_count, condition) if x is not None), default=1)
     counted = [x for x in condition if x.kind == "get-tuple-element" and x.shape[:5] in _COUNTERS]
-    place = re.search(r"index=(\d+)", counted[0].rest) if counted else None
-    left = next((_operands(x) for x in body if x.root), [])
+    index = re.search(r"index=(\d+)", counted[0].rest) if counted else None
+    results = next((_operands(x) for x in body if x.root), [])
     by_name = {x.name: x for x in body}
-    raised = by_name.get(left[int(place[1])]) if place and int(place[1]) < len(left) else None
-    if raised is None or raised.kind != "add":
+    counter = by_name.get(results[int(index[1])]) if index and int(index[1]) < len(results) else None
+    if counter is None or counter.kind != "add":
       return end
-    strides = [_count(by_name[name]) for name in _operands(raised) if name in by_name]
+    strides = [_count(by_name[name]) for name in _operands(counter) if name in by_name]
     return math.ceil(end / max((x for x in strides if x), default=1))
 
   def products(self) -> float:
-    """Operations of matrix products and convolutions: to a TPU's compiler, both are convolutions."""
+    """Counts the operations of matrix products and convolutions: to a TPU's compiler, both are convolutions."""
     total = 0.0
     for name, times in self.repeats.items():
       shapes = self.shapes(name)
@@ -162,7 +162,7 @@ class Program:
     return total
 
   def _products(self, instruction: _Instruction, shapes: dict[str, str], left: str, right: str, out: str) -> int:
-    """Of a convolution whose axes are labelled, such as b01f_01io->b01f: a batch axis may be a dilated window."""
+    """The products of a convolution with axis labels such as b01f_01io->b01f; a batch axis may be a dilated window."""
     image, kernel = (_sizes(shapes[name]) for name in _operands(instruction)[:2])
     result, window = _sizes(instruction.shape), dict(_WINDOW.findall(instruction.rest))
     count = result[out.index("b")] * result[out.index("f")] * kernel[right.index("i")]
@@ -179,11 +179,11 @@ class Program:
     return count
 
   def shapes(self, name: str) -> dict[str, str]:
-    """Of all that a computation makes or is given."""
+    """Returns the shapes of a computation's parameters and results, by name."""
     return {instruction.name: instruction.shape for instruction in self.computations[name]}
 
   def traffic(self) -> float:
-    """Bytes that are read from the chip's memory and written there; of a slice, what is sliced."""
+    """Counts the bytes read from the chip's memory and written to it; of a slice, those of its result."""
     fused = {
       callee
       for lines in self.computations.values()
@@ -202,7 +202,7 @@ class Program:
     kind, read = instruction.kind, [shapes.get(name, "") for name in _operands(instruction)]
     if _STILL.fullmatch(kind) or (kind == "custom-call" and any(x in instruction.rest for x in _STILL_CALLS)):
       return 0
-    if kind in ("copy-start", "slice-start"):  # of what it makes and what it reads, either may lie nearer
+    if kind in ("copy-start", "slice-start"):  # either its result or its operand may be in faster memory
       return min(_bytes(instruction.shape)[:2]) * len(_bytes(instruction.shape, hbm=True))
     if kind.endswith("-start"):
       return sum(_bytes(instruction.shape, hbm=True))
@@ -227,7 +227,7 @@ class Program:
     return moved
 
   def _read(self, computation: str, name: str, size: int) -> int:
-    """Bytes that a fused computation reads of something so large."""
+    """The bytes that a fused computation reads of a parameter of so many bytes."""
     found = 0
     for line in self.computations[computation]:
       for place in (place for place, operand in enumerate(_operands(line)) if operand == name):
@@ -244,22 +244,22 @@ class Program:
     return found
 
   def attention(self) -> float:
-    """Operations of attention block by block, of which XLA knows nothing: two for each product of two numbers."""
+    """Counts the operations of block-wise attention, a custom call to XLA: two for each product of two numbers."""
     total = 0.0
     for name, times in self.repeats.items():
       for instruction in self.computations[name]:
-        if (kernel := _KERNELS.match(instruction.name)) and (told := _OPERANDS.search(instruction.rest)):
-          sizes = [[int(x) for x in size.split(",")] for kind, size, _ in _SHAPE.findall(told[1]) if kind != "s8"]
+        if (kernel := _KERNELS.match(instruction.name)) and (operands := _OPERANDS.search(instruction.rest)):
+          sizes = [[int(x) for x in size.split(",")] for kind, size, _ in _SHAPE.findall(operands[1]) if kind != "s8"]
           query, key = sizes[:2]
           total += 2.0 * times * _PRODUCTS[kernel[1]] * math.prod(query) * key[-2]
     return total
 
   def sent(self) -> dict[str, float]:
-    """Bytes that a device sends, by the kind of collective, if rings are used.
+    """Counts the bytes that a device sends, by the kind of collective, if rings are used.
 
-    A sum of which each device keeps a part counts as a whole all-reduce where the compiler has written it as one. One
-    that goes on beside several other instructions, each of which names it with the number of the chain, counts once.
-    Of a ragged all-to-all, whose lengths are known as it runs, it is what is sent where they are alike and fill it.
+    A sum of which each device keeps a part counts as a whole all-reduce if the compiler has written it as one. One that
+    overlaps several other instructions, each of which names it by the number of the chain, counts once. A ragged
+    all-to-all, whose lengths are known only as it runs, counts as if they were equal and filled it.
     """
     total: dict[str, float] = collections.Counter()
     begun = set()
@@ -275,9 +275,9 @@ class Program:
           begun.add(chain[1])
         sizes, operands = _bytes(instruction.shape), _operands(instruction)
         if kind == "ragged-all-to-all":
-          sizes = _bytes(shapes[operands[0]])  # the others are the place of the result, and lengths
+          sizes = _bytes(shapes[operands[0]])  # the others are the result's buffer, and lengths
         elif instruction.kind.endswith("-start") and kind != "all-reduce":
-          sizes = sizes[len(operands) : 2 * len(operands)]  # behind operands; all-reduce needs no other place
+          sizes = sizes[len(operands) : 2 * len(operands)]  # after the operands; all-reduce needs no other buffer
         group = self._group(instruction.rest)
         share = (group - 1) / group
         whole = {"collective-permute": 1.0, "collective-broadcast": 1.0}
@@ -286,7 +286,7 @@ class Program:
     return dict(total)
 
   def _group(self, rest: str) -> int:
-    """How many devices take part in a collective together: all of them, if no groups are named."""
+    """The number of devices in a collective's group: all of them, if no groups are named."""
     if named := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest):
       sizes = dict(re.findall(r"'([^']+)'=(\d+)", named[1]))
       return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", named[2]))

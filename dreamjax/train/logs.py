@@ -1,4 +1,4 @@
-"""Logs of a training: JSON lines, sheets of images, and TensorBoard's event files if they are asked for."""
+"""Logs of a training: JSON lines, sheets of images, and TensorBoard's event files on request."""
 
 from collections.abc import Mapping, Sequence
 import json
@@ -14,24 +14,24 @@ from dreamjax.parallel import processes
 
 
 class Sheet(NamedTuple):
-  """Images to be looked at, [n, h, w, 3] in [-1, 1], and a caption for each."""
+  """Images for people to look at, [n, h, w, 3] in [-1, 1], and a caption for each."""
 
   images: Float[np.ndarray, "n h w 3"] | Float[jax.Array, "n h w 3"]
   captions: Sequence[str]
 
 
 class Log:
-  """A file of JSON lines, one for each time that something was measured, and what lies beside it.
+  """A file of JSON lines, one for each time that something was measured, and the files next to it.
 
   Of several processes, the first one writes. A training that was cut off repeats the steps since its last checkpoint:
   of two lines of a step the later one counts.
 
   Args:
-    path: the file. Images go into the folder `samples` beside it, event files into `tensorboard`.
+    path: the file. Images go into the folder `samples` next to it, event files into `tensorboard`.
     tensorboard: whether TensorBoard's event files are written, too.
 
   Raises:
-    ValueError: if event files are asked for, but TensorFlow is not installed.
+    ValueError: if event files are requested, but TensorFlow is not installed.
   """
 
   def __init__(self, path: pathlib.Path, tensorboard: bool = False) -> None:
@@ -40,15 +40,14 @@ class Log:
       path.parent.mkdir(parents=True, exist_ok=True)
     self._events = _event_writer(path.parent / "tensorboard") if tensorboard and self._writes else None
 
-  def write(self, step: int, values: Mapping[str, float]) -> None:
-    """Adds a line."""
+  def write(self, step: int, values: Mapping[str, Any]) -> None:
+    """Adds a line of scalars, or of arrays [n] of what is measured of n fits; TensorBoard gets the means of arrays."""
     if not self._writes:
       return
-    values = {name: float(value) for name, value in values.items()}
     with self._path.open("a") as out:
-      out.write(json.dumps({"step": step, **values}) + "\n")
+      out.write(json.dumps({"step": step, **{name: np.asarray(x).tolist() for name, x in values.items()}}) + "\n")
     if self._events is not None:
-      self._events.write_scalars(step, values)
+      self._events.write_scalars(step, {name: float(np.nanmean(x)) for name, x in values.items()})
       self._events.flush()
 
   def sheet(self, step: int, name: str, sheet: Sheet) -> None:
@@ -65,7 +64,7 @@ class Log:
 
 
 def _event_writer(folder: pathlib.Path) -> Any:
-  """A writer of event files: clu's, which needs TensorFlow."""
+  """Returns clu's writer of event files, which needs TensorFlow."""
   try:
     from clu import metric_writers
     import tensorflow as tf

@@ -13,18 +13,22 @@ from dreamjax.parallel.sharding import path_name
 
 
 def default_config() -> ml_collections.ConfigDict:
-  """The fields that `make_optimizer` reads.
+  """Returns the fields that `make_optimizer` reads.
 
-  kind: "adamw", or "muon", which makes the updates of kernels orthogonal, as large as AdamW's (Jordan et al., 2024; Liu
-  et al., 2502.16982, section 2.2), and leaves the rest to AdamW, without weight decay; learning_rate: the highest one;
-  warmup: steps of linear increase to it; decay: "cosine" to zero at the last step, or "constant"; b1, b2, weight_decay
-  (of matrices and kernels, not of vectors): AdamW's; clip: largest global norm of the gradient; ema: decay of theta's
-  moving average, 0 for none; multipliers: pairs (regex, factor) for learning rates by name, of which the first that
-  matches a parameter's path counts.
+  Muon makes the updates of kernels orthogonal, as large as AdamW's (Jordan et al., 2024; Liu et al., 2502.16982,
+  section 2.2), and leaves the rest to AdamW, without weight decay.
   """
   return ml_collections.ConfigDict({
-    "kind": "adamw", "learning_rate": 1e-3, "warmup": 100, "decay": "cosine", "b1": 0.9, "b2": 0.99,
-    "weight_decay": 0.01, "clip": 1.0, "ema": 0.999, "multipliers": (),
+    "kind": "adamw",  # or "muon"
+    "learning_rate": 1e-3,  # the highest one
+    "warmup": 100,  # updates of linear increase to it
+    "decay": "cosine",  # to zero at the last update, or "constant"
+    "b1": 0.9,
+    "b2": 0.99,
+    "weight_decay": 0.01,  # of matrices and kernels, not of vectors; 0 makes AdamW Adam
+    "clip": 1.0,  # largest global norm of the gradient
+    "ema": 0.999,  # decay of theta's moving average; 0 for none
+    "multipliers": (),  # pairs (regex, factor) of learning rates: the first that matches a parameter's path counts
   })  # fmt: skip
 
 
@@ -67,9 +71,9 @@ def make_optimizer(config: ml_collections.ConfigDict, theta: Any, steps: int) ->
 
 
 def _as_matrix(keys: Any, x: Any) -> contrib.MuonDimensionNumbers | None:
-  """How Muon sees a parameter: a kernel's last axis counts the outputs, all others the inputs; the rest is not its.
+  """Says which axes of a parameter are a matrix for Muon: a kernel's last one is the outputs, all others the inputs.
 
-  Of a table of tokens or a codebook a step reaches few rows, which are not to be moved as one matrix.
+  None for the rest, which AdamW updates: of a table of tokens or a codebook, an update reaches few rows only.
   """
   if not path_name(keys).endswith("kernel"):
     return None
@@ -77,7 +81,7 @@ def _as_matrix(keys: Any, x: Any) -> contrib.MuonDimensionNumbers | None:
 
 
 def _factors(multipliers: Any, theta: Any) -> Any:
-  """The factor of each leaf: that of the first expression that matches its path, 1 if none does."""
+  """Returns the factor of each leaf: that of the first expression that matches its path, 1 if none does."""
   used = set()
 
   def factor(keys, _) -> float:
@@ -94,14 +98,14 @@ def _factors(multipliers: Any, theta: Any) -> Any:
 
 
 class MovingAverage(NamedTuple):
-  """The moving average of theta, in the optimizer's state so that it is saved and placed as that is."""
+  """The moving average of theta, part of the optimizer's state so that it is saved and sharded as that is."""
 
   count: jax.Array
   average: Any
 
 
 def _moving_average(decay: float) -> optax.GradientTransformation:
-  """Changes nothing, but averages theta; the decay rises to its value as (1 + n) / (10 + n)."""
+  """Leaves updates as they are, and averages theta; the decay rises to its value as (1 + n) / (10 + n)."""
 
   def init(theta: Any) -> MovingAverage:
     return MovingAverage(jnp.zeros((), jnp.int32), jax.tree.map(jnp.array, theta))
@@ -117,7 +121,7 @@ def _moving_average(decay: float) -> optax.GradientTransformation:
 
 
 def averaged(state: Any) -> Any:
-  """The moving average of a `TrainState`'s theta, or theta itself if none is kept."""
+  """Returns the moving average of a `TrainState`'s theta, or theta itself if none is kept."""
   is_average = lambda x: isinstance(x, MovingAverage)  # noqa: E731
   found = [x for x in jax.tree.leaves(state.opt_state, is_leaf=is_average) if is_average(x)]
   return found[0].average if found else state.theta

@@ -1,4 +1,4 @@
-"""What a training changes, and what it only reads."""
+"""The state of a training: what it changes, and what it only reads."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ class TrainState:
   Attributes:
     step: how many updates were made.
     theta: the trainable parameters; nothing else is differentiated.
-    frozen: what the loss reads besides, such as a pretrained generator; None if there is nothing.
+    frozen: what the loss reads besides theta, such as a pretrained generator's parameters; None if there is nothing.
     opt_state: the optimizer's, with the moving average of theta in it.
   """
 
@@ -31,11 +31,11 @@ class TrainState:
   def create(
     cls, theta: Any, tx: optax.GradientTransformation, frozen: Any = None, mesh: jax.sharding.Mesh | None = None
   ) -> "TrainState":
-    """The state before the first update.
+    """Returns the state before the first update.
 
     Args:
       theta: what is trained.
-      tx: the optimizer, whose state is born where it belongs, for no device might hold all of it.
+      tx: the optimizer, whose state is initialised sharded, as a device may be too small to hold all of it.
       frozen: what is only read.
       mesh: of devices, see `sharding`; None for the first device alone.
     """

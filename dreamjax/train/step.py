@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from flax import struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -10,9 +11,23 @@ import optax
 
 from dreamjax.train.state import TrainState
 
-#: loss(theta, frozen, batch, key) -> (scalar, named scalars to log).
-Loss = Callable[[Any, Any, Any, jax.Array], tuple[Float[Array, ""], dict[str, Float[Array, ""]]]]
-Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, Float[Array, ""]]]]
+
+@struct.dataclass
+class Mean:
+  """A metric that is a mean over what a batch, or a microbatch, may hold more or less of, or nothing.
+
+  Totals and counts are added up over microbatches and updates before they are divided, so that the logged value is the
+  mean over all that was counted.
+  """
+
+  total: Float[Array, "*n"]
+  count: Float[Array, "*n"]
+
+
+#: loss(theta, frozen, batch, key) -> (scalar, metrics by name, scalars or `Mean`).
+Loss = Callable[[Any, Any, Any, jax.Array], tuple[Float[Array, ""], dict[str, Any]]]
+#: step(state, batch) -> (state, metrics by name).
+Step = Callable[..., tuple[TrainState, dict[str, Any]]]
 
 
 def make_step(
@@ -24,21 +39,22 @@ def make_step(
   resumed run goes on as if it had not been cut off.
 
   Args:
-    loss: what to make small.
-    tx: how, see `optimizer.make_optimizer`.
+    loss: what is minimised.
+    tx: the optimizer, see `optimizer.make_optimizer`.
     seed: of all randomness in the loss.
-    pieces: in how many equal parts a batch is taken, one after the other, their gradients averaged ("accumulation"). It
-      saves memory, and on a CPU, whose caches are small, time. For a loss that is a mean over rows only.
-    unroll: whether the pieces are computed outside of a loop; by default where JAX computes on a CPU, whose XLA makes a
-      convolution's gradient many times slower inside of one (jax 0.10).
+    pieces: gradient accumulation: the number of equal microbatches of a batch, whose gradients are computed one after
+      another and averaged. It saves memory, and on a CPU, whose caches are small, time. For a loss that is a mean over
+      examples only.
+    unroll: whether the microbatches are computed outside of a loop; by default where JAX computes on a CPU, whose XLA
+      makes a convolution's gradient many times slower inside of one (jax 0.10).
 
   Returns:
-    step(state, batch) -> (state, metrics). The metrics are the loss, what it names, and the global norms of the
-    gradient and of the update.
+    step(state, batch, seed=seed) -> (state, metrics). The metrics are the loss, what it names, and the global norms of
+    the gradient and of the update.
   """
   differentiate = accumulate(jax.value_and_grad(loss, has_aux=True), pieces, unroll)
 
-  def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+  def step(state: TrainState, batch: Any, seed: Any = seed) -> tuple[TrainState, dict[str, Any]]:
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     (value, named), gradient = differentiate(state.theta, state.frozen, batch, key)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # optax mixes them
@@ -52,10 +68,11 @@ def make_step(
 
 
 def accumulate(function: Callable[..., Any], pieces: int, unroll: bool | None = None) -> Callable[..., Any]:
-  """The mean of function(theta, frozen, piece, key) over equal parts of a batch, each with a key of its own.
+  """Builds the mean of function(theta, frozen, microbatch, key) over equal parts of a batch, each with its own key.
 
-  Piece j has the rows j, j + pieces, j + 2 pieces and so on. Rows that are spread over devices so stay where they are,
-  and every device works on every piece; a piece of neighbouring rows would lie on few of them.
+  Microbatch j holds the examples j, j + pieces, j + 2 pieces and so on. Examples that are sharded over devices so stay
+  where they are, and every device works on every microbatch; neighbouring examples would lie on few of them. A `Mean`
+  stays right: total and count are divided alike.
 
   Raises:
     ValueError: when called, if the batch cannot be divided so.
@@ -66,11 +83,11 @@ def accumulate(function: Callable[..., Any], pieces: int, unroll: bool | None = 
   def mean(theta: Any, frozen: Any, batch: Any, key: jax.Array) -> Any:
     def divide(x: Array) -> Array:
       if x.shape[0] % pieces:
-        raise ValueError(f"a batch of {x.shape[0]} rows cannot be divided into {pieces} equal pieces")
+        raise ValueError(f"a batch of {x.shape[0]} examples cannot be divided into {pieces} equal microbatches")
       return x.reshape(-1, pieces, *x.shape[1:]).swapaxes(0, 1)
 
-    def add(total: Any, piece: Any) -> tuple[Any, None]:
-      return jax.tree.map(jnp.add, total, function(theta, frozen, *piece)), None
+    def add(total: Any, microbatch: Any) -> tuple[Any, None]:
+      return jax.tree.map(jnp.add, total, function(theta, frozen, *microbatch)), None
 
     batches = jax.tree.map(divide, batch), jax.random.split(key, pieces)
     shapes = jax.eval_shape(function, theta, frozen, *jax.tree.map(lambda x: x[0], batches))

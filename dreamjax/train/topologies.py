@@ -1,7 +1,7 @@
-"""TPUs that are not there: their chips, as Google publishes them, and compiled programs weighed against these.
+"""Compiles programs for TPUs on machines without one, and compares them with the chips' published numbers.
 
-libtpu compiles for a topology by its name, such as "v5e:4x4", on a machine without a TPU. What a compiled program says
-of itself is its memory; its operations and the bytes that it moves are read from its text (`hlo`).
+libtpu compiles for a topology by its name, such as "v5e:4x4". A compiled program reports its memory; its operations and
+the bytes that it moves are read from its text (`hlo`).
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ GIB = 2**30
 
 
 class Chip(NamedTuple):
-  """What a chip is good for.
+  """The published numbers of a chip.
 
   Attributes:
     memory: bytes of HBM that a program may use.
@@ -38,9 +38,9 @@ class Chip(NamedTuple):
 
 
 _PAGE = "docs.cloud.google.com/tpu/docs"
-#: Peak compute and HBM are of the page of each chip. Of the memory, libtpu 0.0.52 keeps some for itself: it lets
-#: programs have what stands here. Links are as many as a chip has neighbours in its torus, each with its rate one way:
-#: together half of the bidirectional bandwidth that the pages tell. That of v4 tells none: its links are of the paper.
+#: Peak compute and HBM are from the page of each chip. libtpu 0.0.52 keeps some of the memory for itself: these are the
+#: bytes that programs may use. A chip has a link to each neighbour in its torus, here with its rate one way: together
+#: half of the bidirectional bandwidth on the pages. The page of v4 has none: its links are from the paper.
 CHIPS = {
   "v4": Chip(30.75 * GIB, 275e12, 1.2e12, 6 * 50e9, f"{_PAGE}/v4; links: Jouppi et al., 2304.01433, table 4"),
   "v5e": Chip(15.75 * GIB, 197e12, 0.819e12, 4 * 50e9, f"{_PAGE}/v5e"),
@@ -49,16 +49,16 @@ CHIPS = {
 }
 
 _TOPOLOGY = re.compile(r"(\w+):(\d+(?:x\d+)*)")
-# By default libtpu makes two devices of a v4, one of each TensorCore; what runs there sees one, of the whole chip.
+# By default libtpu makes two devices of a v4, one of each TensorCore; programs on a real v4 see one, the whole chip.
 _OPTIONS = {"v4": {"chip_config_name": "megacore"}}
-# How libtpu says that there is no room: the second of them is 0.0.52's.
+# Messages by which libtpu reports that memory is exceeded; the second is that of 0.0.52.
 _EXCEEDED = (
   re.compile(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm"),
   re.compile(r"memory required for [^()]*\(([\d.]+)([KMGT])\) exceeds available HBM"),
 )
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
-# By which libtpu is told not to ask where it is, nor to lock others out, nor to talk.
+# Settings by which libtpu does not query the metadata server, lock other processes out or log.
 _QUIET = {
   "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-1",
   "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0", "TPU_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3",
@@ -66,7 +66,7 @@ _QUIET = {
 
 
 def chip(topology: str) -> Chip:
-  """The chip of a topology's name; ValueError for one that is not known."""
+  """Returns the chip of a topology's name; ValueError for one that is not known."""
   kind = topology.partition(":")[0]
   if kind not in CHIPS:
     raise ValueError(f"nothing is known of the chip {kind!r} of {topology!r}; there are: {', '.join(CHIPS)}")
@@ -74,23 +74,23 @@ def chip(topology: str) -> Chip:
 
 
 def devices(topology: str) -> list[Any]:
-  """The devices of a topology such as "v5e:4x4", one a chip, for meshes of programs that are compiled and never run.
+  """Returns the devices of a topology such as "v5e:4x4", one per chip, for programs that are compiled and never run.
 
   Raises:
     ValueError: if libtpu is not installed, or knows no such topology, or does not make a device of each of its chips.
   """
   chip(topology)
-  if (said := _TOPOLOGY.fullmatch(topology)) is None:
+  if (match := _TOPOLOGY.fullmatch(topology)) is None:
     raise ValueError(f"{topology!r} is not a chip and a number of chips along each axis, such as v5e:4x4")
   if importlib.util.find_spec("libtpu") is None:
     raise ValueError("the TPU compiler is not installed: pip install 'dreamjax[plan]'")
   for name, value in _QUIET.items():
     os.environ.setdefault(name, value)
   try:
-    described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **_OPTIONS.get(said[1], {}))
+    described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **_OPTIONS.get(match[1], {}))
   except (RuntimeError, ValueError) as error:
     raise ValueError(f"libtpu knows no topology {topology!r}: {error}") from error
-  chips, found = math.prod(int(count) for count in said[2].split("x")), list(described.devices)
+  chips, found = math.prod(int(count) for count in match[2].split("x")), list(described.devices)
   if len(found) != chips:
     raise ValueError(f"libtpu makes {len(found)} devices of the {chips} chips of {topology!r}, not one of each")
   return found
@@ -98,10 +98,10 @@ def devices(topology: str) -> list[Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Load:
-  """What one run of a compiled program asks of each device.
+  """What one run of a compiled program takes of each device.
 
   Attributes:
-    arguments, temporaries, results, code: bytes; results that take an argument's place do not count.
+    arguments, temporaries, results, code: bytes; results in the buffers of donated arguments do not count.
     flops: operations of matrix products, convolutions and attention.
     traffic: bytes between the chip and its memory.
     sent: bytes that are sent to other devices, by the kind of collective.
@@ -116,7 +116,7 @@ class Load:
   sent: dict[str, float]
 
   def seconds(self, chip: Chip) -> dict[str, float]:
-    """How long a chip takes at least, for each of the three things that it does at the same time at best."""
+    """Returns lower bounds of the time on a chip; at best compute, memory and collectives overlap fully."""
     return {
       "compute": self.flops / chip.flops,
       "memory": self.traffic / chip.bandwidth,
@@ -125,9 +125,9 @@ class Load:
 
 
 def load(lowered: jax.stages.Lowered) -> Load:
-  """Compiles a program and weighs it."""
+  """Compiles a program and returns what it takes."""
   shortest = jax.config.jax_persistent_cache_min_compile_time_secs
-  try:  # it is not kept for another time, for without a TPU it could not be read again
+  try:  # it does not go into the compilation cache, from which it could not be read without a TPU
     jax.config.update("jax_persistent_cache_min_compile_time_secs", math.inf)
     compiled = lowered.compile()
   finally:
@@ -145,10 +145,10 @@ def load(lowered: jax.stages.Lowered) -> Load:
 
 
 def exceeded(error: Exception) -> float:
-  """The bytes that a program needed for which the compiler found no room, those of its arguments among them.
+  """Returns the bytes that a program would have needed, arguments included, from the compiler's error.
 
   Raises:
-    Exception: `error` itself, if it says something else.
+    Exception: `error` itself, if it is another one.
   """
   for pattern in _EXCEEDED:
     if found := pattern.search(str(error)):

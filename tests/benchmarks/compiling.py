@@ -19,7 +19,7 @@ import jax
 from dreamjax import cli
 from dreamjax.commands import configs
 from dreamjax.generators import published
-from dreamjax.methods import plans
+from dreamjax.methods import dreambooth, styledrop
 from dreamjax.parallel.sharding import make_mesh
 
 RECIPES = {
@@ -36,7 +36,8 @@ def once(name: str, scan: str, folder: str) -> None:
   config = configs.load(RECIPES[name], [f"--config.scan={scan}", "--config.remat=cheap"])
   rows = config.stages.base if "stages" in config else config.first.base
   rows.batch_size = 1
-  program = plans.programs(*published.describe(name), config, make_mesh((1, 1, 1)))[0]
+  method = dreambooth if "stages" in config else styledrop
+  program = method.programs(*published.describe(name), config, make_mesh((1, 1, 1)))[0]
   began = time.perf_counter()
   lowered = program.lower()
   traced = time.perf_counter()

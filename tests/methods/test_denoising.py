@@ -7,8 +7,10 @@ import pytest
 
 from dreamjax.diffusion import process
 from dreamjax.diffusion.resolution import downsample, upsample
+from dreamjax.generators.conditioning import Text
 from dreamjax.generators.generator import with_compute
 from dreamjax.methods.denoising import Recipe, stage_loss
+from dreamjax.parallel.sharding import make_mesh, shard_batch, shard_params
 from dreamjax.theta import LoRA
 
 KEY = jax.random.key(3)
@@ -35,7 +37,8 @@ def test_rows_with_weights_are_two_losses(base, make_rows):
     alone = rows.replace(weight=np.where(group, 2.0, 0.0).astype(np.float32))
     parts.append(float(loss(theta, frozen, alone, KEY)[0]))
   np.testing.assert_allclose(value, parts[0] + 0.3 * parts[1], rtol=1e-5)
-  np.testing.assert_allclose([named["error_subject"], named["error_prior"]], parts, rtol=1e-5)
+  means = [named[f"error_{name}"].total / named[f"error_{name}"].count for name in ("subject", "prior")]
+  np.testing.assert_allclose(means, parts, rtol=1e-5)
 
 
 def test_a_weight_of_zero_takes_a_row_s_gradient_away(base, make_rows):
@@ -123,3 +126,59 @@ def test_a_network_that_computes_otherwise_learns_the_same(tiny_cascade, base, m
 def test_a_type_that_nothing_computes_in_is_refused(tiny_cascade):
   with pytest.raises(ValueError, match="dtype is one of float32, bfloat16, not 'float8'"):
     with_compute(tiny_cascade[0], "float8", remat="none")
+
+
+def stacked(params, count):
+  """Low-rank updates of attention, one for each example."""
+  theta = LoRA.init(KEY, params, 1, pattern="attention/")
+  thetas = [jax.tree.map(lambda x, i=i: x + 0.03 * (i + 1), theta) for i in range(count)]
+  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *thetas)
+
+
+def twice(theta, frozen, rows):
+  return jax.tree.map(lambda x: 2 * x, theta)
+
+
+@pytest.fixture(scope="module")
+def per_example(tiny_cascade, make_rows):
+  """Value and gradient of the loss with a theta for each of 8 examples: (loss, theta, frozen, rows, found)."""
+  generator, params = tiny_cascade
+  loss = stage_loss(generator.stages[0], Recipe(), realise=twice, per_example=True)
+  theta = {"base": jax.tree.map(lambda x: x / 2, stacked(params["base"], 8))}
+  gradient = jax.jit(jax.value_and_grad(lambda *args: loss(*args, KEY)[0]))
+  frozen, rows = {"base": params["base"]}, make_rows(8, 8)
+  return gradient, theta, frozen, rows, gradient(theta, frozen, rows)
+
+
+def test_thetas_for_each_example_are_a_loop_over_examples(tiny_cascade, per_example):
+  stage = tiny_cascade[0].stages[0]
+  _, theta, frozen, rows, (value, gradient) = per_example
+  noise_key, time_key, *_ = jax.random.split(KEY, 4)
+  t = stage.schedule.draw(time_key, 8)
+  eps = process.draw_noise(jax.random.split(noise_key, 8), (8, 8, 3))
+  x_t = process.diffuse(rows.image, eps, t, stage.schedule)
+  target = process.target(rows.image, eps, t, stage.schedule, stage.predicts)
+
+  @jax.jit
+  @jax.value_and_grad
+  def one(theta, *example):
+    x_t, t, prompt, target = jax.tree.map(lambda x: x[None], example)
+    applied = jax.tree.map(lambda x: 2 * x, theta["base"])
+    return jnp.mean((stage.predict(frozen["base"], applied, x_t, t, Text(*prompt)) - target) ** 2) / 8
+
+  pick = lambda tree, i: jax.tree.map(lambda x: x[i], tree)  # noqa: E731
+  alone = [one(pick(theta, i), *pick((x_t, t, rows.prompt, target), i)) for i in range(8)]
+  np.testing.assert_allclose(value, sum(found[0] for found in alone), rtol=1e-5)
+  for i in range(8):
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)  # noqa: E731
+    jax.tree.map(close, pick(gradient, i), alone[i][1])
+  assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(gradient)) > 1e-3
+
+
+def test_thetas_for_each_example_are_the_same_on_a_mesh(per_example):
+  gradient, theta, frozen, rows, (value, wanted) = per_example
+  mesh = make_mesh((4, 1, 2))
+  with jax.set_mesh(mesh):
+    found = gradient(shard_batch(theta, mesh), shard_params(frozen, mesh), shard_batch(rows, mesh))
+  np.testing.assert_allclose(found[0], value, rtol=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found[1], wanted)

@@ -1,6 +1,7 @@
 """DreamBooth on a tiny cascade, from a folder of photos to a theta."""
 
 import dataclasses
+import gc
 import json
 
 import jax
@@ -133,16 +134,65 @@ def test_full_weights_text_encoder_and_frozen_prior(tiny_cascade, photos, tmp_pa
   assert np.isfinite(generators.sample(generator, params, ["a [V] dog"], theta=loaded, size=2)).all()
 
 
+@pytest.mark.parametrize("train_text", ["tuned", "embeddings"])
+def test_later_stages_are_trained_on_what_the_tuned_text_encoder_makes_of_texts(
+  tiny_cascade, photos, tmp_path, monkeypatch, train_text
+):
+  """As they are sampled: the texts of super-resolution are those of the theta that the base stage's training found."""
+  generator, params = tiny_cascade
+  batches = {}
+
+  def fit(step, state, rows, *, workdir, **options):
+    batches[workdir.name] = rows(0)
+    return state.replace(theta=jax.tree.map(lambda x: x + 0.3, state.theta))
+
+  monkeypatch.setattr(dreambooth, "fit", fit)
+  config = recipe(prior__kind="none", train_text=train_text, stages__sr__rows=4)
+  made = dreambooth.dreambooth(generator, params, photos, "dog", workdir=tmp_path, config=config)
+  wanted, plain = (generator.encode(params, ["a qx dog"], theta) for theta in (made.thetas["text"], None))
+  assert np.abs(wanted.tokens - plain.tokens).max() > 0.01
+  for tokens in batches["sr"].prompt.tokens:
+    np.testing.assert_allclose(tokens, wanted.tokens[0], atol=1e-5)
+
+
+def test_only_what_a_stage_needs_is_on_the_devices_while_it_is_trained(tiny_cascade, photos, tmp_path, monkeypatch):
+  generator, params = tiny_cascade
+  assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(params))
+  alive, fit, before = {}, dreambooth.fit, jax.live_arrays()
+
+  def shapes(part):
+    return {x.shape for x in jax.tree.leaves(params[part])}
+
+  def watched(step, state, rows, *, workdir, **options):
+    gc.collect()
+    alive[workdir.name] = {x.shape for x in jax.live_arrays() if id(x) not in set(map(id, before))}
+    return fit(step, state, rows, workdir=workdir, **options)
+
+  monkeypatch.setattr(dreambooth, "fit", watched)
+  own = {part: shapes(part).difference(*(shapes(other) for other in params if other != part)) for part in params}
+  config = recipe(prior__kind="none", stages__base__steps=1, stages__sr__steps=1)
+  config.stages.base.rank = config.stages.sr.rank = 5  # a theta has no shape of the parameters
+  dreambooth.dreambooth(generator, params, photos, "dog", workdir=tmp_path, config=config)
+  for stage, idle in (("base", ("text", "sr")), ("sr", ("text", "base"))):
+    assert own[stage] and own[stage] <= alive[stage]
+    for part in idle:
+      assert own[part] and not own[part] & alive[stage], (stage, part)
+
+
 def test_patience_ends_a_training_and_keeps_the_best(tiny_cascade, photos, tmp_path):
   generator, params = tiny_cascade
   config = recipe(
     prior__kind="none", patience=2, stages__base__steps=40, stages__base__save_every=1, stages__sr__steps=0
   )
   config.stages.base.optimizer.learning_rate = 3.0  # it can only get worse
-  dreambooth.dreambooth(generator, params, photos, "dog", workdir=tmp_path, config=config)
-  log = (tmp_path / "base/log.jsonl").read_text().splitlines()
-  held_out = [line for line in log if "held_out" in line]
-  assert 3 <= len(held_out) < 40
+  run = lambda: dreambooth.dreambooth(generator, params, photos, "dog", workdir=tmp_path, config=config)  # noqa: E731
+  made, log = run(), (tmp_path / "base/log.jsonl").read_text()
+  losses = [found["held_out"] for found in map(json.loads, log.splitlines()) if "held_out" in found]
+  assert 3 <= len(losses) < 40
+  best = int(np.argmin(losses))
+  assert best == len(losses) - 3  # behind it, two checkpoints were no better
+  same(dict(run().thetas), dict(made.thetas))  # the same command trains nothing more
+  assert (tmp_path / "base/log.jsonl").read_text() == log
 
 
 @pytest.fixture
@@ -259,10 +309,10 @@ def test_the_loss_on_held_out_photos_is_computed_where_rows_lie(count, parts):
     meshes.append(jax.sharding.get_abstract_mesh().shape)
     return jnp.sum(rows.weight) + theta["w"], {}
 
-  watch = dreambooth.EarlyStopping(loss, rows, recipe(patience=1), mesh)
-  own = watch._rows.weight
+  evaluate = dreambooth.HeldOutLoss(loss, rows, 0, mesh)
+  own = evaluate._rows.weight
   assert (len(own) // parts,) == (own.addressable_shards[0].data.shape if parts > 1 else own.shape)
-  assert watch(TrainState(jnp.zeros((), jnp.int32), {"w": jnp.ones(())}, None, ())) == {"held_out": count + 1}
+  assert evaluate(TrainState(jnp.zeros((), jnp.int32), {"w": jnp.ones(())}, None, ())) == count + 1
   assert meshes == [mesh.shape]
 
 
@@ -286,6 +336,7 @@ def test_a_workdir_of_another_training_is_refused_and_kept(tiny_cascade, whole, 
     (fewer, "dog", recipe(), "photos and prompts"),
     (photos, "cat", recipe(), "prompts and class_noun"),
     (photos, "dog", recipe(stages__base__rank=1), "config"),
+    (photos, "dog", recipe(prior__sampling__base__steps=3), "config"),
   ):
     with pytest.raises(ValueError, match=f"holds a training with another {other}: choose another workdir"):
       dreambooth.dreambooth(generator, params, folder, noun, workdir=workdir, config=config)

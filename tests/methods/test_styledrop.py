@@ -6,16 +6,19 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from PIL import Image
 import pytest
 
 from dreamjax import generators, theta
+from dreamjax.commands import configs
 from dreamjax.eval.encoders import Encoders
 from dreamjax.generators import masked
 from dreamjax.methods import styledrop
 from dreamjax.methods.masking import Recipe, TokenBatch, stage_loss
 from dreamjax.parallel.sharding import make_mesh, shard_params
 from dreamjax.theta import Adapters, LoRA
+from dreamjax.train.optimizer import make_optimizer
 
 STYLE = "in red clay style"
 
@@ -119,6 +122,29 @@ def test_dropped_texts_are_the_empty_one(tiny_masked):
   assert abs(float(kept({}, frozen, rows, key)[0] - wanted)) > 1e-3
 
 
+def test_thetas_for_each_example_are_a_loop_over_examples(tiny_masked):
+  generator, params = tiny_masked
+  stage = generator.stages[0]
+  tokens = jnp.asarray(np.random.default_rng(1).integers(0, 12, (2, 4)), jnp.int32)
+  rows = TokenBatch(tokens, generator.encode(params, ["a dog", "a red cat"]), jnp.ones(2))
+  theta = LoRA.init(jax.random.key(0), params["base"]["transformer"], 1)
+  thetas = [{"base": jax.tree.map(lambda x, i=i: x + 0.1 * (i + 1), theta)} for i in range(2)]
+  frozen = {"base": {"transformer": params["base"]["transformer"]}}
+  key = jax.random.key(3)
+
+  def run(stacked, theta, weight):
+    loss = stage_loss(stage, Recipe(), realise=lambda theta, frozen, rows: theta, per_example=stacked)
+    run = jax.jit(jax.value_and_grad(lambda theta, rows: loss(theta, frozen, rows, key)[0]))
+    return run(theta, rows.replace(weight=jnp.array(weight)))
+
+  value, gradient = run(True, jax.tree.map(lambda *leaves: jnp.stack(leaves), *thetas), [1.0, 1.0])
+  alone = [run(False, thetas[i], weight) for i, weight in enumerate(([1.0, 0.0], [0.0, 1.0]))]
+  np.testing.assert_allclose(value, alone[0][0] + alone[1][0], rtol=1e-5)
+  for i, (_, wanted) in enumerate(alone):
+    close = lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-4, atol=1e-6)  # noqa: E731
+    jax.tree.map(close, gradient, wanted)
+
+
 def test_a_first_round_ends_in_a_theta_that_draws_its_style(tiny_masked, first):
   generator, params = tiny_masked
   workdir, made = first
@@ -209,7 +235,7 @@ def test_a_person_chooses_and_the_second_round_trains_on_exactly_those(tiny_mask
   for image, name in zip(frames, ("00004.png", "00001.png"), strict=True):
     np.testing.assert_allclose((image + 1) * 127.5, np.asarray(Image.open(pool / name)), atol=1e-3)
   (pool / "selection.json").write_text('{"chosen": ["00002.png"]}')
-  with pytest.raises(ValueError, match="round_2_human has learned from other images than are chosen now"):
+  with pytest.raises(ValueError, match="round_2_human was trained on other images than are chosen now"):
     run()
 
 
@@ -312,7 +338,7 @@ def test_what_cannot_be_is_refused_and_leaves_the_workdir(tiny_masked, tiny_casc
   for name, caption in (("a", f"a dog {STYLE}"), ("b", "a cat in ink style")):
     Image.new("RGB", (9, 8), name == "a" and "red" or "blue").save(tmp_path / f"{name}.png")
     (tmp_path / f"{name}.txt").write_text(caption)
-  with pytest.raises(ValueError, match="all images are to have one style, not 'in ink style' and 'in red clay style'"):
+  with pytest.raises(ValueError, match="all images must have one style, not 'in ink style' and 'in red clay style'"):
     run(generator, params, tmp_path, workdir=tmp_path / "x", config=recipe())
   Image.new("RGB", (12, 10)).save(tmp_path / "b.png")
   with pytest.raises(ValueError, match="differ in size, but must have one: a.png 9 x 8, b.png 12 x 10"):
@@ -340,6 +366,24 @@ def test_the_pool_is_gone_on_with(tiny_masked, first, tmp_path, monkeypatch):
   assert len(list((tmp_path / "cut").glob("*.png"))) == 4
   again = styledrop.draw_pool(generator, params, made, STYLE, config, tmp_path / "cut")
   assert np.abs(again.images.astype(int) - whole.images).max() <= 1
+  longer = made._replace(thetas={**made.thetas, "sr": jax.tree.map(lambda x: x + 0.01, made.thetas["sr"])})
+  with pytest.raises(ValueError, match="cut was sampled with another theta of the first round: delete it"):
+    styledrop.draw_pool(generator, params, longer, STYLE, config, tmp_path / "cut")
+
+
+def test_the_paper_s_optimizer_is_adam():
+  theta, gradients = {"w": jnp.ones((3, 2))}, [{"w": 0.01 * jnp.arange(6.0).reshape(3, 2) + i / 9} for i in range(3)]
+  adam = optax.adam(3e-5, b1=0.9, b2=0.999)
+  for settings in (configs.load("configs/styledrop.py:paper").first.base, styledrop.default_config().second.base):
+    tx = make_optimizer(settings.optimizer, theta, 1000)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+      states = tx.init(theta), adam.init(theta)
+      for gradient in gradients:
+        (update, state), (wanted, other) = (
+          one.update(gradient, own, theta) for one, own in zip((tx, adam), states, strict=True)
+        )
+        states = state, other
+        np.testing.assert_allclose(update["w"], wanted["w"], rtol=1e-5)
 
 
 def test_batches_that_no_mesh_can_divide_are_refused_where_they_are_to_come(tiny_masked, images, tmp_path):

@@ -18,12 +18,13 @@ import pytest
 
 from dreamjax.parallel import processes, sharding
 from dreamjax.parallel.sharding import make_mesh
-from dreamjax.train.checkpoints import Checkpoints
+from dreamjax.train.checkpoints import Checkpoints, read_tree, write_tree
+from dreamjax.train.early_stopping import EarlyStopping
 from dreamjax.train.logs import Sheet
 from dreamjax.train.loop import fit
 from dreamjax.train.optimizer import averaged, default_config, make_optimizer
 from dreamjax.train.state import TrainState
-from dreamjax.train.step import accumulate, make_step
+from dreamjax.train.step import Mean, accumulate, make_step
 
 STEPS = 12
 
@@ -206,6 +207,80 @@ def test_what_is_measured_and_drawn_beside_checkpoints_is_logged(tmp_path):
   assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["toys-2.png", "toys-4.png"]
 
 
+def stopping(folder, losses, patience=2):
+  """Early stopping by losses that are given, by steps; it appends the steps that it evaluates to `evaluated`."""
+  evaluated = []
+  watch = EarlyStopping(
+    lambda now: evaluated.append(int(now.step)) or losses[int(now.step)], patience, folder / "best.safetensors"
+  )
+  watch.evaluated = evaluated
+  return watch
+
+
+LOSSES = {2: 3.0, 4: 1.0, 6: 2.0, 8: 1.5, 10: 0.5, 12: 0.7}
+
+
+def stopped(folder, watch, rows=batches, steps=STEPS):
+  return fit(*begin(), rows, steps=steps, workdir=folder, save_every=2, early_stopping=watch)
+
+
+def test_a_training_ends_early_once_and_for_all(tmp_path):
+  watch = stopping(tmp_path, LOSSES)
+  assert int(stopped(tmp_path, watch).step) == 8 and watch.evaluated == [2, 4, 6, 8]
+  straight = fit(*begin(), batches, steps=4, workdir=tmp_path / "straight")
+  jax.tree.map(np.testing.assert_array_equal, watch.best, jax.device_get(averaged(straight)))
+  log = (tmp_path / "log.jsonl").read_text()
+  again = stopping(tmp_path, LOSSES)
+  assert int(stopped(tmp_path, again, rows=pytest.fail).step) == 8 and again.evaluated == []
+  jax.tree.map(np.testing.assert_array_equal, again.best, watch.best)
+  assert (tmp_path / "log.jsonl").read_text() == log
+  more = stopping(tmp_path, LOSSES, patience=4)  # which may be asked for later
+  assert int(stopped(tmp_path, more).step) == STEPS and more.evaluated == [10, 12]
+  assert not any(map(np.array_equal, *map(jax.tree.leaves, (more.best, watch.best))))
+
+
+def test_a_finished_training_keeps_its_best_theta(tmp_path):
+  watch = stopping(tmp_path, LOSSES, patience=9)
+  stopped(tmp_path, watch)
+  again = stopping(tmp_path, {}, patience=9)
+  stopped(tmp_path, again, rows=pytest.fail)
+  jax.tree.map(np.testing.assert_array_equal, again.best, watch.best)
+
+
+@pytest.mark.parametrize("dies_at", [5, "evaluation"])
+def test_early_stopping_goes_on_where_it_was_cut_off(tmp_path, dies_at):
+  def dying(i):
+    if i == dies_at:
+      raise KeyboardInterrupt
+    return batches(i)
+
+  losses = LOSSES if dies_at == 5 else {2: 3.0, 4: 1.0}  # the evaluation of step 6 fails
+  with pytest.raises((KeyboardInterrupt, KeyError)):
+    stopped(tmp_path, stopping(tmp_path, losses), dying)
+  again = stopping(tmp_path, LOSSES)
+  assert int(stopped(tmp_path, again).step) == 8 and again.evaluated == [6, 8]
+  watch = stopping(tmp_path / "straight", LOSSES)
+  stopped(tmp_path / "straight", watch)
+  jax.tree.map(np.testing.assert_array_equal, again.best, watch.best)
+
+
+def test_an_evaluation_before_the_checkpoint_was_complete_is_not_counted_twice(tmp_path):
+  stopped(tmp_path, stopping(tmp_path, LOSSES), steps=6)
+  shutil.rmtree(tmp_path / "checkpoints/6")
+  again = stopping(tmp_path, LOSSES)
+  assert int(stopped(tmp_path, again).step) == 8 and again.evaluated == [6, 8]
+
+
+def test_files_of_trees_say_which_tree_they_hold(tmp_path):
+  tree = {"a": [np.arange(3), np.float32(2)], "b": np.ones((2, 1), np.float16)}
+  write_tree(tmp_path / "x/tree.safetensors", tree, {"step": 3})
+  found, metadata = read_tree(tmp_path / "x/tree.safetensors", tree)
+  jax.tree.map(np.testing.assert_array_equal, found, tree)
+  assert metadata == {"step": 3} and [path.name for path in (tmp_path / "x").iterdir()] == ["tree.safetensors"]
+  with pytest.raises(ValueError, match="holds arrays of another model: choose another workdir"):
+    read_tree(tmp_path / "x/tree.safetensors", {"a": tree["a"]})
+
+
 def test_the_optimizer_is_adamw_as_optax_has_it():
   theta = {"w": jnp.linspace(-1.0, 1.0, 6).reshape(2, 3), "b": jnp.ones(3)}
   ours = make_optimizer(config(decay="constant", warmup=0, clip=1e9, ema=0.0), theta, STEPS)
@@ -289,10 +364,32 @@ def test_pieces_of_a_batch_average_to_its_gradient():
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), parts, whole)
 
 
+def test_a_mean_counts_what_there_is_in_all_microbatches_and_updates(tmp_path):
+  """Groups of 3 and 1 in microbatches of 2, and in the last two updates none of the second group at all."""
+
+  def grouped(theta, frozen, batch, key):
+    errors = (batch["x"] - theta["w"]) ** 2
+    first = jnp.where(batch["first"], 1.0, 0.0)
+    named = {name: Mean((errors * own).sum(), own.sum()) for name, own in (("first", first), ("second", 1.0 - first))}
+    return errors.mean(), named
+
+  tx = optax.sgd(0.0)
+  x = [np.array([1, 2, 3, 4], np.float32) + i for i in range(4)]
+  is_first = [np.array([True, True, True, i > 1]) for i in range(4)]
+  rows = lambda i: {"x": x[i], "first": is_first[i]}  # noqa: E731
+  state = TrainState.create({"w": jnp.zeros(())}, tx)
+  fit(make_step(grouped, tx, 0, pieces=2), state, rows, steps=4, workdir=tmp_path, log_every=2)
+  lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+  groups = [np.concatenate([x[i][is_first[i]] for i in pair]) for pair in ((0, 1), (2, 3))]
+  np.testing.assert_allclose([line["first"] for line in lines], [np.mean(group**2) for group in groups], rtol=1e-6)
+  np.testing.assert_allclose(lines[0]["second"], (4**2 + 5**2) / 2, rtol=1e-6)
+  assert "second" not in lines[1]
+
+
 def test_pieces_have_keys_of_their_own_and_must_divide_the_batch():
   draw = accumulate(lambda theta, frozen, batch, key: jax.random.normal(key, (2,)), 2)
   a, b = jax.random.split(jax.random.key(3))
   mean = (jax.random.normal(a, (2,)) + jax.random.normal(b, (2,))) / 2
   np.testing.assert_allclose(draw(None, None, jnp.zeros(4), jax.random.key(3)), mean, rtol=1e-6)
-  with pytest.raises(ValueError, match="5 rows cannot be divided into 2"):
+  with pytest.raises(ValueError, match="5 examples cannot be divided into 2"):
     draw(None, None, jnp.zeros(5), jax.random.key(3))
