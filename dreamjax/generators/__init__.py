@@ -7,12 +7,12 @@ finds, loads and saves them. The package stands on models, the maths, and thetas
 
 from dreamjax.generators.cascade import Cascade, Sampling, Stage
 from dreamjax.generators.conditioning import Conditioning, Text
-from dreamjax.generators.files import load, load_control, load_theta, save, to_device
+from dreamjax.generators.files import is_bound_to_all, load, load_control, load_theta, save, to_device
 from dreamjax.generators.generator import with_compute
 from dreamjax.generators.masked import Decoding, Masked, TokenStage
 from dreamjax.generators.sampling import batches, default_samplings, fill_prompt, sample
 
 __all__ = [
   "Cascade", "Conditioning", "Decoding", "Masked", "Sampling", "Stage", "Text", "TokenStage", "batches",
-  "default_samplings", "fill_prompt", "load", "load_control", "load_theta", "sample", "save", "to_device", "with_compute",
+  "default_samplings", "fill_prompt", "is_bound_to_all", "load", "load_control", "load_theta", "sample", "save", "to_device", "with_compute",
 ]  # fmt: skip

@@ -110,6 +110,7 @@ def load_theta(
     generator: the description.
     params: its parameters.
     base: `generator.base(params)` where it has been computed; by default the parts that the theta needs are hashed.
+      Parameters in bfloat16 have lost what is hashed: use a `theta.Hasher` while they are loaded.
   """
   if interop.is_foreign(pathlib.Path(path)):
     return interop.load(pathlib.Path(path), generator, params)
@@ -117,6 +118,11 @@ def load_theta(
   if base is None or theta.ALL_PARTS in needed:
     base = generator.base(params, needed)
   return theta.load(pathlib.Path(path), base)
+
+
+def is_bound_to_all(path: pathlib.Path | str) -> bool:
+  """Whether a theta is bound by one hash to all parameters of its generator, as those of the first format are."""
+  return not interop.is_foreign(pathlib.Path(path)) and theta.ALL_PARTS in theta.parts_needed(pathlib.Path(path))
 
 
 def load_control(

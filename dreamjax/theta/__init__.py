@@ -13,6 +13,7 @@ from dreamjax.theta.files import (
   ALL_PARTS,
   Base,
   Card,
+  Hasher,
   Personalisation,
   content_hash,
   load,
@@ -36,7 +37,7 @@ from dreamjax.theta.kinds import (
 )
 
 __all__ = [
-  "ALL_PARTS", "Adapters", "Base", "StackedThetas", "Card", "Edit", "Embeddings", "Full", "LoRA", "Personalisation",
+  "ALL_PARTS", "Adapters", "Base", "StackedThetas", "Card", "Edit", "Embeddings", "Full", "Hasher", "LoRA", "Personalisation",
   "SoftPrompt", "Theta", "Thetas", "apply", "compose", "content_hash", "load", "parts_needed", "read_card", "record",
   "save", "stack", "unstack",
 ]  # fmt: skip

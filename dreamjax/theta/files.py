@@ -93,6 +93,30 @@ def content_hash(params: Mapping[str, Any], fetch: Callable[[Any], Any] = np.asa
     return _hash(flatten_dict(params, sep="/"), np.float16, fetch)
 
 
+class Hasher:
+  """Computes the `content_hash` of each part while parameters are read one at a time, before they are cast or moved.
+
+  Parameters must be added in the order of their paths within a part, which is the order in which they are loaded.
+  """
+
+  def __init__(self) -> None:
+    self._digests: dict[str, Any] = {}
+    self._last: dict[str, str] = {}
+
+  def add(self, path: str, array: np.ndarray) -> None:
+    """Adds a parameter, by its path in the generator's tree; ValueError if it is out of order."""
+    part, _, name = path.partition("/")
+    if name <= self._last.get(part, ""):
+      raise ValueError(f"{path} comes after {part}/{self._last[part]}, but parameters are hashed in order")
+    self._last[part] = name
+    with np.errstate(over="ignore"):
+      _update(self._digests.setdefault(part, hashlib.sha256()), name, np.asarray(array, np.float16))
+
+  def hashes(self) -> dict[str, str]:
+    """Returns the hash of each part, as `Base` has them."""
+    return {part: digest.hexdigest() for part, digest in self._digests.items()}
+
+
 def save(path: pathlib.Path, thetas: Mapping[str, Theta], card: Card, dtype: Any = None) -> None:
   """Writes a file, complete or not at all.
 
@@ -222,7 +246,10 @@ def _hash(flat: Mapping[str, Any], dtype: Any = None, fetch: Callable[[Any], Any
   """Computes the SHA-256 of arrays with their names, dtypes and shapes, fetching and rounding one at a time."""
   digest = hashlib.sha256()
   for name in sorted(flat):
-    array = np.asarray(fetch(flat[name]), dtype)
-    digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-    digest.update(np.ascontiguousarray(array).view(np.uint8))
+    _update(digest, name, np.asarray(fetch(flat[name]), dtype))
   return digest.hexdigest()
+
+
+def _update(digest: Any, name: str, array: np.ndarray) -> None:
+  digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+  digest.update(np.ascontiguousarray(array).view(np.uint8))

@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+from flax.traverse_util import flatten_dict
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -231,3 +232,15 @@ class TestContentHash:
     shape = self.PARAMS | {"b": {"w": self.PARAMS["b"]["w"].reshape(4, 3)}}
     name = {"a": self.PARAMS["a"], "b": {"v": self.PARAMS["b"]["w"]}}
     assert len({content_hash(params) for params in (self.PARAMS, value, shape, name)}) == 4
+
+
+def test_hashes_of_parameters_that_are_added_one_by_one_are_those_of_the_trees():
+  params = {
+    "text": {"a": {"kernel": np.float32([[1, 2.0001]])}, "a_1": np.float32([70000.0])}, "base": {"b": np.ones((2, 3))}
+  }  # fmt: skip
+  hasher = thetas.Hasher()
+  for path, array in flatten_dict(params, sep="/").items():
+    hasher.add(path, array)
+  assert hasher.hashes() == {part: thetas.content_hash(tree) for part, tree in params.items()}
+  with pytest.raises(ValueError, match="text/a/kernel comes after text/a_1"):
+    hasher.add("text/a/kernel", np.ones(1))
