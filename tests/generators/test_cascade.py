@@ -1,6 +1,7 @@
 """The cascade: how it is sampled, and what does not change its images."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -208,3 +209,19 @@ def test_a_folder_that_is_no_generator_is_refused(tmp_path, index, message):
 def test_an_unknown_name_is_refused():
   with pytest.raises(FileNotFoundError, match="there are: toybox-cascade"):
     generators.load("no-such-generator")
+
+
+def test_a_folder_of_an_earlier_version_loads(tiny_cascade, tmp_path):
+  generator, params = tiny_cascade
+  sampling = Sampling(steps=2, threshold_percentile=0.9, threshold_max=1.5, augmentation_level=0.1)
+  stages = tuple(dataclasses.replace(stage, sampling=sampling) for stage in generator.stages)
+  generators.save(tmp_path, dataclasses.replace(generator, stages=stages), params)
+  path = tmp_path / "model_index.json"
+  index = json.loads(path.read_text())
+  old = {"threshold_percentile": "ratio", "threshold_max": "maximum", "augmentation_level": "level"}
+  for entry in index["stages"]:
+    fields = {old.get(name, name): value for name, value in entry["sampling"].items() if name != "lambda_a"}
+    assert {"ratio", "maximum", "level"} < set(fields)
+    entry["sampling"] = fields
+  path.write_text(json.dumps(index))
+  assert generators.load(tmp_path)[0].stages == stages
