@@ -131,7 +131,7 @@ def tiny_cascade():
   base = Stage("base", UNet(image=8, **common), Cosine(), sampling=Sampling(steps=3, guidance=2.0))
   larger = Stage(
     "sr", UNet(image=16, low_res=True, patch=2, **common), Cosine(), augmentation=Cosine(),
-    sampling=Sampling(steps=2, guidance=1.0, ratio=0.0, level=0.1),
+    sampling=Sampling(steps=2, guidance=1.0, threshold_percentile=0.0, augmentation_level=0.1),
   )  # fmt: skip
   cascade = Cascade("tiny", encoder, words, (base, larger))
 

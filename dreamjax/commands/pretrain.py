@@ -115,28 +115,28 @@ def train_tokenizer(config: ml_collections.ConfigDict, folder: pathlib.Path) -> 
 
 
 def make_task(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh | None = None) -> Task:
-  """The training that a config describes, whose parameters are born on a mesh."""
+  """Builds the training that a config describes, its parameters sharded over a mesh."""
   see = visible if config.task == "probe" else examples
   train = draw_albums(config, config.train.to_dict(), see)
   held_out = draw_albums(config, config.held_out.to_dict(), see, seed=_HELD_OUT_SEED)
   if config.task == "probe":
-    return classifier.task(config, train, held_out, mesh)
+    return classifier.ClassifierTask(config, train, held_out, mesh)
   if config.task == "dino":
-    return contrastive.photos_task(config, train, held_out, mesh)
+    return contrastive.PhotosTask(config, train, held_out, mesh)
   if config.task in ("stage", "tokens"):
-    judge = None
+    scorer = None
     if config.eval_examples:
       probe = truth.toybox_encoders().probe
-      judge = lambda images, texts: truth.accuracy(images, texts, probe)  # noqa: E731
-    module = generator if config.task == "stage" else tokens
-    return module.task(config, train, held_out, judge, mesh)
+      scorer = lambda images, texts: truth.accuracy(images, texts, probe)  # noqa: E731
+    kind = generator.StageTask if config.task == "stage" else tokens.TokensTask
+    return kind(config, train, held_out, scorer, mesh)
   if config.task in ("vqgan", "autoencoder"):
-    module = vqgan if config.task == "vqgan" else autoencoder
-    return module.task(config, train, held_out, mesh)
+    kind = vqgan.VQGANTask if config.task == "vqgan" else autoencoder.AutoencoderTask
+    return kind(config, train, held_out, mesh)
   tokenizer = tokenizers.Tokenizer.load(config.tokenizer, config.length)
   if config.task == "clip":
-    return contrastive.captions_task(config, train, held_out, tokenizer, mesh)
-  return text.task(config, train, held_out, tokenizer, mesh)
+    return contrastive.CLIPTask(config, train, held_out, tokenizer, mesh)
+  return text.TextTask(config, train, held_out, tokenizer, mesh)
 
 
 def pretrain(
@@ -170,8 +170,8 @@ def pretrain(
       task.save(theta, workdir / "model")
       found.update(task.measure(theta))
       (workdir / "measured.json").write_text(json.dumps(found, indent=2))
-      if task.show is not None:
-        found["samples"] = task.show(theta)
+      if (sheet := task.show(theta)) is not None:
+        found["samples"] = sheet
 
     processes.on_main_process(write)
     return found
@@ -179,7 +179,7 @@ def pretrain(
   state = fit(
     make_step(task.loss, tx, config.seed, config.accumulation_steps),
     TrainState.create(task.theta, tx, task.frozen, mesh),
-    task.batches,
+    task.batch,
     steps=config.steps,
     workdir=workdir,
     log_every=config.log_every,

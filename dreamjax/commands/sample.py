@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> None:
     for _ in batches:  # what the first process writes
       pass
     return
-  drawn = [image_folder.read(args.out / line["file_name"]) for line in _lines(args.out)[:first]]
+  drawn = [image_folder.read(image_folder.member(args.out, line["file_name"])) for line in _lines(args.out)[:first]]
 
   def images():
     (args.out / RECIPE).write_text(json.dumps(recipe, indent=2) + "\n")

@@ -1,4 +1,5 @@
-"""Published checkpoints to and from dreamjax: one declarative mapping table per model, used for import and for export.
+"""Conversion of published checkpoints to and from dreamjax, with one declarative mapping table per model.
 
-A key that no row of the table matches, on either side, is an error that lists it. The room stands on `dreamjax.models`.
+A parameter without a row in the table, on either side, is an error that lists it. The package depends on
+`dreamjax.models`.
 """

@@ -10,7 +10,7 @@ from dreamjax.convert.residual import SETTINGS as SHARED
 from dreamjax.convert.table import MappingTable, Setting, read_settings, write_settings
 from dreamjax.models.autoencoder import Autoencoder
 
-# The attention's keys are named otherwise in files that were written before diffusers 0.17.
+# Files written before diffusers 0.17 have other names for the keys of the attention.
 TABLE = MappingTable(
   rows=ROWS,
   aliases=(
@@ -35,7 +35,7 @@ SETTINGS = (
 
 
 def read(config: dict[str, Any]) -> Autoencoder:
-  """The module that a `config.json` describes."""
+  """Builds the module that a `config.json` describes."""
   fields = read_settings(SETTINGS, config)
   widths = tuple(fields["widths"])
   check_levels(config, len(widths))
@@ -43,11 +43,11 @@ def read(config: dict[str, Any]) -> Autoencoder:
 
 
 def write(module: Autoencoder) -> dict[str, Any]:
-  """The `config.json` of a module."""
+  """Returns the `config.json` of a module."""
   config = {"_class_name": "AutoencoderKL", **write_levels(len(module.widths))}
   return config | write_settings(SETTINGS, module) | {"shift_factor": module.shift or None}
 
 
 def inputs(module: Autoencoder) -> tuple[jax.ShapeDtypeStruct, ...]:
-  """What the module can be initialised with."""
+  """Returns the shapes of inputs that the module can be initialised with."""
   return (jax.ShapeDtypeStruct((1, module.factor, module.factor, 3), jnp.float32),)

@@ -21,7 +21,7 @@ from dreamjax.models.transformer import ACTIVATIONS
 
 
 def _blocks(tower: str) -> tuple[Row, ...]:
-  """What the towers share."""
+  """Returns the rows of the transformer blocks of a tower."""
   layer = f"{tower}.encoder.layers.{{}}"
   return (
     *norm(f"{layer}.layer_norm1", "block_{}/attention_norm"),
@@ -35,9 +35,9 @@ def _blocks(tower: str) -> tuple[Row, ...]:
   )
 
 
-_POSITION_IDS = r"(.*\.)?embeddings\.position_ids"  # 0, 1, 2, ...: older versions stored them
+_POSITION_IDS = r"(.*\.)?embeddings\.position_ids"  # 0, 1, 2, ..., which older versions of transformers stored
 
-# Newer versions of transformers leave the tower's name out where they save a tower that has no projection.
+# Newer versions of transformers omit the name of the tower where they save a tower without a projection.
 VISION_TABLE = MappingTable(
   rows=(
     Row("vision_model.embeddings.class_embedding", "embed/class_token"),
@@ -96,34 +96,36 @@ TEXT_SETTINGS = (
   Setting("layer_norm_eps", 1e-5, "eps"),
 )
 _TOWERS = ("vision_config", "text_config")
-_HIGHEST = 2  # as end-of-text token: the highest id. Transformers' first configs have it.
+_HIGHEST = 2  # as eos_token_id: the highest id, as in the first configs of transformers
 
 
 def _has_projection(config: dict[str, Any]) -> bool:
+  """Whether the architecture of a tower has a projection."""
   return any(name.endswith("WithProjection") for name in config.get("architectures") or ())
 
 
 def read_vision(config: dict[str, Any]) -> VisionTower:
-  """The vision tower that a `config.json` describes."""
+  """Builds the vision tower that a `config.json` describes."""
   tower = VisionTower(**read_settings(VISION_SETTINGS, config))
   return tower if _has_projection(config) else tower.clone(projection=None)
 
 
 def read_text(config: dict[str, Any]) -> TextTower:
-  """The text tower that a `config.json` describes."""
+  """Builds the text tower that a `config.json` describes."""
   tower = TextTower(**read_settings(TEXT_SETTINGS, config))
   tower = tower.clone(eos=tower.vocab - 1) if tower.eos == _HIGHEST else tower
   return tower if _has_projection(config) else tower.clone(projection=None)
 
 
 def read(config: dict[str, Any]) -> CLIP:
-  """The module that a `config.json` describes, whose towers it may describe twice: then the `_dict` counts."""
+  """Builds the module that a `config.json` describes; where it describes a tower twice, the `_dict` counts."""
   vision, text = ({**(config.get(name) or {}), **(config.get(f"{name}_dict") or {})} for name in _TOWERS)
   width = config.get("projection_dim", 512)
   return CLIP(read_vision(vision).clone(projection=width), read_text(text).clone(projection=width))
 
 
 def _write_tower(kind: str, settings: tuple[Setting, ...], module: VisionTower | TextTower) -> dict[str, Any]:
+  """Returns the `config.json` of a tower."""
   name = "CLIPVisionModel" if kind == "clip_vision_model" else "CLIPTextModel"
   fields = write_settings(settings, module)
   if module.projection is None:
@@ -134,45 +136,45 @@ def _write_tower(kind: str, settings: tuple[Setting, ...], module: VisionTower |
 
 
 def write_vision(module: VisionTower) -> dict[str, Any]:
-  """The `config.json` of a vision tower."""
+  """Returns the `config.json` of a vision tower."""
   return _write_tower("clip_vision_model", VISION_SETTINGS, module)
 
 
 def write_text(module: TextTower) -> dict[str, Any]:
-  """The `config.json` of a text tower.
+  """Returns the `config.json` of a text tower.
 
   Raises:
-    ValueError: if its `eos` is one that transformers takes to mean another.
+    ValueError: if transformers interprets its `eos` as another id.
   """
   if module.eos == _HIGHEST:
-    raise ValueError(f"in this layout, {_HIGHEST} as end-of-text token means the highest id: use another one")
-  unknown = {"bos_token_id": None, "pad_token_id": None}  # only the tokenizer knows, and the defaults are CLIP's own
+    raise ValueError(f"transformers interprets the end-of-text token {_HIGHEST} as the highest id: use another one")
+  unknown = {"bos_token_id": None, "pad_token_id": None}  # only the tokenizer knows them, and the defaults are CLIP's
   return {**_write_tower("clip_text_model", TEXT_SETTINGS, module), **unknown}
 
 
 def write(module: CLIP) -> dict[str, Any]:
-  """The `config.json` of a module.
+  """Returns the `config.json` of a module.
 
   Raises:
-    ValueError: if the towers' projections are not of one width.
+    ValueError: if the projections of the towers have different widths.
   """
   width = module.vision.projection
   if width is None or width != module.text.projection:
-    raise ValueError(f"the towers' projections are {width} and {module.text.projection} wide, not equally")
+    raise ValueError(f"the projections of the towers have different widths, {width} and {module.text.projection}")
   towers = dict(zip(_TOWERS, (write_vision(module.vision), write_text(module.text)), strict=True))
   return {"model_type": "clip", "architectures": ["CLIPModel"], "projection_dim": width, **towers}
 
 
 def vision_inputs(module: VisionTower) -> tuple[jax.ShapeDtypeStruct]:
-  """What the tower can be initialised with."""
+  """Returns the shapes of inputs that the tower can be initialised with."""
   return (jax.ShapeDtypeStruct((1, module.image, module.image, 3), jnp.float32),)
 
 
 def text_inputs(module: TextTower) -> tuple[jax.ShapeDtypeStruct]:
-  """What the tower can be initialised with."""
+  """Returns the shapes of inputs that the tower can be initialised with."""
   return (jax.ShapeDtypeStruct((1, module.length), jnp.int32),)
 
 
 def inputs(module: CLIP) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-  """What the module can be initialised with."""
+  """Returns the shapes of inputs that the module can be initialised with."""
   return (*vision_inputs(module.vision), *text_inputs(module.text))

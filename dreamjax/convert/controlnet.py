@@ -32,18 +32,18 @@ SETTINGS = (
 
 
 def read(config: dict[str, Any]) -> ControlNet:
-  """The module that a `config.json` describes."""
+  """Builds the module that a `config.json` describes."""
   fields = read_trunk(config, SETTINGS)
   return ControlNet(**fields | {"image_widths": tuple(fields["image_widths"])})
 
 
 def write(module: ControlNet) -> dict[str, Any]:
-  """The `config.json` of a module."""
+  """Returns the `config.json` of a module."""
   return {"_class_name": "ControlNetModel", **write_trunk(module, SETTINGS)}
 
 
 def inputs(module: ControlNet) -> tuple[jax.ShapeDtypeStruct, ...]:
-  """What the module can be initialised with."""
+  """Returns the shapes of inputs that the module can be initialised with."""
   x, t, text, *more = latent_unet.inputs(module)
   side = x.shape[1] * 2 ** (len(module.image_widths) - 1)
   return x, t, text, jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32), *more

@@ -1,6 +1,6 @@
 """Stable Diffusion's U-Nets in the layout of diffusers' `UNet2DConditionModel`.
 
-That class is many networks, of which ours is the one whose blocks are named below; IF's is in `convert.unet`.
+That class covers many networks; ours is the one of the blocks named below. IF's is in `convert.unet`.
 """
 
 from typing import Any
@@ -24,6 +24,7 @@ from dreamjax.models.latent_unet import LatentUNet, Trunk
 
 
 def _attention(key: str, path: str) -> tuple[Row, ...]:
+  """Returns the rows of an attention layer."""
   return (
     Row(f"{key}.to_q.weight", f"{path}/query/kernel", TRANSPOSED),
     Row(f"{key}.to_k.weight", f"{path}/key/kernel", TRANSPOSED),
@@ -33,6 +34,7 @@ def _attention(key: str, path: str) -> tuple[Row, ...]:
 
 
 def _transformer(key: str, path: str) -> tuple[Row, ...]:
+  """Returns the rows of a transformer of several layers."""
   theirs, ours = f"{key}.transformer_blocks.{{}}", f"{path}/layer_{{}}"
   return (
     *norm(f"{key}.norm", f"{path}/norm"),
@@ -50,7 +52,7 @@ def _transformer(key: str, path: str) -> tuple[Row, ...]:
   )
 
 
-# Of the way down and the middle, which ControlNets have too.
+# The down path and the middle, which ControlNets have too.
 TRUNK_ROWS = (
   *conv("conv_in", "conv_in"),
   *dense("time_embedding.linear_1", "time/hidden"),
@@ -79,7 +81,7 @@ TABLE = MappingTable(
 TRUNK_SETTINGS = (
   Setting("block_out_channels", (320, 640, 1280, 1280), "widths"),
   Setting("layers_per_block", 2, "blocks"),
-  Setting("attention_head_dim", 8, "heads"),  # a name that stuck: they are heads, not channels of one
+  Setting("attention_head_dim", 8, "heads"),  # diffusers' misnomer: the number of heads, not their channels
   Setting("transformer_layers_per_block", 1, "depth"),
   Setting("cross_attention_dim", 1280, "text_width"),
   Setting("in_channels", 4, "channels"),
@@ -100,7 +102,7 @@ TRUNK_SETTINGS = (
   Setting("num_class_embeds", None, known=(None,)),
   Setting("only_cross_attention", False, known=(False,)),
   Setting("resnet_time_scale_shift", "default", known=("default",)),
-  Setting("upcast_attention", False, known=(False, None, True)),  # our softmax is in float32 in any case
+  Setting("upcast_attention", False, known=(False, None, True)),  # our softmax is always in float32
 )
 
 SETTINGS = (
@@ -129,11 +131,11 @@ SETTINGS = (
 
 DOWNS = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}
 UPS = {"UpBlock2D": False, "CrossAttnUpBlock2D": True}
-SIZES = 6  # numbers that SDXL's networks are told
+SIZES = 6  # numbers in the micro-conditioning of SDXL
 
 
 def read_trunk(config: dict[str, Any], settings: tuple[Setting, ...]) -> dict[str, Any]:
-  """The fields of a U-Net or of a ControlNet that a `config.json` describes."""
+  """Returns the fields that U-Nets and ControlNets share, from a `config.json`."""
   fields = read_settings(settings, config)
   fields["widths"] = tuple(fields["widths"])
   levels = len(fields["widths"])
@@ -146,22 +148,22 @@ def read_trunk(config: dict[str, Any], settings: tuple[Setting, ...]) -> dict[st
     raise ValueError(
       f"config.json has {lengths['attention']} down_block_types, but attention_head_dim, block_out_channels and "
       f"transformer_layers_per_block for {lengths['heads']}, {levels} and {lengths['depth']} levels; this model needs "
-      f"one of each at each level, and one layers_per_block for all, not {fields['blocks']}"
+      f"one of each for each level, and one layers_per_block for all levels, not {fields['blocks']}"
     )
   size_width = fields.pop("size_width")
   if config.get("addition_embed_type") == "text_time":
-    joined = config.get("projection_class_embeddings_input_dim")
-    if not isinstance(size_width, int) or not isinstance(joined, int) or joined <= SIZES * size_width:
+    width = config.get("projection_class_embeddings_input_dim")
+    if not isinstance(size_width, int) or not isinstance(width, int) or width <= SIZES * size_width:
       raise ValueError(
-        f"addition_time_embed_dim is {size_width!r} and projection_class_embeddings_input_dim {joined!r} in "
+        f"addition_time_embed_dim is {size_width!r} and projection_class_embeddings_input_dim {width!r} in "
         f"config.json, but this model needs numbers, the second more than {SIZES} times the first"
       )
-    fields |= {"size_width": size_width, "pooled_width": joined - SIZES * size_width}
+    fields |= {"size_width": size_width, "pooled_width": width - SIZES * size_width}
   return fields
 
 
 def read_levels(config: dict[str, Any], name: str, known: dict[str, bool]) -> tuple[bool, ...]:
-  """Which levels have attention."""
+  """Returns which levels have attention."""
   levels = tuple(config.get(name, ()))
   if unknown := [level for level in levels if level not in known]:
     raise ValueError(f"{name} has {unknown[0]!r} in config.json, but this model knows only {' and '.join(known)}")
@@ -175,34 +177,32 @@ def write_trunk(module: Trunk, settings: tuple[Setting, ...]) -> dict[str, Any]:
   config["down_block_types"] = [names[attends] for attends in module.attention]
   if module.pooled_width is None:
     return config | {"addition_time_embed_dim": None}
-  joined = module.pooled_width + SIZES * module.size_width
-  return config | {"addition_embed_type": "text_time", "projection_class_embeddings_input_dim": joined}
+  width = module.pooled_width + SIZES * module.size_width
+  return config | {"addition_embed_type": "text_time", "projection_class_embeddings_input_dim": width}
 
 
 def read(config: dict[str, Any]) -> LatentUNet:
-  """The module that a `config.json` describes."""
+  """Builds the module that a `config.json` describes."""
   fields = read_trunk(config, SETTINGS)
   if config.get("in_channels", 4) != config.get("out_channels", 4):
-    both = f"in_channels is {config.get('in_channels', 4)} and out_channels {config.get('out_channels', 4)}"
-    raise ValueError(f"{both} in config.json, but this model has as many of both")
+    channels = f"in_channels is {config.get('in_channels', 4)} and out_channels {config.get('out_channels', 4)}"
+    raise ValueError(f"{channels} in config.json, but this model needs the same number of both")
   if read_levels(config, "up_block_types", UPS) != fields["attention"][::-1]:
-    raise ValueError(
-      "up_block_types is not down_block_types the other way round in config.json, as this model needs it"
-    )
+    raise ValueError("up_block_types is not the reverse of down_block_types in config.json, as this model needs")
   if fields["image"] is None:
     del fields["image"]
   return LatentUNet(**fields)
 
 
 def write(module: LatentUNet) -> dict[str, Any]:
-  """The `config.json` of a module."""
+  """Returns the `config.json` of a module."""
   names = {attends: name for name, attends in UPS.items()}
   ups = [names[attends] for attends in reversed(module.attention)]
   return {"_class_name": "UNet2DConditionModel", **write_trunk(module, SETTINGS), "up_block_types": ups}
 
 
 def inputs(module: Trunk) -> tuple[jax.ShapeDtypeStruct, ...]:
-  """The inputs that a U-Net and a ControlNet can be initialised with: latents, times, texts; pooled texts and sizes."""
+  """Returns the shapes of inputs for initialisation: latents, timesteps, texts; for SDXL, pooled texts and sizes."""
   side = 2 ** (len(module.widths) - 1)
   shapes = [(1, side, side, module.channels), (1,), (1, 1, module.text_width)]
   if module.pooled_width is not None:

@@ -1,4 +1,4 @@
-"""Muse's transformers, in a layout of dreamjax's own: the paper's weights were never published."""
+"""Muse's transformers, in our own layout, since the paper's weights are not published."""
 
 import dataclasses
 from typing import Any
@@ -22,28 +22,28 @@ _PATHS = (
 
 TABLE = MappingTable(rows=tuple(Row(path.replace("/", "."), path) for path in _PATHS))
 
-_COMPUTING = ("parent", "name", "dtype", "remat", "scan")  # what says nothing of the weights
+_COMPUTING = ("parent", "name", "dtype", "remat", "scan")  # fields that do not affect the weights
 _FIELDS = tuple(field.name for field in dataclasses.fields(Muse) if field.name not in _COMPUTING)
 
 
 def read(config: dict[str, Any]) -> Muse:
-  """The transformer that a `config.json` describes.
+  """Builds the transformer that a `config.json` describes.
 
   Raises:
-    ValueError: if it lacks a setting.
+    ValueError: if a setting is missing.
   """
   if missing := [name for name in _FIELDS if name not in config]:
-    raise ValueError(f"config.json says nothing of {', '.join(missing)}")
+    raise ValueError(f"config.json lacks {', '.join(missing)}")
   return Muse(**{name: config[name] for name in _FIELDS})
 
 
 def write(module: Muse) -> dict[str, Any]:
-  """The `config.json` of a transformer."""
+  """Returns the `config.json` of a transformer."""
   return {"model_type": "dreamjax_muse", **{name: getattr(module, name) for name in _FIELDS}}
 
 
 def inputs(module: Muse) -> tuple[jax.ShapeDtypeStruct, ...]:
-  """What the module can be initialised with."""
+  """Returns the shapes of inputs that the module can be initialised with."""
   tokens = jax.ShapeDtypeStruct((1, module.side**2), jnp.int32)
   text = jax.ShapeDtypeStruct((1, 1, module.text_width), jnp.float32), jax.ShapeDtypeStruct((1, 1), jnp.bool)
   if not module.low_side:

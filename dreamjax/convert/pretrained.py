@@ -1,4 +1,4 @@
-"""Folders in the layout of transformers or diffusers, `config.json` beside safetensors: we read theirs, they ours."""
+"""Reads and writes models as folders in the layout of transformers or diffusers: `config.json` next to safetensors."""
 
 from collections.abc import Callable
 import json
@@ -34,7 +34,7 @@ WEIGHTS = "model.safetensors"
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 VARIANTS = (".fp16", ".bf16")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_HUB_FILES = ("*.json", "*.model", "*.txt")  # what is downloaded besides weights; tokenizers have the last two
+_HUB_FILES = ("*.json", "*.model", "*.txt")  # downloaded besides weights; the last two are tokenizers'
 
 
 class _Kind(NamedTuple):
@@ -47,12 +47,12 @@ class _Kind(NamedTuple):
 
 
 def _functions(converter: ModuleType) -> tuple[Any, ...]:
-  """What a module of this room that is about one model says of it."""
+  """Returns the table and the functions that a module of this package has for its model."""
   return converter.TABLE, converter.read, converter.write, converter.inputs
 
 
 def _name(config: dict[str, Any]) -> Any:
-  """The key in `KINDS`. Diffusers has one class for two models, of which IF's pools its text."""
+  """Returns the key in `KINDS`. Diffusers has one class for two models, of which only IF's pools its text."""
   name = config.get("model_type") or config.get("_class_name")
   return f"{name} of IF" if name == "UNet2DConditionModel" and config.get("addition_embed_type") == "text" else name
 
@@ -88,22 +88,22 @@ def load(
   kinds: tuple[type[nn.Module], ...] = (nn.Module,),
   put: Put = leave,
 ) -> tuple[nn.Module, dict[str, Any]]:
-  """A model with its weights.
+  """Loads a model with its weights.
 
   Args:
-    name: a folder, or else the name of a model on the Hugging Face hub.
+    name: a folder, or else a model on the Hugging Face hub, see `locate`.
     dtype: of the weights.
-    kinds: what the model may be.
-    put: put(path, array) is called with each parameter as soon as it is read, and what it returns takes the array's
-      place: so weights need not all be in the host's memory on their way to devices. By default they stay there.
+    kinds: the modules that the model may be.
+    put: put(path, array) is called with each parameter as soon as it is read, and its result replaces the array, so
+      that weights need not all be in the host's memory on their way to devices. By default they stay there.
 
   Returns:
-    The module and its tree of parameters, for `module.apply({"params": params}, ...)`: numpy arrays, unless `put` makes
-    something else of them.
+    The module and its tree of parameters, for `module.apply({"params": params}, ...)`: numpy arrays, or
+    what `put` returns.
 
   Raises:
     FileNotFoundError: if there is no such model, or a file of it is missing.
-    ValueError: if the model is of a kind that is not known or not wanted, or its weights do not fit it.
+    ValueError: if the model is of an unknown kind or of none of `kinds`, or its weights do not fit it.
   """
   folder = locate(name)
   config = read_json(_existing(folder / CONFIG))
@@ -119,7 +119,7 @@ def load(
     wanted = _shapes(kind, module)
   except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
     raise ValueError(f"{folder / CONFIG}: {error}") from error
-  headers = _headers(folder, kind.weights)
+  headers = _find_headers(folder, kind.weights)
 
   def read(key: str) -> np.ndarray:
     with open_tensors(folder / headers[key].file) as file:
@@ -132,16 +132,16 @@ def load(
 
 
 def save(folder: pathlib.Path, module: nn.Module, params: dict[str, Any], dtype: Any = np.float16) -> None:
-  """Writes a model so that `load` finds it, and so does `from_pretrained` of transformers or diffusers.
+  """Writes a model so that `load` reads it, and so does `from_pretrained` of transformers or diffusers.
 
   Args:
-    folder: made where missing; what model is in it gets replaced.
+    folder: created if missing; a model in it is replaced.
     module: the model.
     params: its parameters.
     dtype: in which they are stored.
 
   Raises:
-    ValueError: if there is no layout for the module, or the parameters are not its own, or `dtype` cannot hold them.
+    ValueError: if no layout is known for the module, the parameters are not its own, or `dtype` overflows.
   """
   kind = _kind(module)
   config = kind.write(module)
@@ -156,12 +156,12 @@ def save(folder: pathlib.Path, module: nn.Module, params: dict[str, Any], dtype:
   tensors = kind.table.to_theirs(params, dtype)
   folder.mkdir(parents=True, exist_ok=True)
   (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-  # Transformers looks for the format, and "pt" is what it takes for its own layout.
+  # transformers requires the format "pt" for its own layout.
   safetensors.numpy.save_file(tensors, folder / kind.weights, metadata={"format": "pt"})
 
 
 def shapes(module: nn.Module) -> dict[str, Any]:
-  """The shapes of a model's parameters; ValueError if no layout is known for it."""
+  """Returns the shapes of a model's parameters; ValueError if no layout is known for it."""
   return _shapes(_kind(module), module)
 
 
@@ -178,27 +178,34 @@ def _shapes(kind: _Kind, module: nn.Module) -> dict[str, Any]:
 
 
 def locate(name: str | os.PathLike[str], parts: bool = False) -> pathlib.Path:
-  """The folder of a model, downloaded from the Hugging Face hub where there is none.
+  """Returns the folder of a model, downloaded from the Hugging Face hub if there is none.
 
   Args:
-    name: a folder, or else the name of a repository.
-    parts: whether the models lie in folders of the folder, as those of a pipeline do.
+    name: a folder, or else a repository such as "owner/model", or "owner/model@revision" for a branch, tag or commit.
+    parts: whether the models are in sub-folders, as those of a pipeline are.
 
   Raises:
-    FileNotFoundError: if there is neither.
+    FileNotFoundError: if there is neither, or the repository has no such revision.
   """
   if pathlib.Path(name).is_dir():
     return pathlib.Path(name)
+  repository, at, revision = os.fspath(name).partition("@")
+  if at and not revision:
+    raise FileNotFoundError(f"{name} names no revision after the @: a branch, a tag or a commit")
   where, index = ("*/", ["model_index.json"]) if parts else ("", [])
   for variant in ("", *VARIANTS):  # where there are weights of full precision, those of half are not downloaded
     stems = [f"{file.removesuffix('.safetensors')}{variant}" for file in (WEIGHTS, DIFFUSERS_WEIGHTS)]
     weights = [f"{where}{stem}{shard}.safetensors" for stem in stems for shard in ("", "-*-of-*")]
     files = [*(where + file for file in _HUB_FILES), *index, *weights]
     try:
-      folder = pathlib.Path(huggingface_hub.snapshot_download(os.fspath(name), allow_patterns=files))
+      found = huggingface_hub.snapshot_download(repository, revision=revision or None, allow_patterns=files)
+    except huggingface_hub.errors.RevisionNotFoundError as error:
+      problem = f"{repository} on the Hugging Face hub has no branch, tag or commit {revision or 'main'!r}"
+      raise FileNotFoundError(problem) from error
     except (OSError, huggingface_hub.errors.HFValidationError) as error:
       problem = f"there is no folder {name}, nor could a model of that name be had from the Hugging Face hub"
       raise FileNotFoundError(f"{problem}: {error}") from error
+    folder = pathlib.Path(found)
     if any(any(folder.glob(pattern)) for pattern in weights):
       break
   return folder
@@ -211,7 +218,7 @@ def _existing(path: pathlib.Path) -> pathlib.Path:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """What a file of settings says; ValueError if it is none."""
+  """Reads a JSON object; ValueError if the file holds none."""
   try:
     found = json.loads(path.read_text())
   except ValueError as error:
@@ -222,7 +229,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def open_tensors(path: pathlib.Path) -> Any:
-  """A file of tensors; ValueError if it is damaged, or of a kind that can run code when it is read."""
+  """Opens a file of tensors; ValueError if it is damaged, or of a format that can run code when it is read."""
   if path.suffix in PICKLES:
     problem = f"{path} can run code when it is read, so it is not"
     raise ValueError(f"{problem}: where torch is installed, load it and write it by safetensors.torch.save_file")
@@ -232,18 +239,18 @@ def open_tensors(path: pathlib.Path) -> Any:
     raise ValueError(f"{path} is no complete safetensors file: {error}") from error
 
 
-def _headers(folder: pathlib.Path, weights: str) -> dict[str, Header]:
-  """What the heads of the files say of each tensor: of the one named `weights`, or of several that an index names.
+def _find_headers(folder: pathlib.Path, weights: str) -> dict[str, Header]:
+  """Reads the headers of all tensors, from the file named `weights` or from the shards that an index lists.
 
-  Where there is neither, a variant of half precision will do, such as model.fp16.safetensors.
+  If there is neither, a variant of half precision is taken, such as model.fp16.safetensors.
   """
   stem = weights.removesuffix(".safetensors")
   for variant in ("", *VARIANTS):
     if (folder / f"{stem}{variant}.safetensors").is_file():
-      return _heads(folder, f"{stem}{variant}.safetensors")
+      return _read_headers(folder, f"{stem}{variant}.safetensors")
     index = folder / f"{weights}.index{variant}.json"
     if index.is_file():
-      return _indexed(folder, index)
+      return _read_shards(folder, index)
   raise FileNotFoundError(
     f"{folder} holds neither {weights} nor {weights}.index.json. A pytorch_model.bin can run code when it is read, so "
     f'it is not: convert it where torch is installed, by from_pretrained(...).save_pretrained("{folder}") of the '
@@ -251,16 +258,19 @@ def _headers(folder: pathlib.Path, weights: str) -> dict[str, Header]:
   )
 
 
-def _heads(folder: pathlib.Path, name: str) -> dict[str, Header]:
+def _read_headers(folder: pathlib.Path, name: str) -> dict[str, Header]:
   with open_tensors(_existing(folder / name)) as file:
     return {key: Header(tuple(file.get_slice(key).get_shape()), name) for key in file.keys()}
 
 
-def _indexed(folder: pathlib.Path, index: pathlib.Path) -> dict[str, Header]:
+def _read_shards(folder: pathlib.Path, index: pathlib.Path) -> dict[str, Header]:
   files = read_json(index).get("weight_map")
   if not isinstance(files, dict):
     raise ValueError(f"{index} has no weight_map")
-  heads = {name: _heads(folder, name) for name in dict.fromkeys(files.values())}
-  if lacking := [key for key, name in files.items() if key not in heads[name]]:
-    raise ValueError(f"{folder / files[lacking[0]]} lacks {lacking[0]}, which {index.name} says is there")
-  return {key: heads[name][key] for key, name in files.items()}
+  for name in files.values():
+    if not isinstance(name, str) or pathlib.PurePath(name).name != name:
+      raise ValueError(f"{index} names {name!r}, which is no file of its folder")
+  headers = {name: _read_headers(folder, name) for name in dict.fromkeys(files.values())}
+  if missing := [key for key, name in files.items() if key not in headers[name]]:
+    raise ValueError(f"{folder / files[missing[0]]} lacks {missing[0]}, which {index.name} says is there")
+  return {key: headers[name][key] for key, name in files.items()}

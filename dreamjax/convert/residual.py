@@ -1,4 +1,4 @@
-"""Encoders and decoders of autoencoders in diffusers' layout; `VQModel` and `AutoencoderKL` share it."""
+"""Encoders and decoders in the layout that diffusers' `VQModel` and `AutoencoderKL` share."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from dreamjax.convert.table import Row, Setting, conv, dense, norm
 
 
 def block(key: str, path: str) -> tuple[Row, ...]:
-  """A residual block."""
+  """Returns the rows of a residual block."""
   return (
     *norm(f"{key}.norm1", f"{path}/norm_1"),
     *conv(f"{key}.conv1", f"{path}/conv_1"),
@@ -18,7 +18,7 @@ def block(key: str, path: str) -> tuple[Row, ...]:
 
 
 def _half(name: str, level: str, step: str) -> tuple[Row, ...]:
-  """The encoder, or the decoder."""
+  """Returns the rows of the encoder or of the decoder."""
   attention, path = f"{name}.mid_block.attentions.0", f"{name}/middle_attention"
   return (
     *conv(f"{name}.conv_in", f"{name}/conv_in"),
@@ -54,12 +54,12 @@ LEVELS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoder
 
 
 def check_levels(config: dict[str, Any], count: int) -> None:
-  """Raises ValueError if a `config.json` has levels of a kind that is not known, or not `count` of them."""
+  """Raises ValueError unless a `config.json` has `count` levels of the supported kind."""
   for name, level in LEVELS.items():
     if list(config.get(name, (level,))) != [level] * count:
       raise ValueError(f"{name} is {config.get(name)} in config.json, but this model needs {count} {level}")
 
 
 def write_levels(count: int) -> dict[str, list[str]]:
-  """What a `config.json` says of the levels."""
+  """Returns the settings of a `config.json` for `count` levels."""
   return {name: [level] * count for name, level in LEVELS.items()}

@@ -1,4 +1,4 @@
-"""Our residual networks, in a layout of dreamjax's own: no one else has them."""
+"""Our residual networks, in our own layout."""
 
 from typing import Any
 
@@ -20,32 +20,33 @@ SETTINGS = (Setting("image_size", 64, "image"), Setting("widths", None, "widths"
 
 
 def read(config: dict[str, Any]) -> Classifier:
-  """The classifier that a `config.json` describes."""
-  heads = {name: tuple(words) for name, words in config["heads"].items()}
+  """Builds the classifier that a `config.json` describes."""
+  heads = {name: tuple(classes) for name, classes in config["heads"].items()}
   return Classifier(heads=heads, **_fields(config))
 
 
 def write(module: Classifier) -> dict[str, Any]:
-  """The `config.json` of a classifier."""
-  heads = {name: list(words) for name, words in module.heads.items()}
+  """Returns the `config.json` of a classifier."""
+  heads = {name: list(classes) for name, classes in module.heads.items()}
   return {"model_type": "dreamjax_classifier", **write_settings(SETTINGS, module), "heads": heads}
 
 
 def read_embedding(config: dict[str, Any]) -> ResNet:
-  """The network that a `config.json` describes."""
+  """Builds the embedding network that a `config.json` describes."""
   return ResNet(embedding=config["embedding"], **_fields(config))
 
 
 def write_embedding(module: ResNet) -> dict[str, Any]:
-  """The `config.json` of a network."""
+  """Returns the `config.json` of an embedding network."""
   return {"model_type": "dreamjax_resnet", **write_settings(SETTINGS, module), "embedding": module.embedding}
 
 
 def inputs(module: Classifier | ResNet) -> tuple[jax.ShapeDtypeStruct]:
-  """What the module can be initialised with."""
+  """Returns the shapes of inputs that the module can be initialised with."""
   return (jax.ShapeDtypeStruct((1, module.image, module.image, 3), jnp.float32),)
 
 
 def _fields(config: dict[str, Any]) -> dict[str, Any]:
+  """Returns the fields that both networks share."""
   fields = read_settings(SETTINGS, config)
   return {**fields, "widths": tuple(fields["widths"])}

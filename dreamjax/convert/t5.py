@@ -1,4 +1,4 @@
-"""T5's encoder in the layout of transformers' `T5EncoderModel`; out of a whole T5 it takes the encoder."""
+"""T5's encoder in the layout of transformers' `T5EncoderModel`; of a full T5, only the encoder is loaded."""
 
 from typing import Any
 
@@ -42,16 +42,16 @@ SETTINGS = (
 
 
 def read(config: dict[str, Any]) -> T5Encoder:
-  """The module that a `config.json` describes."""
+  """Builds the module that a `config.json` describes."""
   return T5Encoder(**read_settings(SETTINGS, config))
 
 
 def write(module: T5Encoder) -> dict[str, Any]:
-  """The `config.json` of a module."""
+  """Returns the `config.json` of a module."""
   return {"model_type": "t5", "architectures": ["T5EncoderModel"], **write_settings(SETTINGS, module)}
 
 
 def inputs(module: T5Encoder) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-  """What the module can be initialised with."""
-  del module  # the same for all
+  """Returns the shapes of inputs that the module can be initialised with."""
+  del module  # the shapes are the same for all
   return jax.ShapeDtypeStruct((1, 1), jnp.int32), jax.ShapeDtypeStruct((1, 1), jnp.bool)

@@ -1,4 +1,4 @@
-"""Mapping tables between a published checkpoint and our modules: parameters by name, and settings of `config.json`."""
+"""Tables that map parameters and `config.json` settings between published checkpoints and our modules."""
 
 from collections.abc import Callable, Iterable, Mapping
 import re
@@ -8,33 +8,33 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 import numpy as np
 
-#: put(path, array) -> what becomes of a parameter of ours as soon as it is read: it may go to devices, or be left here.
+#: put(path, array) places one of our parameters as soon as it is read, for instance on devices, and returns it.
 Put = Callable[[str, np.ndarray], Any]
 
 
 def leave(path: str, array: np.ndarray) -> np.ndarray:
-  """The `Put` that leaves parameters in the host's memory."""
+  """The `Put` that keeps parameters in host memory."""
   del path
   return array
 
 
 class View(NamedTuple):
-  """The same numbers in our layout and in theirs."""
+  """Functions that convert an array from their layout to ours, and from ours to theirs."""
 
   ours: Callable[[np.ndarray], np.ndarray]
   theirs: Callable[[np.ndarray], np.ndarray]
 
   def theirs_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape that an array of our `shape` has there."""
+    """Returns the shape in their layout of an array that has `shape` in ours."""
     return self.theirs(np.broadcast_to(np.float32(0), shape)).shape
 
 
 class Header(NamedTuple):
-  """What the head of a file says of one of its tensors.
+  """The header of a tensor in a file.
 
   Attributes:
     shape: of the tensor.
-    file: the file, for people.
+    file: name of the file, for error messages.
   """
 
   shape: tuple[int, ...]
@@ -43,16 +43,16 @@ class Header(NamedTuple):
 
 SAME = View(lambda x: x, lambda x: x)
 TRANSPOSED = View(np.transpose, np.transpose)
-CONV = View(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))  # OIHW, HWIO
+CONV = View(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))  # OIHW to HWIO
 
 
 def batched(axes: int) -> View:
-  """Their array has as many axes of length 1 in front of ours."""
+  """Returns the view for their arrays with this number of additional leading axes of length 1."""
   return View(lambda x: x[(0,) * axes], lambda x: x[(None,) * axes])
 
 
 class Row(NamedTuple):
-  """One parameter, or one of each block; then {} stands for the block's number."""
+  """The key and the path of a parameter, or of one parameter of every block, where {} stands for a number."""
 
   key: str
   path: str
@@ -60,28 +60,28 @@ class Row(NamedTuple):
 
 
 def dense(key: str, path: str) -> tuple[Row, Row]:
-  """A linear layer with a bias."""
+  """Returns the rows of a linear layer with a bias."""
   return Row(f"{key}.weight", f"{path}/kernel", TRANSPOSED), Row(f"{key}.bias", f"{path}/bias")
 
 
 def conv(key: str, path: str) -> tuple[Row, Row]:
-  """A convolution with a bias."""
+  """Returns the rows of a convolution with a bias."""
   return Row(f"{key}.weight", f"{path}/kernel", CONV), Row(f"{key}.bias", f"{path}/bias")
 
 
 def norm(key: str, path: str) -> tuple[Row, Row]:
-  """A layer norm."""
+  """Returns the rows of a norm with a bias."""
   return Row(f"{key}.weight", f"{path}/scale"), Row(f"{key}.bias", f"{path}/bias")
 
 
 class MappingTable(NamedTuple):
-  """All parameters of a model.
+  """The mapping of all parameters of a model.
 
   Attributes:
-    rows: one for each of our parameters, and of theirs.
-    aliases: (pattern, replacement) pairs that turn other names for a key into the key that `rows` has. Where a
-      checkpoint holds a key under both names, it holds copies.
-    ignored: patterns of whole keys that our model has no use for.
+    rows: one for each of our parameters and of theirs.
+    aliases: (pattern, replacement) pairs that rename alternative keys to the keys of `rows`. A checkpoint with both
+      names of a key holds copies.
+    ignored: patterns of full keys that our model does not use.
   """
 
   rows: tuple[Row, ...]
@@ -89,44 +89,44 @@ class MappingTable(NamedTuple):
   ignored: tuple[str, ...] = ()
 
   def match(self, paths: Iterable[str]) -> dict[str, tuple[str, View]]:
-    """Each key of theirs, with the path and the view of the parameter of ours that it holds.
+    """Maps each of their keys to the path and the view of our parameter.
 
     Raises:
-      ValueError: if there are parameters that no row matches.
+      ValueError: if no row matches a parameter.
     """
     patterns = [(re.compile(re.escape(row.path).replace(r"\{\}", r"(\d+)")), row) for row in self.rows]
-    found, unmatched = {}, []
+    matches, unmatched = {}, []
     for path in paths:
       for pattern, row in patterns:
         if match := pattern.fullmatch(path):
-          found[row.key.format(*match.groups())] = (path, row.view)
+          matches[row.key.format(*match.groups())] = (path, row.view)
           break
       else:
         unmatched.append(path)
     if unmatched:
-      raise ValueError(f"no row of the table is for the parameters {', '.join(unmatched)}")
-    return found
+      raise ValueError(f"the table has no row for the parameters {', '.join(unmatched)}")
+    return matches
 
   def sources(self, paths: Iterable[str], keys: Iterable[str]) -> dict[str, tuple[str, View]]:
-    """For each path of ours the key in their checkpoint, and the view.
+    """Maps each of our paths to the key in their checkpoint and the view.
 
     Args:
       paths: of all our parameters.
-      keys: all that their checkpoint holds.
+      keys: of all tensors of their checkpoint.
 
     Raises:
       ValueError: if a key is missing or unknown.
     """
-    wanted = self.match(paths)
+    expected = self.match(paths)
     keys = [key for key in keys if not any(re.fullmatch(pattern, key) for pattern in self.ignored)]
-    sources = {self._rename(key): key for key in keys} | {key: key for key in keys if key in wanted}
-    missing = [key for key in wanted if key not in sources]
-    unknown = [key for name, key in sources.items() if name not in wanted]
+    sources = {self._rename(key): key for key in keys} | {key: key for key in keys if key in expected}
+    missing = [key for key in expected if key not in sources]
+    unknown = [key for name, key in sources.items() if name not in expected]
     if missing or unknown:
       lists = {"missing": missing, "unknown": unknown}
-      problem = "; ".join(f"{what}: {', '.join(sorted(keys))}" for what, keys in lists.items() if keys)
+      problem = "; ".join(f"{name}: {', '.join(sorted(keys))}" for name, keys in lists.items() if keys)
       raise ValueError(f"the checkpoint is not one of this model: {problem}")
-    return {path: (sources[key], view) for key, (path, view) in wanted.items()}
+    return {path: (sources[key], view) for key, (path, view) in expected.items()}
 
   def to_ours(
     self,
@@ -136,17 +136,17 @@ class MappingTable(NamedTuple):
     dtype: Any,
     put: Put = leave,
   ) -> dict[str, Any]:
-    """Their parameters as ours, read and put in their places one at a time, and none before it is known that all fit.
+    """Converts their parameters to ours, one at a time, after checking all keys and shapes.
 
     Args:
-      shapes: our tree of parameters; of its leaves only the shape counts.
-      headers: of all that their checkpoint holds, by its keys.
-      read: returns what it holds under a key.
-      dtype: the dtype of the result.
-      put: where to.
+      shapes: our parameter tree, with leaves that have a `shape`.
+      headers: of all tensors of their checkpoint, by key.
+      read: returns the tensor of a key.
+      dtype: of the result.
+      put: places each parameter.
 
     Returns:
-      A tree like `shapes`, of what `put` returns.
+      A tree like `shapes`, of the results of `put`.
 
     Raises:
       ValueError: if a key is missing or unknown, or if a shape differs.
@@ -154,8 +154,8 @@ class MappingTable(NamedTuple):
     shapes = {path: leaf.shape for path, leaf in flatten_dict(shapes, sep="/").items()}
     sources, problems = self.sources(shapes, headers), []
     for path, (key, view) in sources.items():
-      if (found := headers[key].shape) != (wanted := view.theirs_of(shapes[path])):
-        problems.append(f"{headers[key].file}: {key} has shape {found}, but in the model {wanted}")
+      if (shape := headers[key].shape) != (expected := view.theirs_of(shapes[path])):
+        problems.append(f"{headers[key].file}: {key} has shape {shape}, but in the model {expected}")
     if problems:
       more = f"; and so on, {len(problems)} in all" if len(problems) > 3 else ""
       raise ValueError("; ".join(problems[:3]) + more)
@@ -165,10 +165,10 @@ class MappingTable(NamedTuple):
     return unflatten_dict(params, sep="/")
 
   def to_theirs(self, params: dict[str, Any], dtype: Any) -> dict[str, np.ndarray]:
-    """Our parameters as theirs.
+    """Converts our parameters to theirs.
 
     Raises:
-      ValueError: if there are parameters that no row matches, or numbers that `dtype` cannot hold.
+      ValueError: if no row matches a parameter, or `dtype` cannot represent a number.
     """
     flat = flatten_dict(params, sep="/")
     tensors = {}
@@ -176,23 +176,24 @@ class MappingTable(NamedTuple):
       with np.errstate(over="ignore"):
         tensors[key] = np.asarray(view.theirs(np.asarray(flat[path])), dtype, order="C")
       if not np.isfinite(tensors[key]).all():
-        raise ValueError(f"{path} holds numbers that are not finite in {np.dtype(dtype)}")
+        raise ValueError(f"{path} has numbers that are not finite in {np.dtype(dtype)}")
     return tensors
 
   def _rename(self, key: str) -> str:
+    """Applies the aliases to a key."""
     for pattern, replacement in self.aliases:
       key = re.sub(pattern, replacement, key)
     return key
 
 
 class Setting(NamedTuple):
-  """One entry of `config.json`.
+  """One setting of `config.json`.
 
   Attributes:
-    theirs: its name there.
-    default: what transformers' config class takes it to be where it is left out.
-    ours: the module's field; None where the module knows only one value.
-    known: the values that the module knows; None for all.
+    theirs: its name in `config.json`.
+    default: its default in the config class of transformers or diffusers.
+    ours: the field of our module; None where the module supports only one value.
+    known: the supported values; None for all.
   """
 
   theirs: str
@@ -202,10 +203,10 @@ class Setting(NamedTuple):
 
 
 def read_settings(settings: Iterable[Setting], config: dict[str, Any]) -> dict[str, Any]:
-  """The module's fields.
+  """Returns the fields of a module from its `config.json`.
 
   Raises:
-    ValueError: if the module does not know a value.
+    ValueError: if the module does not support a value.
   """
   fields = {}
   for setting in settings:
@@ -219,5 +220,5 @@ def read_settings(settings: Iterable[Setting], config: dict[str, Any]) -> dict[s
 
 
 def write_settings(settings: Iterable[Setting], module: nn.Module) -> dict[str, Any]:
-  """The inverse of `read_settings`."""
+  """Returns the settings of a module for its `config.json`, the inverse of `read_settings`."""
   return {s.theirs: s.known[0] if s.ours is None else getattr(module, s.ours) for s in settings}

@@ -1,7 +1,8 @@
 """The U-Nets of DeepFloyd IF in the layout of diffusers' `UNet2DConditionModel`.
 
-That class is many networks, of which ours is the one whose blocks are named below. One that steps between levels by
-convolutions, or by patches, is none of them, so its folder, otherwise alike, goes by a name of dreamjax's own.
+That class covers many networks; ours is the one of the blocks named below. It covers neither convolutions as steps
+between levels, nor patches, nor the skip connection of the input: the config of such a network is the same but for a
+`model_type` of our own.
 """
 
 from typing import Any
@@ -14,6 +15,7 @@ from dreamjax.models.unet import ACTIVATIONS, UNet
 
 
 def _block(key: str, path: str) -> tuple[Row, ...]:
+  """Returns the rows of a residual block."""
   return (
     *norm(f"{key}.norm1", f"{path}/norm_1"),
     *conv(f"{key}.conv1", f"{path}/conv_1"),
@@ -25,6 +27,7 @@ def _block(key: str, path: str) -> tuple[Row, ...]:
 
 
 def _attention(key: str, path: str) -> tuple[Row, ...]:
+  """Returns the rows of an attention layer."""
   return (
     *norm(f"{key}.group_norm", f"{path}/norm"),
     *norm(f"{key}.norm_cross", f"{path}/text_norm"),
@@ -100,13 +103,13 @@ SETTINGS = (
   Setting("timestep_post_act", None, known=(None,)),
 )
 
-# Settings that make one of our fields together: their defaults, and what the values that are known mean. Of values that
-# mean the same, the first are written.
+# Groups of settings that determine one of our fields: their defaults, and the field for each supported combination of
+# values. Of several combinations for the same field, the first is written.
 CHOICES = {
-  # The activation in every block, or else once ahead of them all.
+  # The activation of the embedding is applied in every block, or once before all blocks, which is the same.
   "activation": (
     {"act_fn": "silu", "time_embedding_act_fn": None, "resnet_skip_time_act": False},
-    {(name, *how): name for name in ACTIVATIONS for how in ((None, False), (name, True))},
+    {(name, *rest): name for name in ACTIVATIONS for rest in ((None, False), (name, True))},
   ),
   "low_res": ({"in_channels": 4, "class_embed_type": None}, {(3, None): False, (6, "timestep"): True}),
   "self_attention": (
@@ -121,7 +124,7 @@ LEVELS = {
 
 
 def _meaning(known: dict[tuple[Any, ...], Any], **settings: Any) -> Any:
-  """What the settings' values mean together."""
+  """Looks up the combination of the values of several settings, or raises a ValueError."""
   values = tuple(settings.values())
   for choice, meaning in known.items():
     if values == choice:
@@ -131,10 +134,10 @@ def _meaning(known: dict[tuple[Any, ...], Any], **settings: Any) -> Any:
 
 
 def read(config: dict[str, Any]) -> UNet:
-  """The module that a `config.json` describes."""
+  """Builds the module that a `config.json` describes."""
   fields = read_settings(SETTINGS, config)
-  for ours, (defaults, known) in CHOICES.items():
-    fields[ours] = _meaning(known, **{name: config.get(name, default) for name, default in defaults.items()})
+  for field, (defaults, known) in CHOICES.items():
+    fields[field] = _meaning(known, **{name: config.get(name, default) for name, default in defaults.items()})
   _meaning({(fields["rescale"],): None}, mid_block_scale_factor=config.get("mid_block_scale_factor", 1))
   for setting in SETTINGS:
     value = fields.get(setting.ours)
@@ -144,7 +147,7 @@ def read(config: dict[str, Any]) -> UNet:
   downs, ups = config.get("down_block_types", ()), config.get("up_block_types", ())
   if not len(widths) == len(downs) == len(ups):
     counts = f"{len(widths)} block_out_channels, {len(downs)} down_block_types and {len(ups)} up_block_types"
-    raise ValueError(f"config.json has {counts}, but this model needs one of each at each level")
+    raise ValueError(f"config.json has {counts}, but this model needs one of each for each level")
   pairs = zip(downs, reversed(ups), strict=True)
   fields |= {
     "widths": widths,
@@ -157,13 +160,13 @@ def read(config: dict[str, Any]) -> UNet:
 
 
 def write(module: UNet) -> dict[str, Any]:
-  """The `config.json` of a module."""
-  own = {"model_type": "dreamjax_unet", "step": module.step, "patch": module.patch, "around": module.around}
+  """Returns the `config.json` of a module."""
+  ours = {"model_type": "dreamjax_unet", "step": module.step, "patch": module.patch, "around": module.around}
   is_theirs = module.step == "block" and module.patch == 1 and not module.around
-  config = {"_class_name": "UNet2DConditionModel"} if is_theirs else own
+  config = {"_class_name": "UNet2DConditionModel"} if is_theirs else ours
   config |= write_settings(SETTINGS, module) | {"mid_block_scale_factor": module.rescale}
-  for ours, (names, known) in CHOICES.items():
-    values = next(values for values, meaning in known.items() if meaning == getattr(module, ours))
+  for field, (names, known) in CHOICES.items():
+    values = next(values for values, meaning in known.items() if meaning == getattr(module, field))
     config |= dict(zip(names, values, strict=True))
   pairs = {meaning: pair for pair, meaning in LEVELS.items()}
   levels = [pairs[attends] for attends in module.attention]
@@ -172,7 +175,7 @@ def write(module: UNet) -> dict[str, Any]:
 
 
 def inputs(module: UNet) -> tuple[jax.ShapeDtypeStruct, ...]:
-  """What the module can be initialised with."""
+  """Returns the shapes of inputs that the module can be initialised with."""
   image = jax.ShapeDtypeStruct((1, module.image, module.image, 3), jnp.float32)
   t, mask = jax.ShapeDtypeStruct((1,), jnp.float32), jax.ShapeDtypeStruct((1, 1), jnp.bool)
   text = jax.ShapeDtypeStruct((1, 1, module.text_width), jnp.float32)

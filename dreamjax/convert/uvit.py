@@ -1,6 +1,6 @@
 """aMUSEd's transformers in the layout of diffusers' `UVit2DModel`.
 
-That class may have biases and dropout, or norms without scales; the published ones have not, and neither has ours.
+That class supports biases, dropout and norms without scales. The published models and ours have none of these.
 """
 
 from typing import Any
@@ -21,7 +21,8 @@ from dreamjax.convert.table import (
 )
 from dreamjax.models.uvit import UViT
 
-# A 1x1 convolution as a linear layer; a transposed 2x2 one of stride 2, IOHW, as one to 2x2 places, row by row.
+# Convolutions as linear layers: a 1x1 one; a transposed 2x2 one of stride 2, IOHW, which maps to 2x2 pixels in
+# row-major order.
 _POINTWISE = View(lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None])
 _DOUBLING = View(
   lambda x: x.transpose(0, 2, 3, 1).reshape(len(x), -1),
@@ -30,20 +31,23 @@ _DOUBLING = View(
 
 
 def _linear(key: str, path: str) -> Row:
+  """Returns the row of a linear layer without a bias."""
   return Row(f"{key}.weight", f"{path}/kernel", TRANSPOSED)
 
 
 def _norm(key: str, path: str) -> Row:
+  """Returns the row of a norm without a bias."""
   return Row(f"{key}.weight", f"{path}/scale")
 
 
 def _attention(key: str, path: str) -> tuple[Row, ...]:
+  """Returns the rows of an attention layer."""
   names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "out"}
   return tuple(_linear(f"{key}.{theirs}", f"{path}/{ours}") for theirs, ours in names.items())
 
 
 def _block(name: str) -> tuple[Row, ...]:
-  """The blocks in front of the layers, or those behind."""
+  """Returns the rows of the blocks before the layers ("down") or after them ("up")."""
   conv, attention, path = f"{name}_block.res_blocks.{{}}", f"{name}_block.attention_blocks.{{}}", f"{name}_{{}}"
   return (
     Row(f"{conv}.depthwise.weight", f"{path}/conv/depthwise/kernel", CONV),
@@ -62,7 +66,7 @@ def _block(name: str) -> tuple[Row, ...]:
 
 
 def _modulated(number: int, path: str) -> tuple[Row, Row]:
-  """The norm of a layer's part, and the film behind it."""
+  """Returns the rows of the norm of a sublayer and of the modulation after it."""
   key = f"transformer_layers.{{}}.norm{number}"
   return _norm(f"{key}.norm", f"layer_{{}}/{path}/norm"), _linear(f"{key}.linear", f"layer_{{}}/{path}/film")
 
@@ -121,32 +125,32 @@ SETTINGS = (
   Setting("ln_elementwise_affine", True, known=(True,)),
   Setting("sample_size", 64, "side"),
 )
-# The two that have to fit another one.
+# Settings that are determined by others, and their defaults.
 DEFAULTS = {"micro_cond_embed_dim": 1280, "upsample": False}
 
 
 def read(config: dict[str, Any]) -> UViT:
-  """The transformer that a `config.json` describes."""
+  """Builds the transformer that a `config.json` describes."""
   fields = read_settings(SETTINGS, config)
   channels, upsample = (config.get(name, default) for name, default in DEFAULTS.items())
   if upsample != fields["halved"]:
     problem = f"downsample is {fields['halved']} and upsample {upsample} in config.json"
-    raise ValueError(f"{problem}, but this model has both or neither")
-  numbers, left = divmod(channels, fields["number_width"])
-  if left:
+    raise ValueError(f"{problem}, but this model needs the same for both")
+  numbers, remainder = divmod(channels, fields["number_width"])
+  if remainder:
     problem = f"micro_cond_embed_dim is {channels} in config.json"
     raise ValueError(f"{problem}, but this model needs a multiple of micro_cond_encode_dim, {fields['number_width']}")
   return UViT(**fields, numbers=numbers)
 
 
 def write(module: UViT) -> dict[str, Any]:
-  """The `config.json` of a transformer."""
-  others = {"micro_cond_embed_dim": module.numbers * module.number_width, "upsample": module.halved}
-  return {"_class_name": "UVit2DModel"} | write_settings(SETTINGS, module) | others
+  """Returns the `config.json` of a transformer."""
+  determined = {"micro_cond_embed_dim": module.numbers * module.number_width, "upsample": module.halved}
+  return {"_class_name": "UVit2DModel"} | write_settings(SETTINGS, module) | determined
 
 
 def inputs(module: UViT) -> tuple[jax.ShapeDtypeStruct, ...]:
-  """What the module can be initialised with."""
+  """Returns the shapes of inputs that the module can be initialised with."""
   tokens = jax.ShapeDtypeStruct((1, module.side**2), jnp.int32)
   shapes = (1, 1, module.text_width), (1, module.pooled_width), (1, module.numbers)
   text, pooled, numbers = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)

@@ -42,15 +42,15 @@ SETTINGS = (
 
 
 def read(config: dict[str, Any]) -> ViT:
-  """The module that a `config.json` describes."""
+  """Builds the module that a `config.json` describes."""
   return ViT(**read_settings(SETTINGS, config))
 
 
 def write(module: ViT) -> dict[str, Any]:
-  """The `config.json` of a module."""
+  """Returns the `config.json` of a module."""
   return {"model_type": "vit", "architectures": ["ViTModel"], **write_settings(SETTINGS, module)}
 
 
 def inputs(module: ViT) -> tuple[jax.ShapeDtypeStruct]:
-  """What the module can be initialised with."""
+  """Returns the shapes of inputs that the module can be initialised with."""
   return (jax.ShapeDtypeStruct((1, module.image, module.image, 3), jnp.float32),)

@@ -1,7 +1,7 @@
-"""VQGANs in the layout of diffusers' `VQModel`, as aMUSEd has one.
+"""VQGANs in the layout of diffusers' `VQModel`, of which aMUSEd's is one.
 
-That class may have attention, which ours has not. A VQGAN whose first level sees patches is none of them, so its
-folder, otherwise alike, goes by a name of dreamjax's own.
+That class may have attention, ours has none. It has no patches: the config of a VQGAN with patches is the same but for
+a `model_type` of our own.
 """
 
 from typing import Any
@@ -27,7 +27,7 @@ SETTINGS = (
 
 
 def read(config: dict[str, Any]) -> VQGAN:
-  """The module that a `config.json` describes."""
+  """Builds the module that a `config.json` describes."""
   fields = read_settings(SETTINGS, config)
   widths = tuple(fields["widths"])
   check_levels(config, len(widths))
@@ -36,12 +36,12 @@ def read(config: dict[str, Any]) -> VQGAN:
 
 
 def write(module: VQGAN) -> dict[str, Any]:
-  """The `config.json` of a module."""
-  own = {"model_type": "dreamjax_vqgan", "patch": module.patch}
-  config = {"_class_name": "VQModel", "lookup_from_codebook": True} if module.patch == 1 else own
+  """Returns the `config.json` of a module."""
+  ours = {"model_type": "dreamjax_vqgan", "patch": module.patch}
+  config = {"_class_name": "VQModel", "lookup_from_codebook": True} if module.patch == 1 else ours
   return config | write_levels(len(module.widths)) | write_settings(SETTINGS, module)
 
 
 def inputs(module: VQGAN) -> tuple[jax.ShapeDtypeStruct, ...]:
-  """What the module can be initialised with."""
+  """Returns the shapes of inputs that the module can be initialised with."""
   return (jax.ShapeDtypeStruct((1, module.factor, module.factor, 3), jnp.float32),)

@@ -1,5 +1,5 @@
-"""From images to batches: photo folders, captions, identifiers, prior sets, data set builders.
+"""Images to batches: photo folders, captions, identifiers, prior sets, TFDS builders.
 
-What a batch holds is a function of (seed, step) alone, so that a run can be resumed or repeated exactly. The room
-stands on `dreamjax.theta`, `dreamjax.convert` and what is below them.
+The content of a batch is a pure function of (seed, step), so that a run can be resumed or repeated exactly. The package
+depends on `dreamjax.theta`, `dreamjax.convert` and what they depend on.
 """

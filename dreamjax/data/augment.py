@@ -1,4 +1,4 @@
-"""Random changes of training images that leave what they show as it is: crop, flip, blur, light, noise. Jittable."""
+"""Random augmentations of training images that keep their content: crop, flip, blur, light, noise. Jittable."""
 
 import dataclasses
 
@@ -9,11 +9,11 @@ from jaxtyping import Array, Float
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-  """How far images are changed.
+  """How strongly images are augmented.
 
   Attributes:
     scale: smallest and largest side of the crop, as a share of the image's.
-    flip: whether every second image is mirrored.
+    flip: whether half of the images are mirrored.
     blur: largest width of the resampling filter, in pixels; 1 is sharp.
     light: largest change of brightness and contrast, as a share.
     noise: largest standard deviation of Gaussian noise, for images in [-1, 1].
@@ -26,7 +26,7 @@ class Augment:
   noise: float = 0.08
 
   def __call__(self, key: jax.Array, images: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
-    """Changes images in [-1, 1], each in its own way."""
+    """Augments images in [-1, 1], each independently of the others."""
     b, side = images.shape[0], images.shape[1]
     keys = jax.random.split(key, 7)
     extent = jax.random.uniform(keys[0], (b,), minval=self.scale[0], maxval=self.scale[1])
@@ -48,8 +48,8 @@ class Augment:
 def _resampling(
   start: Float[Array, " b"], extent: Float[Array, " b"], width: Float[Array, " b"], side: int
 ) -> Float[Array, "b side side"]:
-  """Matrices that take a line of pixels to its part from start to start + extent, by a triangular filter."""
+  """Returns matrices that resample a line of pixels from start to start + extent, by a triangular filter."""
   pixel = jnp.arange(side, dtype=jnp.float32) + 0.5
-  places = float(side) * start[:, None] + extent[:, None] * pixel[None]
-  weights = jnp.maximum(0.0, 1.0 - jnp.abs(places[:, :, None] - pixel[None, None]) / width[:, None, None])
+  centers = float(side) * start[:, None] + extent[:, None] * pixel[None]
+  weights = jnp.maximum(0.0, 1.0 - jnp.abs(centers[:, :, None] - pixel[None, None]) / width[:, None, None])
   return weights / weights.sum(-1, keepdims=True)

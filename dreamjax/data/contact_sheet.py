@@ -1,4 +1,4 @@
-"""Many images on one page, each above its caption."""
+"""Contact sheets: many images on one page, each with its caption below."""
 
 from collections.abc import Sequence
 import math
@@ -10,14 +10,14 @@ from PIL import Image, ImageDraw, ImageFont
 from dreamjax.data.image_folder import to_uint8
 
 _GAP = 6
-_ROOM = 96  # pixels below which an image has no room for a caption
+_MIN_WIDTH = 96  # pixels that a caption needs
 _PAPER, _INK = (255, 255, 255), (40, 40, 40)
 
 
 def contact_sheet(images: Sequence[np.ndarray], captions: Sequence[str], columns: int | None = None) -> Image.Image:
-  """Images side by side, in rows, each above its caption.
+  """Draws images on a grid, each with its caption below.
 
-  Images narrower than 96 pixels are magnified by a whole number, so that there is room for captions.
+  Images narrower than 96 pixels are magnified by a whole number, so that their captions fit.
 
   Args:
     images: images of one size, [h, w, 3] in [0, 1].
@@ -33,7 +33,7 @@ def contact_sheet(images: Sequence[np.ndarray], captions: Sequence[str], columns
   if not images or len(images) != len(captions):
     raise ValueError(f"a contact sheet needs images and as many captions, not {len(images)} and {len(captions)}")
   columns = columns or min(8, math.ceil(math.sqrt(len(images))))
-  zoom = -(-_ROOM // images[0].shape[1])
+  zoom = -(-_MIN_WIDTH // images[0].shape[1])
   height, width = (zoom * size for size in images[0].shape[:2])
   font = ImageFont.load_default(size=max(9, width // 13))
   letters = max(8, int(width / font.getlength("abcdefghij") * 10))

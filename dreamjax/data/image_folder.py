@@ -1,4 +1,4 @@
-"""Folders of images in the image-folder convention: PNGs beside a `metadata.jsonl` that says what each shows."""
+"""Folders of images in the image-folder convention: PNGs next to a `metadata.jsonl` that describes each of them."""
 
 from collections.abc import Iterable
 import json
@@ -12,14 +12,25 @@ METADATA = "metadata.jsonl"
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
-  """An image in [0, 1] as bytes, rounded."""
+  """Converts an image in [0, 1] to bytes, rounded."""
   return (np.clip(np.asarray(image), 0.0, 1.0) * 255 + 0.5).astype(np.uint8)
 
 
 def read(path: pathlib.Path) -> np.ndarray:
-  """An image, [h, w, 3] in [0, 1]."""
+  """Reads an image, [h, w, 3] in [0, 1]."""
   with Image.open(path) as image:
     return np.asarray(image.convert("RGB"), np.float32) / 255
+
+
+def member(folder: pathlib.Path, name: Any) -> pathlib.Path:
+  """Returns the path of the file in a folder, or in a folder of it, that a file such as `metadata.jsonl` names.
+
+  Raises:
+    ValueError: if the name is not text, or leads out of the folder: as an absolute path, by "..", or by a link.
+  """
+  if not isinstance(name, str) or "\0" in name or not (folder / name).resolve().is_relative_to(folder.resolve()):
+    raise ValueError(f"{name!r} is no file inside {folder}")
+  return folder / name
 
 
 def write(
@@ -29,16 +40,16 @@ def write(
   overwrite: bool = False,
   first: int = 0,
 ) -> list[dict[str, Any]]:
-  """Writes images and their metadata as they come.
+  """Writes images and their metadata one after another.
 
   Args:
-    folder: made where missing. Files of other names in it are left alone.
-    images: pairs of an image ([h, w, 3] in [0, 1]) and what is to be known of it, such as its `text`.
-    overwrite: whether images that are there already may be replaced.
-    first: how many of those before these are there already, with their lines; they are kept.
+    folder: created if missing. Files of other names in it are left alone.
+    images: pairs of an image ([h, w, 3] in [0, 1]) and its metadata, such as its `text`.
+    overwrite: whether existing images may be replaced.
+    first: number of images that exist already, with their metadata, and are kept; new ones are numbered from here.
 
   Returns:
-    The new lines of the metadata: each image's `file_name` and what was given.
+    The new lines of the metadata: each image's `file_name` and the given metadata.
 
   Raises:
     FileExistsError: if the folder holds metadata already and `overwrite` is false.

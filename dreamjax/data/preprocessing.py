@@ -1,4 +1,4 @@
-"""Images as a pretrained encoder wants them: resized, cropped and normalised as its folder says."""
+"""Preprocessing of images for a pretrained encoder: resizing, cropping and normalization as its folder says."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -14,11 +14,11 @@ _FILE = "preprocessor_config.json"
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessor:
-  """What is done to an image.
+  """How images are preprocessed.
 
   Attributes:
-    size: (height, width) after resizing; or a number, the shorter side, whose ratio to the longer one is kept.
-    crop: (height, width) cut from the middle; None for no cut.
+    size: (height, width) after resizing; or the length of the shorter side, which keeps the aspect ratio.
+    crop: (height, width) of a center crop; None for none.
     mean: subtracted from each channel of an image in [0, 1].
     std: then each channel is divided by it.
     resample: PIL's number of the filter.
@@ -36,25 +36,25 @@ class Preprocessor:
 
     Raises:
       FileNotFoundError: if there is none.
-      ValueError: if it lacks something, or asks for what is not known here.
+      ValueError: if it lacks a field, or its images would differ in size.
     """
     path = folder / _FILE
     if not path.is_file():
-      raise FileNotFoundError(f"{folder} holds no {_FILE}, which says how its model wants images")
+      raise FileNotFoundError(f"{folder} holds no {_FILE}, the preprocessing of its model")
     entry = json.loads(path.read_text())
     try:
       size = entry["size"]
       if isinstance(size, dict):
         size = size["shortest_edge"] if "shortest_edge" in size else (size["height"], size["width"])
       elif not entry.get("do_center_crop", False):
-        size = (size, size)  # the older form for a model that sees whole images
+        size = (size, size)  # the older form for a model that takes uncropped images
       crop = entry["crop_size"] if entry.get("do_center_crop", False) else None
       if isinstance(crop, dict):
         crop = crop["height"], crop["width"]
       elif crop is not None:
         crop = crop, crop
       if crop is None and isinstance(size, int):
-        raise ValueError("images come out in different sizes, for they are not cropped")
+        raise ValueError("images would have different sizes, since they are not cropped")
       return cls(size, crop, tuple(entry["image_mean"]), tuple(entry["image_std"]), entry.get("resample", 3))
     except (KeyError, ValueError) as error:
       raise ValueError(f"{path}: {'it lacks ' if isinstance(error, KeyError) else ''}{error}") from error
@@ -77,7 +77,7 @@ class Preprocessor:
     (folder / _FILE).write_text(json.dumps(entry, indent=2) + "\n")
 
   def __call__(self, images: Sequence[np.ndarray]) -> Float[np.ndarray, "n h w 3"]:
-    """Prepares images of any sizes, [h, w, 3] bytes each, as one batch in float32."""
+    """Preprocesses images of any sizes, [h, w, 3] bytes each, to one batch in float32."""
     batch = np.stack([self._fit(image) for image in images]).astype(np.float32) / np.float32(255)
     return (batch - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
 
@@ -97,5 +97,5 @@ class Preprocessor:
 
 
 def whole(side: int) -> Preprocessor:
-  """The whole image, squeezed into a square of this side, in [-1, 1]."""
+  """Returns the preprocessing that resizes the whole image to a square of this side, in [-1, 1]."""
   return Preprocessor((side, side), None, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

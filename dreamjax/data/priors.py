@@ -1,7 +1,7 @@
-"""The prior set: images of the class, drawn by the frozen model, that keep it from forgetting what a class is.
+"""The prior set: images of the class, sampled from the frozen model, for the prior-preservation loss.
 
 "DreamBooth" (Ruiz et al., 2208.12242, section 3.3): some hundreds, up to about 1,000, by the ancestral sampler. A set
-is drawn once and kept in a cache, under a hash of all that its images depend on.
+is sampled once and cached, under a hash of all that its images depend on.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -30,17 +30,16 @@ def read_or_draw(
   draw: Draw,
   progress: Callable[[int], None] | None = None,
 ) -> UInt8[np.ndarray, "n h w 3"]:
-  """The first images of a prior set; those that the cache lacks are drawn.
+  """Returns the first images of a prior set; those that the cache lacks are sampled.
 
-  Each image is kept as soon as it is drawn, so that a call that was cut off is gone on with.
+  Each image is written as soon as it is sampled, so that an interrupted call can be resumed.
 
   Args:
-    cache: folder of sets, made where missing.
-    recipe: all that an image depends on besides its number: the model's hash, the prompt, the seed, the sampler; in
-      terms of JSON.
-    count: how many images.
-    draw: draws them.
-    progress: called with the number of images that are there.
+    cache: folder of sets, created if missing.
+    recipe: all that an image depends on besides its number: the model's hash, the prompt, the seed, the sampler; JSON.
+    count: number of images.
+    draw: samples them.
+    progress: called with the number of images that exist.
 
   Raises:
     ValueError: if count is below 1, or an image in the cache cannot be read; the message names it.
@@ -58,9 +57,9 @@ def read_or_draw(
 def complete(
   folder: pathlib.Path, count: int, draw: Draw, progress: Callable[[int], None] | None = None
 ) -> UInt8[np.ndarray, "n h w 3"]:
-  """The first images of a folder, 00000.png and so on; those that it lacks are drawn. See `read_or_draw`."""
+  """Returns the first images of a folder, 00000.png and so on; those that it lacks are sampled. See `read_or_draw`."""
   if count < 1:
-    raise ValueError(f"a set of drawn images has one image or more, not {count}")
+    raise ValueError(f"a set of images has one image or more, not {count}")
   processes.on_main_process(lambda: folder.mkdir(parents=True, exist_ok=True))
   there = 0
   while there < count and file(folder, there).is_file():
@@ -71,34 +70,34 @@ def complete(
   if there < count:
     for number, image in enumerate(processes.until_preempted(draw(there, count - there)), start=there):
       if processes.is_main_process():
-        _write(file(folder, number), image)
+        _write_image(file(folder, number), image)
       if progress is not None:
         progress(number + 1)
-  processes.on_main_process(lambda: None)  # all of it is written
-  return np.stack([_read(file(folder, number)) for number in range(count)])
+  processes.on_main_process(lambda: None)  # waits until all images are written
+  return np.stack([_read_image(file(folder, number)) for number in range(count)])
 
 
 def name(recipe: Mapping[str, Any]) -> str:
-  """What the folder of a set is called: a hash of its recipe."""
+  """Returns the name of a set's folder: a hash of its recipe."""
   return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def file(folder: pathlib.Path, number: int) -> pathlib.Path:
-  """Where an image of a set lies."""
+  """Returns the path of an image of a set."""
   return folder / f"{number:05d}.png"
 
 
-def _write(path: pathlib.Path, image: Float[np.ndarray, "h w 3"]) -> None:
-  """Writes an image, complete or not at all."""
+def _write_image(path: pathlib.Path, image: Float[np.ndarray, "h w 3"]) -> None:
+  """Writes an image atomically."""
   unfinished = path.with_suffix(".unfinished")
   pixels = np.round((np.clip(image, -1, 1) + 1) * 127.5).astype(np.uint8)
   Image.fromarray(pixels).save(unfinished, format="PNG")
   os.replace(unfinished, path)
 
 
-def _read(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
+def _read_image(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
   try:
     with Image.open(path) as image:
       return np.array(image.convert("RGB"))
   except OSError as error:
-    raise ValueError(f"{path} cannot be read: delete it, and it is drawn anew ({error})") from error
+    raise ValueError(f"{path} cannot be read: delete it, and it is sampled anew ({error})") from error

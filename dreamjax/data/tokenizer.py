@@ -1,34 +1,40 @@
-"""Tokenizers: text to rows of token ids of one length, as the text encoders want them."""
+"""Tokenizers: map texts to token ids of a fixed length, as text encoders take them."""
 
 from collections.abc import Iterable, Sequence
 import json
 import os
 import pathlib
+import warnings
 
+from etils import epy
 import numpy as np
 import tokenizers
 
-# It says at every start that there is no PyTorch, which tokenizers do not need.
+# transformers warns at its import that there is no PyTorch, which tokenizers do not need. The import takes seconds, and
+# waits until a tokenizer is read.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-import transformers
+with epy.lazy_imports():
+  import transformers
 
 #: The first pieces of a vocabulary that `train` makes, as in T5's: padding, end of the text, unknown.
 SPECIAL = ("<pad>", "</s>", "<unk>")
 
 
 class Tokenizer:
-  """A tokenizer and the length of the rows that it makes.
+  """A tokenizer that pads and truncates to a fixed length.
 
   Attributes:
-    length: tokens in a row, the end token counted.
+    length: number of tokens of each encoded text, including special tokens.
     inner: the `transformers` tokenizer.
-    lowers: whether texts are made lower-case first, as they were for DeepFloyd IF.
+    lowers: whether texts are lower-cased and stripped first, as for DeepFloyd IF.
+    all: the tokenizers of all text towers: this one alone, except in `Tokenizers`.
   """
 
-  def __init__(self, inner: transformers.PreTrainedTokenizerBase, length: int, lowers: bool = False) -> None:
+  def __init__(self, inner: "transformers.PreTrainedTokenizerBase", length: int, lowers: bool = False) -> None:
     self.inner = inner
     self.length = length
     self.lowers = lowers
+    self.all: tuple[Tokenizer, ...] = (self,)
 
   @classmethod
   def load(cls, folder: pathlib.Path | str, length: int, lowers: bool = False) -> "Tokenizer":
@@ -43,47 +49,48 @@ class Tokenizer:
     """Encodes texts.
 
     Returns:
-      ids [n, length], int32, and mask [n, length], true where there is a token. A text that is too long is cut before
-      its end token, as the text encoders' authors do.
+      ids [n, length], int32, and mask [n, length], true where there is a token. A text that is too long is truncated
+      before its end token, as the text encoders' authors do, with a warning.
     """
-    rows = self.inner(
-      [self._read(text) for text in texts],
-      padding="max_length",
-      truncation=True,
-      max_length=self.length,
-      return_attention_mask=True,
+    normalized = [self.normalize(text) for text in texts]
+    encoded = self.inner(
+      normalized, padding="max_length", truncation=True, max_length=self.length, return_attention_mask=True
     )
-    return np.asarray(rows["input_ids"], np.int32), np.asarray(rows["attention_mask"], bool)
+    ids, mask = np.asarray(encoded["input_ids"], np.int32), np.asarray(encoded["attention_mask"], bool)
+    for i in np.flatnonzero(mask.all(axis=-1)):
+      count = len(self.inner(normalized[i], truncation=False, verbose=False)["input_ids"])
+      if count > self.length:
+        warnings.warn(
+          f"a text of {count} tokens is truncated to {self.length}, the rest has no effect: {texts[i]!r}", stacklevel=2
+        )
+    return ids, mask
 
-  def pieces(self, text: str) -> list[str]:
-    """The pieces of a text, without special tokens."""
-    return self.inner.tokenize(self._read(text))
-
-  def _read(self, text: str) -> str:
+  def normalize(self, text: str) -> str:
+    """Returns the text as it is passed to `inner`: in lower case and stripped, if `lowers`."""
     return text.lower().strip() if self.lowers else text
 
 
 class Tokenizers(Tokenizer):
-  """A tokenizer for each tower of a prompt encoder; they differ in padding, and identifiers are the first one's."""
+  """The tokenizers of the towers of a prompt encoder; `inner`, `length` and `lowers` are those of the first."""
 
   def __init__(self, tokenizers: Sequence[Tokenizer]) -> None:
-    super().__init__(tokenizers[0].inner, tokenizers[0].length)
+    super().__init__(tokenizers[0].inner, tokenizers[0].length, tokenizers[0].lowers)
     self.all = tuple(tokenizers)
 
   def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Encodes texts: ids [n, k, length] for each of the k, and the first one's mask [n, length]."""
-    rows = [tokenizer(texts) for tokenizer in self.all]
-    return np.stack([ids for ids, _ in rows], axis=1), rows[0][1]
+    """Encodes texts: ids [n, k, length] for each of the k towers, and the first one's mask [n, length]."""
+    encoded = [tokenizer(texts) for tokenizer in self.all]
+    return np.stack([ids for ids, _ in encoded], axis=1), encoded[0][1]
 
 
-def train(lines: Iterable[str], size: int) -> transformers.PreTrainedTokenizerFast:
+def train(lines: Iterable[str], size: int) -> "transformers.PreTrainedTokenizerFast":
   """Trains a vocabulary of word pieces by byte pair encoding (Sennrich et al., 2016).
 
-  Whatever no piece spells is spelled by its bytes, so that any text can be encoded and read back.
+  Characters outside the vocabulary are encoded as their UTF-8 bytes, so that any text can be encoded and decoded.
 
   Args:
     lines: the corpus.
-    size: number of pieces; the special ones and the 256 bytes count, too.
+    size: number of pieces, including the special ones and the 256 bytes.
   """
   bytes_ = [f"<0x{i:02X}>" for i in range(256)]
   model = tokenizers.Tokenizer(tokenizers.models.BPE())

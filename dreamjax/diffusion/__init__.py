@@ -1,4 +1,4 @@
-"""Gaussian diffusion as pure maths on arrays: schedules, forward process, predictions, losses, guidance, samplers.
+"""Gaussian diffusion as pure maths on arrays: schedules, forward process, predictions, losses, thresholding, samplers.
 
 The conventions of the whole project, stated here once:
 
@@ -7,8 +7,8 @@ The conventions of the whole project, stated here once:
 - arrays of images are NHWC: batch, height, width, channels;
 - guidance of weight w is u + w (c - u), for c the prediction with the prompt and u the one without: w = 1 is the plain
   conditional prediction, w = 0 the unconditional one;
-- whatever comes in, all is computed and returned in float32;
-- noise is drawn from one key per image, so that an image does not depend on what else is in its batch.
+- inputs of any dtype are computed and returned in float32;
+- each image has a key of its own for its noise, so that an image does not depend on the others of its batch.
 
-The room knows no network: what predicts is passed in as a function. It imports no other room.
+The package contains no network: samplers take the prediction as a function. It imports no other package of dreamjax.
 """

@@ -1,4 +1,4 @@
-"""The forward process, what a network may predict of it, and how to go back exactly.
+"""The forward process, the conversions between kinds of prediction, and the posterior.
 
 With alpha, sigma and lambda of a schedule, s < t, and eps, z ~ N(0, I):
 
@@ -25,36 +25,36 @@ from jaxtyping import Array, Float, Int, Key
 
 from dreamjax.diffusion.schedules import Schedule
 
-#: What a network may predict.
+#: The kinds of prediction.
 KINDS = ("eps", "x0", "v")
 
-# Below every alpha and sigma of the schedules but sigma(0) = 0 of a table: where (3) or (4) would divide by less, it
-# divides by this.
-_LEAST = 1e-5
+# Lower bound of the divisors of (3) and (4). All alphas and sigmas of the schedules are larger, but for a table's
+# sigma(0) = 0.
+_MIN_DIVISOR = 1e-5
 
-# What `augment` folds into keys: a number far from those of steps, stages and the like.
+# Folded into keys by `augment`; far from the numbers of steps, stages and the like.
 _AUGMENTATION = 2**31
 
 
 def per_example(values: Float[Array, " b"]) -> Float[Array, "b 1 1 1"]:
-  """One number an image, to be multiplied with images."""
+  """Reshapes one number per image, in float32, to broadcast against images."""
   return values.astype(jnp.float32)[:, None, None, None]
 
 
 def draw_noise(keys: Key[Array, " b"], shape: tuple[int, int, int]) -> Float[Array, "b h w c"]:
-  """Standard normal noise for images of one shape; each image's depends on its own key alone."""
+  """Samples standard normal noise of shape h w c for each key; the noise of an image depends on its own key only."""
   return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
 
 def fold_in(keys: Key[Array, " b"], number: int | Int[Array, ""]) -> Key[Array, " b"]:
-  """Keys for another use of the same images, such as the next stage of a cascade."""
+  """Folds a number into each key, for another use of the same images, such as the next stage of a cascade."""
   return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
 
 
 def diffuse(
   x0: Float[Array, "b h w c"], eps: Float[Array, "b h w c"], t: Float[Array, " b"], schedule: Schedule
 ) -> Float[Array, "b h w c"]:
-  """Equation (1): the clean images x0 with the noise of time t."""
+  """Noises clean images x0 to time t, by (1)."""
   alpha, sigma = per_example(schedule.alpha(t)), per_example(schedule.sigma(t))
   return alpha * x0.astype(jnp.float32) + sigma * eps.astype(jnp.float32)
 
@@ -62,14 +62,14 @@ def diffuse(
 def augment(
   low_res: Float[Array, "b h w c"], level: Float[Array, " b"], keys: Key[Array, " b"], schedule: Schedule
 ) -> Float[Array, "b h w c"]:
-  """Noise conditioning augmentation of what a super-resolution network sees (Imagen, section 2.4).
+  """Noises the low-resolution input of a super-resolution network: noise conditioning augmentation (Imagen, 2.4).
 
   Args:
-    low_res: the low-resolution images, at the size at which the network gets them.
-    level: how noisy they become, and what the network is told: a time of the schedule, for IF's `noise_level` that of
-      this timestep.
-    keys: one per image; they may be the sampler's.
-    schedule: of the noise.
+    low_res: low-resolution images, already resized to the input size of the network.
+    level: the time of the schedule to which they are noised and on which the network is conditioned; for IF's
+      `noise_level`, the time of that timestep.
+    keys: one per image; may be the keys of the sampler.
+    schedule: the noise schedule.
   """
   noise = draw_noise(fold_in(keys, _AUGMENTATION), low_res.shape[1:])
   return diffuse(low_res, noise, level, schedule)
@@ -78,10 +78,10 @@ def augment(
 def target(
   x0: Float[Array, "b h w c"], eps: Float[Array, "b h w c"], t: Float[Array, " b"], schedule: Schedule, kind: str
 ) -> Float[Array, "b h w c"]:
-  """What a network that predicts `kind` should say of `diffuse(x0, eps, t, schedule)`.
+  """Returns the training target of a network that predicts `kind` from `diffuse(x0, eps, t, schedule)`.
 
   Raises:
-    ValueError: if there is no such kind.
+    ValueError: if the kind is unknown.
   """
   check_prediction_type(kind)
   x0, eps = x0.astype(jnp.float32), eps.astype(jnp.float32)
@@ -98,18 +98,18 @@ def convert(
   source: str,
   to: str,
 ) -> Float[Array, "b h w c"]:
-  """Makes of one kind of prediction another, by (2), (3) and (4).
+  """Converts a prediction from one kind to another, by (2), (3) and (4).
 
   Args:
     prediction: of the kind `source`.
-    x_t: of which it is.
-    t: when.
-    schedule: of the noise.
+    x_t: the noisy images that it was made from.
+    t: their times.
+    schedule: the noise schedule.
     source: "eps", "x0" or "v".
     to: "eps", "x0" or "v".
 
   Raises:
-    ValueError: if there is no such kind.
+    ValueError: if a kind is unknown.
   """
   check_prediction_type(source)
   check_prediction_type(to)
@@ -119,9 +119,9 @@ def convert(
   alpha, sigma = per_example(schedule.alpha(t)), per_example(schedule.sigma(t))
   match source:
     case "eps":
-      x0, eps = (x_t - sigma * prediction) / jnp.maximum(alpha, _LEAST), prediction
+      x0, eps = (x_t - sigma * prediction) / jnp.maximum(alpha, _MIN_DIVISOR), prediction
     case "x0":
-      x0, eps = prediction, (x_t - alpha * prediction) / jnp.maximum(sigma, _LEAST)
+      x0, eps = prediction, (x_t - alpha * prediction) / jnp.maximum(sigma, _MIN_DIVISOR)
     case "v":
       x0, eps = alpha * x_t - sigma * prediction, sigma * x_t + alpha * prediction
   return {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0}[to]
@@ -134,38 +134,38 @@ def posterior(
   s: Float[Array, " b"],
   schedule: Schedule,
 ) -> tuple[Float[Array, "b h w c"], Float[Array, " b"]]:
-  """The mean (5) and the variance (6) of q(x_s | x_t, x0), for any s < t."""
+  """Returns the mean (5) and the variance (6) of q(x_s | x_t, x0), for any s < t."""
   ratio = jnp.exp(schedule.log_snr(t) - schedule.log_snr(s))
-  share, small, _ = _steps(t, s, schedule)
-  past = per_example(ratio * schedule.alpha(s) / jnp.maximum(schedule.alpha(t), _LEAST))
-  return past * x_t.astype(jnp.float32) + per_example(share * schedule.alpha(s)) * x0.astype(jnp.float32), small
+  share, small, _ = _variances(t, s, schedule)
+  coefficient = per_example(ratio * schedule.alpha(s) / jnp.maximum(schedule.alpha(t), _MIN_DIVISOR))
+  return coefficient * x_t.astype(jnp.float32) + per_example(share * schedule.alpha(s)) * x0.astype(jnp.float32), small
 
 
 def ancestral_variance(
   gamma: float | Float[Array, "b h w c"], t: Float[Array, " b"], s: Float[Array, " b"], schedule: Schedule
 ) -> Float[Array, "b #h #w #c"]:
-  """The variance of (8).
+  """Computes the variance of (8).
 
   Args:
     gamma: 0 for the small variance, 1 for the large one, or a network's `learned_gamma`.
-    t: from when.
-    s: to when, before t. At s = 0 the small variance is taken for 1e-20, as its log is needed.
-    schedule: of the noise.
+    t: times before the step.
+    s: times after the step, below t. At s = 0 the small variance, whose log is needed, is bounded below by 1e-20.
+    schedule: the noise schedule.
   """
-  _, small, large = _steps(t, s, schedule)
+  _, small, large = _variances(t, s, schedule)
   log_small, log_large = per_example(jnp.log(jnp.maximum(small, 1e-20))), per_example(jnp.log(large))
   return jnp.exp(log_small + gamma * (log_large - log_small))
 
 
 def learned_gamma(values: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-  """The gamma of `variance_type="learned_range"`: the network says -1 for the small variance and 1 for the large."""
+  """Maps outputs of `variance_type="learned_range"`, -1 for the small variance and 1 for the large, to gamma."""
   return (values.astype(jnp.float32) + 1) / 2
 
 
-def _steps(
+def _variances(
   t: Float[Array, " b"], s: Float[Array, " b"], schedule: Schedule
 ) -> tuple[Float[Array, " b"], Float[Array, " b"], Float[Array, " b"]]:
-  """1 - e^(lambda_t - lambda_s), and with it (6) and (7)."""
+  """Returns 1 - e^(lambda_t - lambda_s), (6) and (7)."""
   share = -jnp.expm1(schedule.log_snr(t) - schedule.log_snr(s))
   return share, share * schedule.sigma(s) ** 2, share * schedule.sigma(t) ** 2
 

@@ -1,4 +1,4 @@
-"""Images at other sizes: what a super-resolution network is given, and what it is to make of it."""
+"""Resizing of images: downsampling of training images, and upsampling of the input of super-resolution networks."""
 
 import jax
 import jax.numpy as jnp
@@ -7,14 +7,16 @@ import numpy as np
 
 
 def downsample(images: Float[Array, "b h w c"], side: int) -> Float[Array, "b {side} {side} c"]:
-  """Square images, made smaller: means over blocks of pixels, or, where the sides do not divide, over triangles.
+  """Downsamples square images to `side` pixels, in float32.
+
+  Averages blocks of pixels where `side` divides the size, else uses antialiased linear interpolation.
 
   Raises:
-    ValueError: if they are not square, or smaller than `side`.
+    ValueError: if the images are not square, or smaller than `side`.
   """
   b, height, width, c = images.shape
   if height != width or height < side:
-    raise ValueError(f"square images of {side} pixels or more are made smaller, not {height}x{width}")
+    raise ValueError(f"only square images of at least {side} pixels can be downsampled to {side}, not {height}x{width}")
   if height % side:
     return jax.image.resize(images.astype(jnp.float32), (b, side, side, c), "linear")
   k = height // side
@@ -22,16 +24,16 @@ def downsample(images: Float[Array, "b h w c"], side: int) -> Float[Array, "b {s
 
 
 def upsample(images: Float[Array, "b h w c"], side: int) -> Float[Array, "b {side} {side} c"]:
-  """Images, made larger by straight lines between pixels, the outermost of which stay at the borders.
+  """Upsamples images to `side` x `side` by bilinear interpolation with aligned corners, in float32.
 
-  That is torch's bilinear interpolation with align_corners=True, by which DeepFloyd IF enlarges what its stages of
-  super-resolution see.
+  It equals torch's bilinear `interpolate(align_corners=True)`, which DeepFloyd IF applies to the input of its
+  super-resolution stages.
   """
-  rows, columns = (jnp.asarray(_between(size, side)) for size in images.shape[1:3])
+  rows, columns = (jnp.asarray(_interpolation(size, side)) for size in images.shape[1:3])
   return jnp.einsum("yh,xw,bhwc->byxc", rows, columns, images.astype(jnp.float32))
 
 
-def _between(size: int, side: int) -> Float[np.ndarray, "side size"]:
-  """The weights of `size` points in each of `side` points that are evenly spread from the first to the last."""
-  places = np.linspace(0, size - 1, side)
-  return np.maximum(0, 1 - np.abs(places[:, None] - np.arange(size))).astype(np.float32)
+def _interpolation(size: int, side: int) -> Float[np.ndarray, "side size"]:
+  """Returns the matrix that interpolates `size` values linearly at `side` evenly spaced positions, ends included."""
+  positions = np.linspace(0, size - 1, side)
+  return np.maximum(0, 1 - np.abs(positions[:, None] - np.arange(size))).astype(np.float32)

@@ -1,6 +1,6 @@
-"""Samplers: from noise at the first time of a grid to images at its last, each sampler one `lax.scan`.
+"""Samplers: each runs from noise at the first time of a grid to images at its last time, as one `lax.scan`.
 
-With x0 what the network's prediction at x_t says of the clean image, thresholded, eps = (x_t - alpha_t x0) / sigma_t,
+With x0 the thresholded prediction of the clean image from x_t, eps = (x_t - alpha_t x0) / sigma_t,
 h = (lambda_s - lambda_t) / 2 the step in the log of alpha / sigma, and z ~ N(0, I), a step from t to s < t is
 
     ancestral:        x_s ~ p(x_s | x_t), equation (8) of `process`; without noise if s = 0                        (1)
@@ -9,11 +9,11 @@ h = (lambda_s - lambda_t) / 2 the step in the log of alpha / sigma, and z ~ N(0,
 
 (1): Ho et al., "DDPM" (2006.11239, algorithm 2), with Imagen's gamma (2205.11487, appendix A) or Nichol and Dhariwal's
 learned variance. (2): Song et al., "DDIM" (2010.02502, eqs. 12, 16), `small` being (6) of `process`. (3): Lu et al.
-(2211.01095, algorithm 2), x0' and h' being those of the step before; there is none in the first step, and in a step to
-t = 0 h has no bounds: both take the first order, without the difference, which is DDIM's step.
+(2211.01095, algorithm 2), x0' and h' being those of the previous step. The first step, which has no previous one, and a
+step to t = 0, where h is unbounded, are of first order: they omit the difference, which is DDIM's step.
 
-An image's key yields all of its noise: that of the start, `draw_noise(keys, shape)`, and each step's. The stages of a
-cascade have keys of their own: `fold(keys, stage)`.
+The key of an image yields all of its noise: the initial noise, `draw_noise(keys, shape)`, and that of each step. The
+stages of a cascade have keys of their own: `fold(keys, stage)`.
 """
 
 from collections.abc import Callable
@@ -34,13 +34,13 @@ from dreamjax.diffusion.process import (
 )
 from dreamjax.diffusion.schedules import Schedule
 
-#: predict(x_t, t), t one per image, is what the network says: a prediction with the channels of x_t; or with twice as
-#: many, the second half being the values of a learned variance. Prompts, guidance, low-resolution images are inside.
+#: predict(x_t, t), with one t per image, returns the prediction, of as many channels as x_t, or of twice as many, whose
+#: second half is a learned variance. The function contains the conditioning and the guidance.
 Predict = Callable[[Float[Array, "b h w c"], Float[Array, " b"]], Float[Array, "b h w k"]]
-#: What is done to each prediction of x0, such as `guidance.static_threshold`.
+#: Maps each prediction of x0 to another, for instance `thresholding.static_threshold`.
 Threshold = Callable[[Float[Array, "b h w c"]], Float[Array, "b h w c"]]
 
-# What samplers fold into keys before the number of the step; see `process`.
+# Folded into keys before the number of the step; see `process`.
 _STEPS = 2**31 + 1
 
 
@@ -55,36 +55,36 @@ def ancestral(
   gamma: float | str = 0.0,
   threshold: Threshold | None = None,
 ) -> Float[Array, "b h w c"]:
-  """Equation (1), step by step.
+  """Samples by (1), the ancestral sampler.
 
   Args:
     predict: the network.
-    x: noise, `draw_noise(keys, shape)`, or what is there at the first of the times.
-    times: falling, from 1 to 0 or part of the way, as `uniform_times` and `spaced_times` make them.
-    schedule: that of the network.
+    x: noise, `draw_noise(keys, shape)`, or noisy images at the first time.
+    times: decreasing, within 1 and 0, as from `uniform_times` and `spaced_times`.
+    schedule: the noise schedule of the network.
     keys: one per image.
-    kind: what the network predicts: "eps", "x0" or "v".
-    gamma: 0 for diffusers' `fixed_small`, 1 for `fixed_large`, anything between them, or "learned" for `learned_range`.
-      Unless it is "learned", a learned variance is left aside.
-    threshold: what is done to predictions of x0.
+    kind: of prediction: "eps", "x0" or "v".
+    gamma: 0 for diffusers' `fixed_small`, 1 for `fixed_large`, a number between them, or "learned" for
+      `learned_range`. A number ignores a learned variance.
+    threshold: applied to predictions of x0.
 
   Returns:
     Images, in float32.
 
   Raises:
-    ValueError: if the times do not fall from 1 towards 0, there is not one key per image, gamma or kind are not what
-      they can be, or the network's channels do not fit.
+    ValueError: if the times do not decrease from 1 towards 0, there is not one key per image, gamma or kind is invalid,
+      or the network returns a wrong number of channels.
   """
   learned = gamma == "learned"
   if not learned and not (isinstance(gamma, (int, float)) and 0 <= gamma <= 1):
-    raise ValueError(f'gamma is from 0 to 1, or "learned": not {gamma!r}')
+    raise ValueError(f'gamma is from 0 to 1, or "learned", not {gamma!r}')
   _check_keys(keys, x)
 
-  def step(x_t, now):
-    n, t, s = now
+  def step(x_t, inputs):
+    n, t, s = inputs
     x0, values = _denoise(predict, x_t, t, schedule, kind, threshold)
     if learned and values is None:
-      raise ValueError(f"the variance is to be learned, but the network has no channels for it beside {x.shape[-1]}")
+      raise ValueError(f'gamma is "learned", but the network returns no variance, only {x.shape[-1]} channels')
     noise = _noise_of_step(keys, n, x.shape)
     return ancestral_step(x_t, x0, t, s, schedule, noise, learned_gamma(values) if learned else gamma), None
 
@@ -100,10 +100,10 @@ def ancestral_step(
   noise: Float[Array, "b h w c"],
   gamma: float | Float[Array, "b h w c"] = 0.0,
 ) -> Float[Array, "b h w c"]:
-  """One step of (1)."""
+  """Computes one step of (1)."""
   mean, _ = posterior(x_t, x0, t, s, schedule)
-  spread = jnp.sqrt(ancestral_variance(gamma, t, s, schedule))
-  return mean + jnp.where(per_example(s) > 0, spread, 0) * noise
+  std = jnp.sqrt(ancestral_variance(gamma, t, s, schedule))
+  return mean + jnp.where(per_example(s) > 0, std, 0) * noise
 
 
 def ddim(
@@ -117,32 +117,32 @@ def ddim(
   eta: float = 0.0,
   threshold: Threshold | None = None,
 ) -> Float[Array, "b h w c"]:
-  """Equation (2), step by step.
+  """Samples by (2), DDIM.
 
   Args:
     predict: the network.
-    x: noise, or what is there at the first of the times.
-    times: falling, from 1 to 0 or part of the way.
-    schedule: that of the network.
+    x: noise, or noisy images at the first time.
+    times: decreasing, within 1 and 0.
+    schedule: the noise schedule of the network.
     keys: one per image; needed only if eta is above 0.
-    kind: what the network predicts: "eps", "x0" or "v".
-    eta: 0 draws no noise, 1 as much as the ancestral sampler with gamma 0.
-    threshold: what is done to predictions of x0. As in Imagen, eps follows from what comes of it; diffusers has that
-      as `use_clipped_model_output=True`.
+    kind: of prediction: "eps", "x0" or "v".
+    eta: 0 adds no noise, 1 as much as the ancestral sampler with gamma 0.
+    threshold: applied to predictions of x0. As in Imagen, eps is computed from the result, which diffusers calls
+      `use_clipped_model_output=True`.
 
   Returns:
     Images, in float32.
 
   Raises:
-    ValueError: as `ancestral`; eta is from 0 to 1.
+    ValueError: as `ancestral`, or if eta is not from 0 to 1.
   """
   if not 0 <= eta <= 1:
-    raise ValueError(f"eta is from 0 to 1: not {eta}")
+    raise ValueError(f"eta is from 0 to 1, not {eta}")
   if eta > 0:
     _check_keys(keys, x)
 
-  def step(x_t, now):
-    n, t, s = now
+  def step(x_t, inputs):
+    n, t, s = inputs
     x0, _ = _denoise(predict, x_t, t, schedule, kind, threshold)
     noise = _noise_of_step(keys, n, x.shape) if eta > 0 else None
     return ddim_step(x_t, x0, t, s, schedule, noise, eta), None
@@ -159,16 +159,16 @@ def ddim_step(
   noise: Float[Array, "b h w c"] | None = None,
   eta: float = 0.0,
 ) -> Float[Array, "b h w c"]:
-  """One step of (2)."""
+  """Computes one step of (2)."""
   eps = convert(x0, x_t, t, schedule, "x0", "eps")
-  known = per_example(schedule.alpha(s)) * x0
+  signal = per_example(schedule.alpha(s)) * x0
   if noise is None:
-    return known + per_example(schedule.sigma(s)) * eps
-  # With small = (1 - rest) sigma_s^2, the difference in the root need not be taken.
-  rest = jnp.exp(schedule.log_snr(t) - schedule.log_snr(s))
-  kept = schedule.sigma(s) * jnp.sqrt(1 - eta**2 + eta**2 * rest)
-  drawn = schedule.sigma(s) * jnp.sqrt(-jnp.expm1(schedule.log_snr(t) - schedule.log_snr(s))) * eta
-  return known + per_example(kept) * eps + per_example(drawn) * noise
+    return signal + per_example(schedule.sigma(s)) * eps
+  # small = (1 - ratio) sigma_s^2, so that the square root needs no difference of close numbers.
+  log_ratio = schedule.log_snr(t) - schedule.log_snr(s)
+  old_std = schedule.sigma(s) * jnp.sqrt(1 - eta**2 + eta**2 * jnp.exp(log_ratio))
+  new_std = schedule.sigma(s) * jnp.sqrt(-jnp.expm1(log_ratio)) * eta
+  return signal + per_example(old_std) * eps + per_example(new_std) * noise
 
 
 def dpm_solver(
@@ -180,15 +180,15 @@ def dpm_solver(
   kind: str,
   threshold: Threshold | None = None,
 ) -> Float[Array, "b h w c"]:
-  """Equation (3), step by step: DPM-Solver++(2M).
+  """Samples by (3), DPM-Solver++(2M).
 
   Args:
     predict: the network.
-    x: noise, or what is there at the first of the times.
-    times: falling, from 1 to 0 or part of the way.
-    schedule: that of the network.
-    kind: what the network predicts: "eps", "x0" or "v".
-    threshold: what is done to predictions of x0.
+    x: noise, or noisy images at the first time.
+    times: decreasing, within 1 and 0.
+    schedule: the noise schedule of the network.
+    kind: of prediction: "eps", "x0" or "v".
+    threshold: applied to predictions of x0.
 
   Returns:
     Images, in float32.
@@ -197,14 +197,14 @@ def dpm_solver(
     ValueError: as `ancestral`.
   """
 
-  def step(carry, now):
-    x_t, x0_before, h_before = carry
-    _, t, s = now
+  def step(carry, inputs):
+    x_t, previous_x0, previous_h = carry
+    _, t, s = inputs
     x0, _ = _denoise(predict, x_t, t, schedule, kind, threshold)
     h = (schedule.log_snr(s) - schedule.log_snr(t)) / 2
-    # In the first step h' is infinite, so that the difference has no weight.
-    weight = per_example(jnp.where(s > 0, h / (2 * h_before), 0))
-    return (dpm_solver_step(x_t, x0 + weight * (x0 - x0_before), t, s, schedule), x0, h), None
+    # h' is infinite in the first step, so that the weight of the difference is 0.
+    weight = per_example(jnp.where(s > 0, h / (2 * previous_h), 0))
+    return (dpm_solver_step(x_t, x0 + weight * (x0 - previous_x0), t, s, schedule), x0, h), None
 
   x = x.astype(jnp.float32)
   return _scan(step, (x, jnp.zeros_like(x), jnp.full(len(x), jnp.inf)), x, times)[0]
@@ -217,17 +217,17 @@ def dpm_solver_step(
   s: Float[Array, " b"],
   schedule: Schedule,
 ) -> Float[Array, "b h w c"]:
-  """One step of (3), x0 with the difference already added."""
+  """Computes one step of (3) from an x0 that includes the difference."""
   h = (schedule.log_snr(s) - schedule.log_snr(t)) / 2
   return per_example(schedule.sigma(s) / schedule.sigma(t)) * x_t - per_example(schedule.alpha(s) * jnp.expm1(-h)) * x0
 
 
 def _denoise(predict, x_t, t, schedule, kind, threshold):
-  """What the network says of x0, thresholded, and its values for the variance if it has them."""
+  """Returns the thresholded prediction of x0, and the learned variance or None."""
   channels = x_t.shape[-1]
   output = predict(x_t, t).astype(jnp.float32)
   if output.shape not in (x_t.shape, (*x_t.shape[:-1], 2 * channels)):
-    raise ValueError(f"of {x_t.shape}, predict returns that shape, or twice the channels: not {output.shape}")
+    raise ValueError(f"predict must return x_t's shape {x_t.shape}, or twice its channels, not {output.shape}")
   x0 = convert(output[..., :channels], x_t, t, schedule, kind, "x0")
   x0 = x0 if threshold is None else threshold(x0)
   return x0, output[..., channels:] if output.shape[-1] > channels else None
@@ -238,9 +238,9 @@ def _noise_of_step(keys, n, shape):
 
 
 def _scan(step, carry, x, times):
-  """Runs step(carry, (n, t, s)) over the grid, t and s being one per image."""
+  """Scans step(carry, (n, t, s)) over the grid: the number of the step and, for each image, its times t and s."""
   if len(times) < 2 or not 1 >= times[0] or not times[-1] >= 0 or not np.all(np.diff(times) < 0):
-    raise ValueError(f"a grid has two times or more, falling from 1 towards 0: not {times}")
+    raise ValueError(f"sampling needs two times or more that decrease from 1 towards 0, not {times}")
   count = len(times) - 1
   times = jnp.broadcast_to(jnp.asarray(times, jnp.float32)[:, None], (len(times), len(x)))
   return jax.lax.scan(step, carry, (jnp.arange(count), times[:-1], times[1:]))[0]
@@ -248,4 +248,4 @@ def _scan(step, carry, x, times):
 
 def _check_keys(keys, x):
   if keys is None or keys.shape != (len(x),):
-    raise ValueError(f"{len(x)} images take {len(x)} keys, one each: not {None if keys is None else keys.shape}")
+    raise ValueError(f"{len(x)} images need {len(x)} keys, not {None if keys is None else keys.shape}")

@@ -1,4 +1,4 @@
 """How good a personalisation is: metrics, published protocols, tables and contact sheets.
 
-The room stands on `dreamjax.data` and what is below it.
+The package depends on `dreamjax.data` and what that depends on.
 """

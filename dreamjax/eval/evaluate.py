@@ -1,7 +1,7 @@
 """Scores folders of generated images against folders of real ones.
 
-Where papers leave a choice open, the choice is recorded in the result: which encoders, whether CLIP-T sees the
-identifier, what DIV's distance is, and the similarity above which an image counts as a copy.
+Where papers leave a choice open, the choice is recorded in the result: the encoders, whether CLIP-T's prompts contain
+the identifier, DIV's distance, and the similarity above which an image counts as a copy.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,40 +18,40 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from dreamjax.data.image_folder import METADATA
+from dreamjax.data.image_folder import METADATA, member
 from dreamjax.data.photos import SUFFIXES, read_image
 from dreamjax.eval import metrics
 from dreamjax.eval.encoders import Encoders
 
-_CHUNK = 64  # images or texts embedded at once, so that no more images are ever held in memory
+_CHUNK = 64  # images or texts embedded at once; no more images are held in memory
 _RESAMPLES, _LEVEL, _SEED = 1000, 0.95, 0
 
 
 @dataclasses.dataclass
 class _Images:
-  """Images of several subjects, in order, and one value of each, NaN where undefined, for every score.
+  """Images of several subjects, in order, and their scores.
 
   Attributes:
-    paths: where they are.
-    owners: the subject that each should show.
-    known: what is known of each: the keys of its metadata.
-    scores: by the name of the metric; [n].
-    nearest: for each, the most similar real image of its subject, and how similar it is.
+    paths: of their files.
+    owners: [n], the subject that each should show.
+    metadata: of each, without its `file_name`.
+    scores: by the name of the metric, [n]; NaN where undefined.
+    nearest: by index, the most similar real image of its subject, and the similarity.
   """
 
   paths: list[pathlib.Path]
   owners: np.ndarray
-  known: list[dict[str, Any]]
+  metadata: list[dict[str, Any]]
   scores: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
   nearest: dict[int, tuple[pathlib.Path, float]] = dataclasses.field(default_factory=dict)
 
   def of(self, subject: str) -> np.ndarray:
-    """The places of a subject's images."""
+    """Returns the indices of a subject's images."""
     return np.flatnonzero(self.owners == subject)
 
-  def put(self, score: str, places: np.ndarray, values: Any) -> None:
-    """Sets some images' values of a score."""
-    self.scores.setdefault(score, np.full(len(self.paths), np.nan, np.float32))[places] = np.asarray(values)
+  def put(self, score: str, indices: np.ndarray, values: Any) -> None:
+    """Sets a score of the images with these indices."""
+    self.scores.setdefault(score, np.full(len(self.paths), np.nan, np.float32))[indices] = np.asarray(values)
 
 
 def evaluate(
@@ -65,53 +65,55 @@ def evaluate(
 ) -> dict[str, Any]:
   """Computes all metrics that the given images and encoders allow.
 
-  Images of one subject lie in a folder, those of several in one sub-folder a subject. A folder with `metadata.jsonl`
-  has the images that it lists; one without has all that it holds. Prompts are the `text` of the metadata, or the
-  content of a .txt file beside each image, or the lines of `prompts`. Keys of the metadata that are heads of the
-  probe ("class", "context") say what the image should show.
+  Images of one subject are in a folder, those of several in a sub-folder for each subject. If a folder has a
+  `metadata.jsonl`, the images that it lists are scored, otherwise all. Prompts are the `text` of the metadata, or the
+  content of a .txt file next to each image, or the lines of `prompts`. Keys of the metadata that are heads of the probe
+  ("class", "context") are labels: what the image should show.
 
   Args:
-    generated: the images to be scored.
+    generated: the images to score.
     reference: the real images. Sub-folders are matched by name; those of further subjects are distractors for
-      retrieval, so for the strictest retrieval they are subjects of the same class.
-    encoders: what looks at the images.
-    prompts: a file with one line an image, in the order of subjects and of file names; goes before other prompts.
-    identifier: stripped from the prompts before CLIP reads them, as Textual Inversion's evaluation does; kept if not
-      given.
-    prior: images generated from the class's prompt ("a dog") by each personalised model, for PRES; laid out as
+      retrieval, which is strictest if they are subjects of the same class.
+    encoders: the networks.
+    prompts: a file with one line for each image, in the order of subjects and of file names; overrides other prompts.
+    identifier: removed from the prompts for CLIP-T, as in Textual Inversion's evaluation; by default it is kept.
+    prior: images generated from the class's prompt ("a dog") by each personalised model, for PRES; in folders as
       `generated`.
 
   Returns:
-    What `json` can write: "scores", each with its interval or a note why it is undefined; "subjects" and "images"
-    with theirs; "settings", all choices that were made.
+    A tree for `json`: "scores", each with its interval or a note why it is undefined; those of "subjects" and of
+    "images"; and "settings", all choices that were made.
 
   Raises:
     OSError: if a folder or file is missing.
-    ValueError: if a folder is empty, an image cannot be read, or names, prompts or labels do not fit.
+    ValueError: if a folder is empty, an image cannot be read, a file name of the metadata leads out of its folder, or
+      names, prompts or labels do not match.
   """
-  made, real = _matched(generated, reference)
+  made, real = _match(generated, reference)
   subjects = sorted(set(made.owners.tolist()))
   _read_prompts(made, prompts)
-  texts = _texts(made, identifier)
+  texts = _prompts(made, identifier)
 
   image_encoders = {"dino": encoders.dino, "clip_i": encoders.clip_image, "face": encoders.face}
   image_encoders = {name: encoder for name, encoder in image_encoders.items() if encoder is not None}
   probe = {"probe": encoders.probe} if encoders.probe is not None else {}
-  seen = _embed(made.paths, image_encoders | probe, "generated")
-  known = _embed(real.paths, image_encoders, "real")
+  features = _embed(made.paths, image_encoders | probe, "generated")
+  real_features = _embed(real.paths, image_encoders, "real")
 
   for name in image_encoders:
-    _score_likeness(name, made, real, seen[name], known[name], subjects)
-  thresholds = _score_copies(made, real, seen["dino"], known["dino"], subjects)
-  _score_retrieval(made, real, seen["dino"], known["dino"])
-  _score_diversity(made, seen["dino"], encoders)
+    _score_likeness(name, made, real, features[name], real_features[name], subjects)
+  thresholds = _score_copies(made, real, features["dino"], real_features["dino"], subjects)
+  _score_retrieval(made, real, features["dino"], real_features["dino"])
+  _score_diversity(made, features["dino"], encoders)
   if texts is not None:
-    made.put("clip_t", np.arange(len(texts)), metrics.text_similarity(seen["clip_i"], _embed_texts(texts, encoders)))
+    made.put(
+      "clip_t", np.arange(len(texts)), metrics.text_similarity(features["clip_i"], _embed_texts(texts, encoders))
+    )
   if probe:
-    _score_probe(made, seen["probe"], encoders.words)
+    _score_probe(made, features["probe"], encoders.words)
   tables = [made, real]
   if prior is not None:
-    tables.append(_score_prior(prior, subjects, encoders, real, known["dino"]))
+    tables.append(_score_prior(prior, subjects, encoders, real, real_features["dino"]))
 
   return {
     "settings": {
@@ -131,33 +133,37 @@ def evaluate(
   }
 
 
-def _listed(folder: pathlib.Path) -> list[tuple[pathlib.Path, dict[str, Any]]]:
-  """The images in a folder, by name, and what is known of them: those of its metadata, or all that there are."""
+def _list_images(folder: pathlib.Path) -> list[tuple[pathlib.Path, dict[str, Any]]]:
+  """Lists the images in a folder with their metadata, by name: those of its `metadata.jsonl`, or else all."""
   if not (folder / METADATA).exists():
     return [(path, {}) for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
   entries = []
   for number, line in enumerate((folder / METADATA).read_text().splitlines(), start=1):
     try:
-      known = json.loads(line)
-      entries.append((folder / known.pop("file_name"), known))
+      metadata = json.loads(line)
+      name = metadata.pop("file_name")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
       raise ValueError(f"{folder / METADATA}:{number} is no JSON object with a file_name") from error
+    try:
+      entries.append((member(folder, name), metadata))
+    except ValueError as error:
+      raise ValueError(f"{folder / METADATA}:{number}: {error}") from error
   return sorted(entries, key=lambda entry: entry[0].name)
 
 
-def _folders(root: pathlib.Path) -> dict[str, list[tuple[pathlib.Path, dict[str, Any]]]]:
-  """The images in a folder, under the name "", and in its sub-folders; ValueError if there are none."""
+def _list_folders(root: pathlib.Path) -> dict[str, list[tuple[pathlib.Path, dict[str, Any]]]]:
+  """Lists the images in a folder, under the name "", and in its sub-folders; ValueError if there are none."""
   if not root.is_dir():
     raise FileNotFoundError(f"there is no folder {root}")
-  found = {"": _listed(root)} | {path.name: _listed(path) for path in sorted(root.iterdir()) if path.is_dir()}
+  found = {"": _list_images(root)} | {path.name: _list_images(path) for path in sorted(root.iterdir()) if path.is_dir()}
   if not any(found.values()):
     raise ValueError(f"there are no images in {root}")
   return {name: images for name, images in found.items() if images}
 
 
-def _matched(generated: pathlib.Path, reference: pathlib.Path) -> tuple[_Images, _Images]:
-  """Generated and real images by subject; the real ones of further subjects, too."""
-  made, real = _folders(generated), _folders(reference)
+def _match(generated: pathlib.Path, reference: pathlib.Path) -> tuple[_Images, _Images]:
+  """Matches generated and real images by subject; real ones of further subjects are kept."""
+  made, real = _list_folders(generated), _list_folders(reference)
   if "" in made and len(made) > 1:
     raise ValueError(f"{generated} holds images both itself and in sub-folders: which are the subject's?")
   if "" in made:
@@ -170,40 +176,40 @@ def _matched(generated: pathlib.Path, reference: pathlib.Path) -> tuple[_Images,
     real.pop("", None)
   if missing := [name for name in made if name not in real]:
     raise ValueError(
-      f"{reference} has no real images of {', '.join(missing)}, only of {', '.join(real) or 'nobody by name'}"
+      f"{reference} has no real images of {', '.join(missing)}, only of {', '.join(real) or 'none by name'}"
     )
-  return _images(made), _images(real)
+  return _table(made), _table(real)
 
 
-def _images(folders: dict[str, list[tuple[pathlib.Path, dict[str, Any]]]]) -> _Images:
-  rows = [(subject, *entry) for subject in sorted(folders) for entry in folders[subject]]
-  owners, paths, known = (list(column) for column in zip(*rows, strict=True))
-  return _Images(paths, np.array(owners), known)
+def _table(folders: dict[str, list[tuple[pathlib.Path, dict[str, Any]]]]) -> _Images:
+  entries = [(subject, *entry) for subject in sorted(folders) for entry in folders[subject]]
+  owners, paths, metadata = (list(column) for column in zip(*entries, strict=True))
+  return _Images(paths, np.array(owners), metadata)
 
 
 def _read_prompts(made: _Images, prompts: pathlib.Path | None) -> None:
-  """Puts every image's prompt under "text", where it has one."""
+  """Sets `metadata["text"]` to the prompt of each image that has one."""
   if prompts is not None:
     lines = prompts.read_text().splitlines()
     if len(lines) != len(made.paths):
       raise ValueError(f"{prompts} has {len(lines)} prompts, and there are {len(made.paths)} generated images")
-    for known, line in zip(made.known, lines, strict=True):
-      known["text"] = line
-  for path, known in zip(made.paths, made.known, strict=True):
-    if "text" not in known and (beside := path.with_suffix(".txt")).exists():
-      known["text"] = beside.read_text().strip()
-    if not isinstance(known.get("text", ""), str):
-      raise ValueError(f"{path}: its prompt is {known['text']!r}, and must be text")
-  without = [path for path, known in zip(made.paths, made.known, strict=True) if "text" not in known]
+    for metadata, line in zip(made.metadata, lines, strict=True):
+      metadata["text"] = line
+  for path, metadata in zip(made.paths, made.metadata, strict=True):
+    if "text" not in metadata and (caption := path.with_suffix(".txt")).exists():
+      metadata["text"] = caption.read_text().strip()
+    if not isinstance(metadata.get("text", ""), str):
+      raise ValueError(f"{path}: its prompt is {metadata['text']!r}, but must be text")
+  without = [path for path, metadata in zip(made.paths, made.metadata, strict=True) if "text" not in metadata]
   if without and len(without) < len(made.paths):
     raise ValueError(f"{len(without)} of {len(made.paths)} images have no prompt, {without[0]} for one")
 
 
-def _texts(made: _Images, identifier: str | None) -> list[str] | None:
-  """The prompts as CLIP reads them; None if there are none."""
-  if "text" not in made.known[0]:
+def _prompts(made: _Images, identifier: str | None) -> list[str] | None:
+  """Returns the prompts for CLIP-T; None if there are none."""
+  if "text" not in made.metadata[0]:
     return None
-  texts = [known["text"] for known in made.known]
+  texts = [metadata["text"] for metadata in made.metadata]
   if identifier is None:
     return texts
   word = re.compile(rf"(?<!\w){re.escape(identifier)}(?!\w)")
@@ -213,9 +219,9 @@ def _texts(made: _Images, identifier: str | None) -> list[str] | None:
 
 
 def _embed(paths: Sequence[pathlib.Path], encoders: dict[str, Callable], what: str) -> dict[str, Any]:
-  """What each encoder makes of the images, read a chunk at a time: arrays, or dicts of arrays."""
+  """Returns the outputs of each encoder, arrays or dicts of arrays, for images that are read a chunk at a time."""
   parts: dict[str, list] = {name: [] for name in encoders}
-  with tqdm.tqdm(total=len(paths), unit=" images", desc=f"looking at {what} images", disable=None) as bar:
+  with tqdm.tqdm(total=len(paths), unit=" images", desc=f"embedding {what} images", disable=None) as bar:
     for chunk in _chunks(paths):
       images = [read_image(path) for path in chunk]
       for name, encoder in encoders.items():
@@ -230,10 +236,10 @@ def _embed(paths: Sequence[pathlib.Path], encoders: dict[str, Callable], what: s
 
 
 def _embed_texts(texts: Sequence[str], encoders: Encoders) -> jax.Array:
-  """CLIP's embedding of each text; each different text is embedded once."""
+  """Returns CLIP's embedding of each text; equal texts are embedded once."""
   different = sorted(set(texts))
-  rows = [np.asarray(encoders.clip_text(chunk), np.float32) for chunk in _chunks(different)]
-  embedded = np.concatenate(rows)
+  chunks = [np.asarray(encoders.clip_text(chunk), np.float32) for chunk in _chunks(different)]
+  embedded = np.concatenate(chunks)
   _check_finite(embedded, different, "clip_text")
   return jnp.asarray(embedded[[different.index(text) for text in texts]])
 
@@ -245,90 +251,94 @@ def _chunks(items: Sequence) -> Iterator[Sequence]:
 def _check_finite(embedded: np.ndarray, of: Sequence[Any], name: str) -> None:
   for x, what in zip(embedded, of, strict=True):
     if not np.isfinite(x).all():
-      raise ValueError(f"the encoder {name} makes no finite numbers of {what}")
+      raise ValueError(f"the encoder {name} returns numbers that are not finite for {what}")
 
 
-def _score_likeness(name: str, made: _Images, real: _Images, seen, known, subjects: Iterable[str]) -> None:
-  """DINO, CLIP-I or face identity, with the real-vs-real ceiling of those subjects that have two real images."""
+def _score_likeness(name: str, made: _Images, real: _Images, features, real_features, subjects: Iterable[str]) -> None:
+  """Scores DINO, CLIP-I or face identity, with the real-vs-real ceiling of subjects that have two real images."""
   for subject in subjects:
     own, photos = made.of(subject), real.of(subject)
-    made.put(name, own, metrics.similarity(seen[own], known[photos]))
+    made.put(name, own, metrics.similarity(features[own], real_features[photos]))
     if len(photos) > 1:
-      real.put(f"{name}_real", photos, metrics.similarity_to_others(known[photos]))
+      real.put(f"{name}_real", photos, metrics.similarity_to_others(real_features[photos]))
 
 
-def _score_copies(made: _Images, real: _Images, seen, known, subjects: Iterable[str]) -> dict[str, float | None]:
-  """Each image's nearest real one, and whether it is a copy; returns each subject's threshold, if it has one."""
+def _score_copies(
+  made: _Images, real: _Images, features, real_features, subjects: Iterable[str]
+) -> dict[str, float | None]:
+  """Finds each image's nearest real one, and whether it is a copy; returns the threshold of each subject, or None."""
   thresholds: dict[str, float | None] = {}
   for subject in subjects:
     own, photos = made.of(subject), real.of(subject)
-    places, cosines = jax.device_get(metrics.nearest(seen[own], known[photos]))
-    for i, place, cosine in zip(own, places, cosines, strict=True):
-      made.nearest[int(i)] = (real.paths[photos[place]], float(cosine))
+    indices, cosines = jax.device_get(metrics.nearest(features[own], real_features[photos]))
+    for i, index, cosine in zip(own, indices, cosines, strict=True):
+      made.nearest[int(i)] = (real.paths[photos[index]], float(cosine))
     thresholds[subject] = None
     if len(photos) > 1:
-      threshold = metrics.copy_threshold(known[photos])
+      threshold = metrics.copy_threshold(real_features[photos])
       thresholds[subject] = float(threshold)
       made.put("copies", own, metrics.copies(jnp.asarray(cosines), threshold))
   return thresholds
 
 
-def _score_retrieval(made: _Images, real: _Images, seen, known) -> None:
-  """Whether each image is nearest to its own subject, if there are others."""
+def _score_retrieval(made: _Images, real: _Images, features, real_features) -> None:
+  """Scores whether each image is nearest to its own subject, if there are others."""
   candidates = sorted(set(real.owners))
   if len(candidates) > 1:
-    prototypes = jnp.stack([metrics.prototype(known[real.of(subject)]) for subject in candidates])
+    prototypes = jnp.stack([metrics.prototype(real_features[real.of(subject)]) for subject in candidates])
     own = jnp.asarray(np.searchsorted(candidates, made.owners))
-    made.put("retrieval", np.arange(len(made.paths)), metrics.retrieval(seen, prototypes, own))
+    made.put("retrieval", np.arange(len(made.paths)), metrics.retrieval(features, prototypes, own))
 
 
-def _score_diversity(made: _Images, seen, encoders: Encoders) -> None:
-  """DIV: mean distance to the other images of the same subject and prompt, where there are others."""
+def _score_diversity(made: _Images, features, encoders: Encoders) -> None:
+  """Scores DIV: the mean distance to the other images of the same subject and prompt, where there are others."""
   groups: dict[tuple[str, str], list[int]] = {}
-  for i, (subject, known) in enumerate(zip(made.owners, made.known, strict=True)):
-    if "text" in known:
-      groups.setdefault((subject, known["text"]), []).append(i)
-  for places in map(np.array, groups.values()):
-    if len(places) < 2:
+  for i, (subject, metadata) in enumerate(zip(made.owners, made.metadata, strict=True)):
+    if "text" in metadata:
+      groups.setdefault((subject, metadata["text"]), []).append(i)
+  for indices in map(np.array, groups.values()):
+    if len(indices) < 2:
       continue
     if encoders.lpips is None:
-      made.put("div_dino", places, 1 - metrics.similarity_to_others(seen[places]))
+      made.put("div_dino", indices, 1 - metrics.similarity_to_others(features[indices]))
       continue
-    table = np.zeros((len(places), len(places)), np.float32)
-    images = [read_image(made.paths[i]) for i in places]
-    upper = np.triu_indices(len(places), 1)
+    table = np.zeros((len(indices), len(indices)), np.float32)
+    images = [read_image(made.paths[i]) for i in indices]
+    upper = np.triu_indices(len(indices), 1)
     table[upper] = np.asarray(encoders.lpips([(images[i], images[j]) for i, j in zip(*upper, strict=True)]))
-    made.put("div_lpips", places, metrics.mean_of_others(jnp.asarray(table + table.T)))
+    made.put("div_lpips", indices, metrics.mean_of_others(jnp.asarray(table + table.T)))
 
 
-def _score_probe(made: _Images, seen: dict[str, Any], words: Mapping[str, tuple[str, ...]]) -> None:
-  """Accuracy of each head of the probe over the images that have its label."""
-  for head, scores in seen.items():
-    places = np.array([i for i, known in enumerate(made.known) if known.get(head) is not None], int)
-    if not len(places):
+def _score_probe(made: _Images, features: dict[str, Any], words: Mapping[str, tuple[str, ...]]) -> None:
+  """Scores the accuracy of each head of the probe over the images that have its label."""
+  for head, scores in features.items():
+    indices = np.array([i for i, metadata in enumerate(made.metadata) if metadata.get(head) is not None], int)
+    if not len(indices):
       continue
-    for i in places:
-      if made.known[i][head] not in words[head]:
+    for i in indices:
+      if made.metadata[i][head] not in words[head]:
         raise ValueError(
-          f"{made.paths[i]}: the probe knows no {head} {made.known[i][head]!r}, only {', '.join(words[head])}"
+          f"{made.paths[i]}: the probe has no {head} {made.metadata[i][head]!r}, only {', '.join(words[head])}"
         )
-    labels = jnp.asarray([words[head].index(made.known[i][head]) for i in places])
-    made.put(f"accuracy_{head}", places, metrics.accuracy(scores[places], labels))
+    labels = jnp.asarray([words[head].index(made.metadata[i][head]) for i in indices])
+    made.put(f"accuracy_{head}", indices, metrics.accuracy(scores[indices], labels))
 
 
-def _score_prior(prior: pathlib.Path, subjects: Sequence[str], encoders: Encoders, real: _Images, known) -> _Images:
-  """PRES, of a table of its own: images of the class, each compared with the subject whose model drew it."""
-  folders = _folders(prior)
+def _score_prior(
+  prior: pathlib.Path, subjects: Sequence[str], encoders: Encoders, real: _Images, real_features
+) -> _Images:
+  """Scores PRES, of images of the class: their similarity to the subject whose model generated them."""
+  folders = _list_folders(prior)
   if list(folders) == [""] and len(subjects) == 1:
     folders = {subjects[0]: folders[""]}
   if sorted(folders) != list(subjects):
-    names = ", ".join(filter(None, folders)) or "nobody by name"
+    names = ", ".join(filter(None, folders)) or "none by name"
     raise ValueError(f"{prior} has images for {names}, and the subjects are {', '.join(subjects)}")
-  members = _images(folders)
-  seen = _embed(members.paths, {"dino": encoders.dino}, "class")["dino"]
+  members = _table(folders)
+  features = _embed(members.paths, {"dino": encoders.dino}, "class")["dino"]
   for subject in subjects:
     own = members.of(subject)
-    members.put("pres", own, metrics.similarity(seen[own], known[real.of(subject)]))
+    members.put("pres", own, metrics.similarity(features[own], real_features[real.of(subject)]))
   return members
 
 
@@ -337,7 +347,7 @@ def _clusters_are(subjects: Sequence[str]) -> str:
 
 
 def _summaries(tables: Iterable[_Images], subjects: Sequence[str], encoders: Encoders) -> dict[str, dict[str, Any]]:
-  """Every score with its interval, and a note on each that is undefined."""
+  """Returns every score with its interval, or a note why it is undefined."""
   found = {name: (values, table.owners) for table in tables for name, values in table.scores.items()}
   names = [*metrics.METRICS, *(name for name in found if name not in metrics.METRICS)]
   skipped = {"face", "face_real"} if encoders.face is None else set()
@@ -353,22 +363,22 @@ def _summaries(tables: Iterable[_Images], subjects: Sequence[str], encoders: Enc
   return summaries
 
 
-# Why a score can be missing.
+# Why a score may be undefined.
 _UNDEFINED = {
-  "dino_real": "one real image only has no other to be compared with",
-  "clip_i_real": "one real image only has no other to be compared with",
-  "face_real": "one real image only has no other to be compared with",
+  "dino_real": "a single real image cannot be compared with others",
+  "clip_i_real": "a single real image cannot be compared with others",
+  "face_real": "a single real image cannot be compared with others",
   "clip_t": "there are no prompts",
   "pres": "there are no images of the class's prompt",
   "div_lpips": "no two images are of the same prompt",
   "div_dino": "no two images are of the same prompt",
-  "copies": "one real image only does not tell how alike real images are",
+  "copies": "a single real image gives no similarity between real images",
   "retrieval": "there is but one subject to choose from",
 }
 
 
 def _summary(name: str, values: np.ndarray, owners: np.ndarray, subjects: Sequence[str]) -> dict[str, Any]:
-  """Mean and interval of a score over all images that have it, and which subjects have none that do."""
+  """Returns the mean and interval of a score over all images that have it, and names subjects without such images."""
   there = np.isfinite(values)
   values, owners = values[there], owners[there]
   metric = metrics.metric(name)
@@ -377,12 +387,12 @@ def _summary(name: str, values: np.ndarray, owners: np.ndarray, subjects: Sequen
     return line | {"note": f"undefined: {_UNDEFINED[name]}"}
   line["mean"] = float(values.mean(dtype=np.float64))
   clusters = owners if _clusters_are(subjects) == "subjects" else np.arange(len(values))
-  different, places = np.unique(clusters, return_inverse=True)
+  different, indices = np.unique(clusters, return_inverse=True)
   if len(different) > 1:
     ends = metrics.bootstrap(
       jax.random.key(_SEED),
       jnp.asarray(values),
-      jnp.asarray(places),
+      jnp.asarray(indices),
       len(different),
       resamples=_RESAMPLES,
       level=_LEVEL,
@@ -412,14 +422,14 @@ def _image_report(made: _Images, i: int, generated: pathlib.Path, reference: pat
   return {
     "file": made.paths[i].relative_to(generated).as_posix(),
     "subject": str(made.owners[i]),
-    "prompt": made.known[i].get("text"),
+    "prompt": made.metadata[i].get("text"),
     "nearest": {"file": nearest.relative_to(reference).as_posix(), "cosine": cosine},
     "scores": {name: _mean(values[i : i + 1]) for name, values in made.scores.items()},
   }
 
 
 def _versions() -> dict[str, str]:
-  """The versions of what computed the scores, as far as it is installed."""
+  """Returns the versions of the installed packages that computed the scores."""
   versions = {}
   for name in ("dreamjax", "jax", "numpy", "pillow"):
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -1,4 +1,4 @@
-"""What papers on personalised generation measure, as pure functions of embeddings.
+"""The metrics of papers on personalised generation, as pure functions of embeddings.
 
 With u(x) = x / |x| and the cosine similarity of two embeddings
 
@@ -14,10 +14,10 @@ CLIP-I, DINO and PRES (Ruiz et al., DreamBooth, 2208.12242, section 4.1 and tabl
 et al., HyperDreamBooth, 2307.06949) and StyleDrop's style score (Sohn et al., 2306.00983) are all (2), with other
 embeddings or other images; CLIP-T and StyleDrop's text score are (3); the real-vs-real ceiling is (4) of the real
 images; DIV is the mean distance to the others of one subject and prompt, 1 - (4) unless the distance is LPIPS's.
-`METRICS` says which is which. DreamTuner (Hua et al., 2312.13691) reports CLIP-T and CLIP-I.
+`METRICS` lists them. DreamTuner (Hua et al., 2312.13691) reports CLIP-T and CLIP-I.
 
-Each function gives one value an image. A table's score is their mean over all images, which is the mean over all
-pairs where every subject has as many real images; its interval is `bootstrap`'s.
+Each function returns one value for each image. A table's score is their mean over all images, which is the mean over
+all pairs if every subject has the same number of real images; its interval is that of `bootstrap`.
 """
 
 import dataclasses
@@ -29,12 +29,12 @@ from jaxtyping import Array, Float, Int, Key
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-  """What a score is called, and how it is to be read.
+  """The name of a score, and how to read it.
 
   Attributes:
     label: its name in tables.
-    better: 1 if more is better, -1 if less is, 0 if it is there to compare with.
-    source: its equation above, the embedding, and where it comes from.
+    better: 1 if higher is better, -1 if lower is, 0 if it is a reference for others.
+    source: its equation above, the embedding, and the paper.
   """
 
   label: str
@@ -42,7 +42,7 @@ class Metric:
   source: str
 
 
-#: The metrics by their names in results and protocols. `metric` also knows the accuracy of every head of a probe.
+#: The metrics by their names in results and protocols. `metric` adds the accuracy of every head of a probe.
 METRICS = {
   "dino": Metric("DINO", 1, "(2), DINO ViT-S/16; DreamBooth section 4.1, HyperDreamBooth"),
   "dino_real": Metric("DINO, real-vs-real", 0, "(4) of the real images, DINO; DreamBooth table 1, 'real images'"),
@@ -60,7 +60,7 @@ METRICS = {
 
 
 def metric(name: str) -> Metric:
-  """The metric of this name; `accuracy_<head>` is the accuracy (8) of a probe's head. ValueError if there is none."""
+  """Returns the metric of this name; `accuracy_<head>` is the accuracy (8) of a probe's head. ValueError if unknown."""
   if name.startswith("accuracy_"):
     return Metric(f"{name.removeprefix('accuracy_')} accuracy", 1, "(8), a probe that was trained on ground truth")
   if name not in METRICS:
@@ -69,12 +69,12 @@ def metric(name: str) -> Metric:
 
 
 def unit(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
-  """Embeddings, scaled to length 1."""
+  """Scales embeddings to length 1."""
   return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def cosines(a: Float[Array, "n d"], b: Float[Array, "m d"]) -> Float[Array, "n m"]:
-  """Equation (1) for all pairs."""
+  """Computes equation (1) for all pairs."""
   return unit(a) @ unit(b).T
 
 
@@ -99,30 +99,29 @@ def similarity_to_others(x: Float[Array, "n d"]) -> Float[Array, " n"]:
 
 
 def mean_of_others(pairs: Float[Array, "n n"]) -> Float[Array, " n"]:
-  """Mean of each row of a table of pairs without the pair of an image with itself. Needs two images."""
+  """Means of the rows of a table of pairs, without the diagonal. Needs two images."""
   n = len(pairs)
   return jnp.sum(jnp.where(jnp.eye(n, dtype=bool), 0.0, pairs), axis=1) / (n - 1)
 
 
 def nearest(generated: Float[Array, "n d"], real: Float[Array, "m d"]) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
-  """The real image most similar to each generated one: which, and how similar."""
+  """Returns the index of the real image most similar to each generated one, and the similarity."""
   table = cosines(generated, real)
   return jnp.argmax(table, axis=1), jnp.max(table, axis=1)
 
 
 def copy_threshold(real: Float[Array, "m d"]) -> Float[Array, ""]:
-  """The similarity to a real image above which a generated one counts as its copy. Needs two real images.
+  """Returns the similarity to a real image above which a generated one is its copy. Needs two real images.
 
     tau = 1 - 1/4 median_i min_{j != i} (1 - cos(r_i, r_j))                                                        (5)
 
-  It comes from the real images themselves, because what is alike differs from subject to subject (photos of one can
-  resemble each other more than photos of one dog) and from encoder to encoder. The obvious threshold, the largest
-  real-vs-real similarity, does not do: were a generated image as good as one more photo, it would by symmetry be part
-  of the most similar of the now (m+1)m/2 pairs with probability 2/(m+1), so that of five photos a third of honest
-  images would be called copies. A copy is an image that is *much* nearer than photos are to each other: less than
-  half as far from its nearest photo, in Euclidean distance of unit embeddings, |u(a) - u(b)|^2 = 2 (1 - cos), as photos
-  typically are from theirs. The median keeps (5) of use where one photo is a near-duplicate of another, as happens in
-  the DreamBooth data set (`cat/03`, `dog5/03`).
+  It is computed from the real images, because typical similarities differ between subjects and between encoders. The
+  obvious threshold, the largest real-vs-real similarity, is too low: if a generated image is as good as one more
+  photo, it is by symmetry part of the most similar of the now (m+1)m/2 pairs with probability 2/(m+1), so that with
+  five photos a third of such images would count as copies. A copy is an image that is *much* nearer than photos are to
+  each other: its Euclidean distance to the nearest photo, between unit embeddings, |u(a) - u(b)|^2 = 2 (1 - cos), is
+  less than half the typical one between nearest photos. The median makes (5) robust to near-duplicates among the
+  photos, as in the DreamBooth data set (`cat/03`, `dog5/03`).
   """
   table = cosines(real, real)
   distances = 1 - jnp.max(jnp.where(jnp.eye(len(real), dtype=bool), -jnp.inf, table), axis=1)
@@ -130,7 +129,7 @@ def copy_threshold(real: Float[Array, "m d"]) -> Float[Array, ""]:
 
 
 def copies(similarities: Float[Array, " n"], threshold: Float[Array, ""]) -> Float[Array, " n"]:
-  """Which images are near-duplicates of a real one: 1 or 0, whose mean is the copy rate.
+  """Returns 1 for images that are near-duplicates of a real one, else 0; the mean is the copy rate.
 
     c_i = [max_j cos(x_i, r_j) > tau]                                                                              (6)
 
@@ -142,14 +141,14 @@ def copies(similarities: Float[Array, " n"], threshold: Float[Array, ""]) -> Flo
 
 
 def prototype(real: Float[Array, "m d"]) -> Float[Array, " d"]:
-  """A candidate for `retrieval`: the mean of the unit embeddings of a subject's real images."""
+  """Returns a candidate for `retrieval`: the mean of the unit embeddings of a subject's real images."""
   return jnp.mean(unit(real), axis=0)
 
 
 def retrieval(
   generated: Float[Array, "n d"], candidates: Float[Array, "k d"], own: Int[Array, " n"]
 ) -> Float[Array, " n"]:
-  """Whether the candidate nearest to each image is the right one: 1 or 0, whose mean is retrieval@1.
+  """Returns 1 for images whose nearest candidate is their own subject, else 0; the mean is retrieval@1.
 
     h_i = [argmax_k cos(x_i, p_k) = own_i],  p_k = 1/m sum_j u(r_kj)                                               (7)
 
@@ -162,7 +161,7 @@ def retrieval(
 
 
 def accuracy(scores: Float[Array, "n c"], labels: Int[Array, " n"]) -> Float[Array, " n"]:
-  """Whether a probe's head sees in each image what it should show: a_i = [argmax_c scores_ic = labels_i]  (8)."""
+  """Returns 1 where a probe's head predicts the label, else 0: a_i = [argmax_c scores_ic = labels_i]  (8)."""
   return (jnp.argmax(scores, axis=1) == labels).astype(jnp.float32)
 
 
@@ -175,21 +174,21 @@ def bootstrap(
   resamples: int = 1000,
   level: float = 0.95,
 ) -> Float[Array, "2"]:
-  """Percentile bootstrap interval of a mean, drawing whole clusters with replacement (Efron and Tibshirani, 1993).
+  """Percentile bootstrap interval of a mean, resampling whole clusters with replacement (Efron and Tibshirani, 1993).
 
-  Images of one subject succeed or fail together, and to draw them as if they were independent would make intervals
-  too narrow: where there are several subjects, they are the clusters. A resample's value is the mean of its images.
+  Scores of images of one subject are correlated, so that resampling images would make intervals too narrow: if there
+  are several subjects, they are the clusters. A resample's value is the mean of its images.
 
   Args:
-    key: of the draws; the same key gives the same interval.
-    values: one an image.
+    key: of the resampling; the same key gives the same interval.
+    values: one for each image.
     clusters: the cluster of each, 0 to `count` - 1, none of them empty.
     count: how many clusters there are.
-    resamples: how many means are drawn.
-    level: share of them between the two ends.
+    resamples: number of resampled means.
+    level: share of them inside the interval.
 
   Returns:
-    The interval's two ends.
+    The lower and the upper end of the interval.
   """
   sums = jax.ops.segment_sum(values, clusters, count)
   sizes = jax.ops.segment_sum(jnp.ones_like(values), clusters, count)

@@ -1,11 +1,11 @@
-"""Evaluation protocols as data: which subjects, which prompts, how many images of each, and which metrics.
+"""Evaluation protocols as data: subjects, prompts, the number of images of each, and metrics.
 
 A protocol is a JSON file:
 
     {
       "name": "dreambooth",
-      "source": "where it comes from, and what of it is not published",
-      "references": 4,                          how many photos of a subject a method is given; null for all
+      "source": "the paper, and which parts are not published",
+      "references": 4,                          number of photos of a subject for the method; null for all
       "images_per_prompt": 4,
       "metrics": ["dino", "clip_t"],            names of `dreamjax.eval.metrics`
       "subjects": [{"name": "dog6", "class": "dog", "kind": "live"}],
@@ -14,9 +14,9 @@ A protocol is a JSON file:
 
 Each kind of subject has its own list of prompts. `{class}` stands for the subject's class noun and `{identifier}` for
 the word that the method has learned for it, unless the subject has words of its own: in StyleDrop a subject is a style,
-and its `"identifier"` the descriptor that names it. Where it is known what an image should show, subjects and prompts
-have `"labels"`, words by the name of a probe's head; a prompt's go before a subject's, and a null says that this one is
-not to be judged here. `"number"` is a subject's number in a data set that has numbers.
+and its `"identifier"` the descriptor that names it. Subjects and prompts may have `"labels"` for accuracies: what the
+image should show, by the name of a probe's head. A prompt's labels override its subject's, and a null removes one.
+`"number"` is a subject's number in a numbered data set.
 """
 
 from collections.abc import Iterator, Mapping
@@ -40,15 +40,15 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-  """What is to be personalised: a thing, a face, a style.
+  """A subject to personalise: a thing, a face, a style.
 
   Attributes:
     name: safe as a file's name.
     cls: its class noun.
-    kind: which of the protocol's lists of prompts is its.
-    identifier: what stands for `{identifier}` in its prompts, where that is not up to the method.
+    kind: key of its list of prompts.
+    identifier: replaces `{identifier}` in its prompts, unless the method chooses one.
     number: its number in the data set, if that has numbers.
-    labels: what its images should show, unless the prompt says otherwise.
+    labels: what its images should show, unless the prompt overrides it.
   """
 
   name: str
@@ -61,7 +61,7 @@ class Subject:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-  """A template with placeholders, and what its images should show (None: what the subject's labels say is void)."""
+  """A template with placeholders, and labels for its images, which override the subject's; None removes one."""
 
   text: str
   labels: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
@@ -69,12 +69,12 @@ class Prompt:
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-  """A whole protocol, as its file has it.
+  """A protocol, as in its file.
 
   Attributes:
     name: its name.
-    source: where it comes from, and what of it is not published.
-    references: how many photos of a subject a method is given; None for all.
+    source: the paper, and which parts are not published.
+    references: number of photos of a subject for the method; None for all.
     images_per_prompt: images of each subject and prompt.
     metrics: names of `dreamjax.eval.metrics`.
     subjects: the subjects, in order.
@@ -91,12 +91,12 @@ class Protocol:
 
 
 class Row(NamedTuple):
-  """One image to be generated.
+  """One image to generate.
 
   Attributes:
-    subject: of whom.
-    prompt: the text, all placeholders filled.
-    key: safe as a file's name, and in the order of the rows: the image's place is `<subject's name>/<key>.png`.
+    subject: of the image.
+    prompt: the text, with all placeholders filled.
+    key: safe as a file name, and in the order of the protocol: the file is `<subject's name>/<key>.png`.
     labels: what the image should show, by the name of a probe's head.
   """
 
@@ -107,7 +107,7 @@ class Row(NamedTuple):
 
 
 def published(name: str) -> Protocol:
-  """The protocol of a paper, one of `PUBLISHED`."""
+  """Loads the protocol of a paper, one of `PUBLISHED`."""
   if name not in PUBLISHED:
     raise ValueError(f"no protocol {name!r} is published; there are: {', '.join(PUBLISHED)}")
   return load(_FOLDER / f"{name}.json")
@@ -118,7 +118,7 @@ def load(path: pathlib.Path) -> Protocol:
 
   Raises:
     OSError: if it cannot be read.
-    ValueError: if it is not as this module's docstring says; the message says where it is not.
+    ValueError: if it is not as described in this module's docstring; the message names the field.
   """
   try:
     entry = json.loads(path.read_text())
@@ -128,11 +128,11 @@ def load(path: pathlib.Path) -> Protocol:
 
 
 def rows(protocol: Protocol, identifier: str) -> Iterator[Row]:
-  """All images of a protocol: subject by subject, prompt by prompt.
+  """Yields all images of a protocol: subject by subject, prompt by prompt.
 
   Args:
     protocol: the protocol.
-    identifier: what stands for `{identifier}`, such as "sks" or "[V]", where the subject has no words of its own.
+    identifier: replaces `{identifier}`, such as "sks" or "[V]", unless the subject has one of its own.
   """
   for subject in protocol.subjects:
     prompts = protocol.prompts[subject.kind]
@@ -147,24 +147,24 @@ def rows(protocol: Protocol, identifier: str) -> Iterator[Row]:
 
 
 def _protocol(entry: Any) -> Protocol:
-  """Checks a whole file's content."""
-  whole = _fields(
+  """Checks and parses the content of a file."""
+  fields = _fields(
     entry,
     "the protocol",
     {"name": str, "source": str, "references": int | None, "images_per_prompt": int, "metrics": list, "subjects": list,
      "prompts": dict},
   )  # fmt: skip
   for key in ("references", "images_per_prompt"):
-    if whole[key] is not None and whole[key] < 1:
-      raise ValueError(f"{key} is {whole[key]}, and must be at least 1")
-  for name in whole["metrics"]:
+    if fields[key] is not None and fields[key] < 1:
+      raise ValueError(f"{key} is {fields[key]}, but must be at least 1")
+  for name in fields["metrics"]:
     metrics.metric(name)
-  subjects = tuple(_subject(subject, f"subjects[{i}]") for i, subject in enumerate(whole["subjects"]))
+  subjects = tuple(_subject(subject, f"subjects[{i}]") for i, subject in enumerate(fields["subjects"]))
   names = [subject.name for subject in subjects]
   if twice := sorted({name for name in names if names.count(name) > 1}):
     raise ValueError(f"more than one subject is named {', '.join(twice)}")
   prompts = {}
-  for kind, entries in whole["prompts"].items():
+  for kind, entries in fields["prompts"].items():
     _expect(entries, list, f"prompts of kind {kind!r}")
     prompts[kind] = tuple(_prompt(entry, f"prompts of kind {kind!r}[{i}]") for i, entry in enumerate(entries))
   kinds = {subject.kind for subject in subjects}
@@ -172,7 +172,7 @@ def _protocol(entry: Any) -> Protocol:
     raise ValueError(
       f"there are subjects without prompts, or prompts without subjects, of kind {', '.join(sorted(odd))}"
     )
-  return Protocol(**{**whole, "metrics": tuple(whole["metrics"]), "subjects": subjects, "prompts": prompts})
+  return Protocol(**{**fields, "metrics": tuple(fields["metrics"]), "subjects": subjects, "prompts": prompts})
 
 
 def _subject(entry: Any, where: str) -> Subject:
@@ -196,7 +196,7 @@ def _prompt(entry: Any, where: str) -> Prompt:
 
 
 def _fields(entry: Any, where: str, need: dict[str, Any], may: dict[str, Any] | None = None) -> dict[str, Any]:
-  """A JSON object, if it has the keys that it needs, no others than it may have, and values of the right types."""
+  """Returns a JSON object after checking its keys, required and optional, and the types of its values."""
   known = need | (may or {})
   _expect(entry, dict, where)
   if missing := [key for key in need if key not in entry]:
@@ -212,4 +212,4 @@ def _expect(value: Any, kind: Any, where: str) -> None:
   if not isinstance(value, kind) or isinstance(value, bool):
     names = {str: "text", int: "a whole number", list: "a list", dict: "an object"}
     wanted = names.get(kind) or f"{names[kind.__args__[0]]} or null"
-    raise ValueError(f"{where} is {value!r:.60}, and must be {wanted}")
+    raise ValueError(f"{where} is {value!r:.60}, but must be {wanted}")

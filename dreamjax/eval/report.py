@@ -1,4 +1,4 @@
-"""Writes down what `evaluate` found: a JSON file, a table for the terminal, and a contact sheet in one HTML file."""
+"""Writes the results of `evaluate`: a JSON file, a table for the terminal, and a contact sheet in one HTML file."""
 
 import base64
 from collections.abc import Mapping
@@ -15,21 +15,21 @@ import rich.table
 
 from dreamjax.data.photos import read_image
 
-#: What `write` writes.
+#: The files that `write` writes.
 SCORES, SHEET = "scores.json", "sheet.html"
 
 _TEMPLATE = pathlib.Path(__file__).with_name("report.html")
 _ORDER_BY = ("dino", "clip_i", "clip_t")
 _GENERATED_SIDE, _REFERENCE_SIDE = 128, 96  # pixels of the longer side
-_REFERENCES = 6  # at most so many photos of a subject on the sheet
+_REFERENCES = 6  # largest number of photos of a subject next to each image
 
 
 def write(result: Mapping[str, Any], out: pathlib.Path) -> None:
-  """Writes `SCORES`, and `SHEET`: each image beside photos of its subject, its prompt and its scores, worst first.
+  """Writes `SCORES`, and `SHEET`: each image next to photos of its subject, with its prompt and scores, worst first.
 
   Args:
-    result: what `evaluate` returned; the images must still be where they were.
-    out: a folder, made where missing.
+    result: what `evaluate` returned; the images must still exist.
+    out: a folder, created if missing.
   """
   out.mkdir(parents=True, exist_ok=True)
   (out / SCORES).write_text(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
@@ -37,7 +37,7 @@ def write(result: Mapping[str, Any], out: pathlib.Path) -> None:
 
 
 def table(result: Mapping[str, Any]) -> rich.table.Table:
-  """The scores as a table for `rich`."""
+  """Formats the scores as a table for `rich`."""
   settings = result["settings"]
   level = settings["interval"]["level"]
   caption = f"identifier in CLIP-T's prompts: {settings['identifier']}"
@@ -52,10 +52,10 @@ def table(result: Mapping[str, Any]) -> rich.table.Table:
 
 
 def sheet(result: Mapping[str, Any]) -> str:
-  """The contact sheet: one HTML page without scripts that loads nothing, images included as data."""
+  """Renders the contact sheet: one HTML page without scripts or external resources, with images as data URIs."""
   settings = result["settings"]
   generated, reference = pathlib.Path(settings["generated"]), pathlib.Path(settings["reference"])
-  classes: dict[str, str] = {}  # a photo's data is on the page once, as the background of a class of its own
+  classes: dict[str, str] = {}  # each photo is on the page once, as the background of a CSS class of its own
   cards = []
   for image in worst_first(result["images"]):
     photos = sorted(result["subjects"][image["subject"]]["references"], key=image["nearest"]["file"].__ne__)
@@ -75,7 +75,7 @@ def sheet(result: Mapping[str, Any]) -> str:
 
 
 def worst_first(images: list[dict[str, Any]]) -> list[dict[str, Any]]:
-  """Images by their mean rank in DINO, CLIP-I and CLIP-T, as far as they have them, the lowest first."""
+  """Sorts images by their mean rank in those of DINO, CLIP-I and CLIP-T that they have, the lowest first."""
   scores = np.array([[image["scores"][name] for name in _order_by(images)] for image in images])
   ranks = np.argsort(np.argsort(scores, axis=0, kind="stable"), axis=0, kind="stable")
   return [images[i] for i in np.argsort(ranks.mean(axis=1), kind="stable")]
@@ -84,7 +84,7 @@ def worst_first(images: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _title(result: Mapping[str, Any]) -> str:
   counts = [(len(result["images"]), "image"), (len(result["subjects"]), "subject")]
   images, subjects = (f"{count} {noun}{'' if count == 1 else 's'}" for count, noun in counts)
-  return f"{images} of {subjects}, seen by {result['settings']['encoders']}"
+  return f"{images} of {subjects}, scored by {result['settings']['encoders']}"
 
 
 def _order_by(images: list[dict[str, Any]]) -> list[str]:
@@ -92,7 +92,7 @@ def _order_by(images: list[dict[str, Any]]) -> list[str]:
 
 
 def _cells(score: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
-  """A score's line in a table: name with the direction in which it is better, mean, interval, n, note."""
+  """Formats a score's row of the table: name with the direction in which it is better, mean, interval, n, note."""
   arrow = {1: " ↑", -1: " ↓", 0: ""}[score["better"]]
   mean = "–" if score["mean"] is None else f"{score['mean']:.3f}"
   interval = "" if score["low"] is None else f"{score['low']:.3f} – {score['high']:.3f}"
@@ -100,7 +100,7 @@ def _cells(score: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
 
 
 def _uri(path: pathlib.Path, side: int) -> str:
-  """An image as a data URI, no larger than it is shown."""
+  """Encodes an image as a data URI, scaled down to the size at which it is shown."""
   image = Image.fromarray(read_image(path))
   image.thumbnail((side, side), Image.Resampling.LANCZOS)
   data = io.BytesIO()

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 import numpy as np
 
-from dreamjax.diffusion import guidance, process, samplers
+from dreamjax.diffusion import process, samplers, thresholding
 from dreamjax.diffusion.resolution import upsample
 from dreamjax.diffusion.schedules import BetaTable, Schedule, spaced_times, uniform_times
 from dreamjax.errors import UserError
@@ -32,7 +32,7 @@ from dreamjax.generators.generator import Generator, merge_full_weights
 from dreamjax.models.autoencoder import Autoencoder
 from dreamjax.models.latent_unet import LatentUNet
 from dreamjax.models.unet import UNet
-from dreamjax.theta import Theta
+from dreamjax.theta import StackedThetas, Theta
 from dreamjax.theta import apply as apply_theta
 
 SAMPLERS = ("ancestral", "ddim", "dpm")
@@ -55,11 +55,11 @@ class Sampling:
     interval: the times between which there is guidance (Kynkaanniemi et al., 2404.07724): low < t <= high.
     threshold_percentile: of dynamic thresholding (Imagen, section 2.3), over 100; 1 is nearly, and 0 exactly, static
       thresholding. Latents have no bounds, so they are not thresholded.
-    threshold_max: the largest threshold, see `guidance.dynamic_threshold`; None for no limit.
+    threshold_max: the largest threshold, see `thresholding.dynamic_threshold`; None for no limit.
     variance: of the ancestral sampler's noise: from 0, diffusers' `fixed_small`, to 1, `fixed_large`, or "learned", as
       the network predicts it.
-    augmentation_level: the noise on the low-resolution image, as a time of the stage's augmentation schedule; ignored
-      by base stages.
+    augmentation_level: the noise on the low-resolution image, as a time of the stage's augmentation schedule, raised to
+      its smallest; ignored by base stages.
   """
 
   sampler: str = "ddim"
@@ -182,7 +182,7 @@ class Stage:
   def predict(
     self,
     params: Any,
-    theta: Theta | None,
+    theta: Theta | StackedThetas | None,
     x_t: Float[Array, "b h w c"],
     t: Float[Array, " b"],
     conditioning: Conditioning,
@@ -199,18 +199,14 @@ class Stage:
     text = conditioning.text
     if isinstance(self.unet, LatentUNet):
       sizes = None if self.sizes is None else jnp.broadcast_to(jnp.float32(self.sizes), (len(t), len(self.sizes)))
-      inputs = x_t, timestep(t), text.tokens, None if sizes is None else text.pooled, sizes
+      inputs = x_t, self.schedule.timestep(t), text.tokens, None if sizes is None else text.pooled, sizes
       control = None if conditioning.control is None else conditioning.control(*inputs)
       return apply_theta(self.unet, params, theta, *inputs, control)
     mask = text.mask if self.masks_text else None
     level = conditioning.augmentation_level
-    inputs = x_t, timestep(t), text.tokens, mask, conditioning.low_res, None if level is None else timestep(level)
+    level_step = None if level is None else self.augmentation.timestep(level)
+    inputs = x_t, self.schedule.timestep(t), text.tokens, mask, conditioning.low_res, level_step
     return apply_theta(self.unet, params, theta, *inputs)
-
-
-def timestep(t: Float[Array, " b"]) -> Float[Array, " b"]:
-  """A time as networks are told it: the number of the timestep of 1,000, which need not be whole."""
-  return 1000 * t.astype(jnp.float32) - 1
 
 
 def sample_stage(
@@ -240,11 +236,11 @@ def sample_stage(
   unguided, guided = jnp.asarray(weights)[..., None]
   level = None
   if stage.augmentation is not None:
-    level = jnp.full(count, sampling.augmentation_level)
+    level = jnp.full(count, max(sampling.augmentation_level, stage.augmentation.min_time))
     low_res = process.augment(upsample(low_res, size), level, keys, stage.augmentation)
 
   def network(
-    params: Any, theta: Theta | None, text: Text, x_t: Array, t: Array, low_res: Array | None, level: Array | None
+    params: Any, theta: Any, text: Text, x_t: Array, t: Array, low_res: Array | None, level: Array | None
   ) -> Array:
     return stage.predict(params, theta, x_t, t, Conditioning(text, low_res, level, control))
 
@@ -261,9 +257,11 @@ def sample_stage(
     times = uniform_times(sampling.steps)
   start = process.draw_noise(keys, (size, size, stage.channels))
   maximum = float("inf") if sampling.threshold_max is None else sampling.threshold_max
-  threshold = functools.partial(guidance.dynamic_threshold, ratio=sampling.threshold_percentile, maximum=maximum)
+  threshold = functools.partial(
+    thresholding.dynamic_threshold, percentile=sampling.threshold_percentile, max_threshold=maximum
+  )
   if not sampling.threshold_percentile:
-    threshold = guidance.static_threshold
+    threshold = thresholding.static_threshold
   common = {"kind": stage.predicts, "threshold": None if stage.is_latent else threshold}
   match sampling.sampler:
     case "ancestral":

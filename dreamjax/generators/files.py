@@ -36,12 +36,13 @@ from dreamjax.models.muse import Muse
 from dreamjax.models.t5 import T5Encoder
 from dreamjax.models.unet import UNet
 from dreamjax.models.vqgan import VQGAN
-from dreamjax.theta import Personalisation
+from dreamjax.theta import Base, Personalisation
 
 INDEX = "model_index.json"
 _SCHEDULES = {"cosine": Cosine, "table": BetaTable}
 
-_REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_REPOSITORY = re.compile(r"(\w[\w.-]*)/\w[\w.-]*(@\w[\w./-]*)?")  # owner/model, or owner/model@revision
+_STAGE = re.compile(r"\w[\w-]*")
 
 #: The generators that come with dreamjax, by name: the package that contains each, and its folder in the package.
 SHIPPED = {
@@ -56,8 +57,9 @@ def load(
   """Loads a generator and its parameters.
 
   Args:
-    name: one of `SHIPPED`, a folder, or a repository of the Hugging Face hub, such as "owner/model". The stages of
-      DeepFloyd IF have a folder or repository each; join their names by "+".
+    name: one of `SHIPPED`, a folder, or a repository of the Hugging Face hub, such as "owner/model", or
+      "owner/model@revision" for a branch, tag or commit. The stages of DeepFloyd IF have a folder or repository each;
+      join their names by "+".
     dtype: of the parameters. A theta fits its base model in float32 and in float16, but in bfloat16 none does.
     put: put(path, array) is called with each parameter as soon as it is read, and its result takes the array's place in
       the tree; see `to_device`. By default the parameters stay in the host's memory.
@@ -96,15 +98,26 @@ def to_device(path: str, array: np.ndarray) -> jax.Array:
   return jax.device_put(array)
 
 
-def load_theta(path: pathlib.Path | str, generator: Cascade | Masked, params: Any) -> Personalisation:
+def load_theta(
+  path: pathlib.Path | str, generator: Cascade | Masked, params: Any, base: Base | None = None
+) -> Personalisation:
   """Reads a personalisation of a generator.
 
   Files and folders of LoRA weights or embeddings from other programs are read by `interop.load`, all others by
   `theta.load`, which raises UserError for a theta that was trained with another base model.
+
+  Args:
+    path: a file, or a folder.
+    generator: the description.
+    params: its parameters.
+    base: `generator.base(params)` if it has been computed; by default only the parts that the theta needs are hashed.
   """
   if interop.is_foreign(pathlib.Path(path)):
     return interop.load(pathlib.Path(path), generator, params)
-  return theta.load(pathlib.Path(path), generator.base(params))
+  needed = theta.parts_needed(pathlib.Path(path))
+  if base is None or theta.ALL_PARTS in needed:
+    base = generator.base(params, needed)
+  return theta.load(pathlib.Path(path), base)
 
 
 def load_control(
@@ -194,7 +207,7 @@ def _locate(name: str | os.PathLike[str]) -> list[pathlib.Path]:
     return [pathlib.Path(str(importlib.resources.files(package) / folder))]
   if len(parts := os.fspath(name).split("+")) > 1:
     return [folder for part in parts for folder in _locate(part)]
-  if _REPOSITORY.fullmatch(os.fspath(name)) and not pathlib.Path(name).parent.exists():
+  if (found := _REPOSITORY.fullmatch(os.fspath(name))) and not pathlib.Path(found[1]).exists():
     return [pretrained.locate(name, parts=True)]
   raise FileNotFoundError(f"there is no folder {name}, nor a generator of that name; there are: {', '.join(SHIPPED)}")
 
@@ -209,6 +222,9 @@ def _read_index(path: pathlib.Path) -> dict[str, Any]:
       return index
     if kind in _FAMILIES and (missing := {"name", "text_encoder", "length", "stages"} - set(index)):
       raise UserError(f"it lacks {', '.join(sorted(missing))}")
+    for stage in index["stages"] if kind in _FAMILIES else ():
+      if not _STAGE.fullmatch(stage["name"]):  # it names folders, here and where a training writes
+        raise UserError(f"the name of a stage is of letters, digits, - and _, not {stage['name']!r}")
   except (ValueError, KeyError, TypeError) as error:
     raise UserError(f"{path} is no index of a generator: {error}") from error
   if kind not in _FAMILIES:

@@ -3,7 +3,7 @@
 The parameters are one tree: "text" for the text encoder, and one entry for each stage, by its name.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
@@ -23,7 +23,7 @@ from dreamjax.models.t5 import T5Encoder
 from dreamjax.parallel import processes
 from dreamjax.parallel.batches import batch_indices
 from dreamjax.parallel.sharding import shard_batch, use_mesh
-from dreamjax.theta import Base, Full, Theta, content_hash
+from dreamjax.theta import ALL_PARTS, Base, Full, Theta, content_hash
 from dreamjax.theta import apply as apply_theta
 
 TEXT = "text"  # the text encoder's name among the parts of a generator
@@ -76,9 +76,16 @@ class Generator(Generic[S]):
     known = ", ".join(stage.name for stage in self.stages)
     raise UserError(f"{self.name} has no stage {name!r}; there are: {known}")
 
-  def base(self, params: Any) -> Base:
-    """The base model that a theta is bound to if it is trained with these parameters."""
-    return Base(self.name, content_hash(params, processes.fetch))
+  def base(self, params: Any, parts: Iterable[str] | None = None) -> Base:
+    """Hashes parameters: what a theta that is trained with them is bound to.
+
+    Args:
+      params: the generator's.
+      parts: those to be hashed, by default all; `theta.ALL_PARTS` for all together. Missing ones are left out.
+    """
+    known = list(params) if parts is None else [part for part in parts if part in (*params, ALL_PARTS)]
+    own = {part: params if part == ALL_PARTS else params[part] for part in known}
+    return Base(self.name, {part: content_hash(tree, processes.fetch) for part, tree in own.items()})
 
   def encode(
     self, params: Any, texts: Sequence[str], theta: Theta | None = None, mesh: jax.sharding.Mesh | None = None

@@ -152,6 +152,10 @@ def _load_if(folders: Sequence[pathlib.Path], read: _Read) -> tuple[Cascade, dic
     augmentation = None
     if unet.low_res:
       augmentation, _, _ = _read_scheduler(folder / NOISE)
+      if augmentation.steps <= _IF_NOISE:
+        raise UserError(
+          f"{folder / NOISE}: IF's noise level, {_IF_NOISE}, is not one of {augmentation.steps} timesteps"
+        )
       sampling["augmentation_level"] = (_IF_NOISE + 1) / augmentation.steps
     own = Sampling(**sampling)
     stages.append(Stage(name, unet, schedule, predicts, augmentation, own, masks_text=False, spacing=spacing))

@@ -1,4 +1,4 @@
-"""Masked-token generation as pure maths on arrays: mask schedules, the masked-token loss, parallel decoding, guidance.
+"""Masked-token generation as pure maths on arrays: mask schedules, the masked-token loss, parallel decoding.
 
-The room knows no network: what predicts the tokens' logits is passed in as a function. It imports no other room.
+The package contains no network: decoding takes the prediction as a function. It imports no other package of dreamjax.
 """

@@ -66,7 +66,7 @@ def stage_loss(stage: Stage, recipe: Recipe, encoder: T5Encoder | PromptEncoder 
     x_t = process.diffuse(rows.image, eps, t, stage.schedule)
     seen: tuple[Array, ...] = ()
     if stage.augmentation is not None:
-      low, high = recipe.augmentation_levels
+      low, high = (max(level, stage.augmentation.min_time) for level in recipe.augmentation_levels)
       level = low + (high - low) * jax.random.uniform(level_key, (count,))
       enlarged = upsample(downsample(rows.image, recipe.small), rows.image.shape[1])
       seen = process.augment(enlarged, level, keys, stage.augmentation), level

@@ -132,8 +132,9 @@ def dreambooth(
   class_prompt = f"a {class_noun}".strip()
   wordings = tuple(" ".join(wording.replace("{noun}", class_noun).split()) for wording in config.wordings)
   identifier = (
-    config.identifier
-    or identifiers.choose(
+    identifiers.normalize(generator.tokenizer, config.identifier)
+    if config.identifier
+    else identifiers.choose(
       generator.tokenizer, config.seed, rare=tuple(config.rare), common=[class_prompt, *wordings, *photos.prompts]
     )[0]
   )

@@ -254,7 +254,9 @@ def subject(
   prompts = [*photos.prompts, *([plain] * len(photos) if config.captions else [])]
   common = [f"a {class_noun}", *prompts]
   identifier = (
-    config.identifier or identifiers.choose(generator.tokenizer, config.seed, rare=tuple(config.rare), common=common)[0]
+    identifiers.normalize(generator.tokenizer, config.identifier)
+    if config.identifier
+    else identifiers.choose(generator.tokenizer, config.seed, rare=tuple(config.rare), common=common)[0]
   )
   base = generator.base(params)
   processes.on_main_process(lambda: bind(workdir, base, photos, config.to_dict(), _FREE, class_noun=class_noun))

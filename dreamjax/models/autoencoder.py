@@ -1,11 +1,11 @@
-"""Stable Diffusion's autoencoder: images to a Gaussian over small latents, and latents back to images.
+"""Stable Diffusion's autoencoder: encodes images as a Gaussian over latents, and decodes latents to images.
 
 "High-Resolution Image Synthesis with Latent Diffusion Models" (Rombach et al., 2112.10752), section 3.1 and appendix G,
 with the KL term:
 
   (1) [mean; log variance] = encoder(x),  z = scale (mean + std eps - shift),  x' = decoder(z / scale + shift)
 
-The scale makes latents about as large as noise, which is where diffusion wants them.
+The scale gives latents about unit variance, as diffusion assumes.
 """
 
 from typing import NamedTuple
@@ -19,23 +19,23 @@ from dreamjax.models.residual import Decoder, Encoder
 
 
 class Gaussian(NamedTuple):
-  """What an image's latents may be, before scale and shift of eq. 1."""
+  """The distribution of an image's latents, before the scale and shift of eq. 1."""
 
   mean: Float[Array, "b h w c"]
   log_variance: Float[Array, "b h w c"]
 
 
 class Autoencoder(nn.Module):
-  """Eq. 1.
+  """The autoencoder of eq. 1.
 
   Attributes:
-    widths: channels of each level, each half as high and wide as the one before.
-    blocks: residual blocks of each level of the encoder; the decoder's have one more.
+    widths: channels of each level; each level has half the height and width of the previous one.
+    blocks: residual blocks of each level of the encoder; the levels of the decoder have one more.
     latent: channels of z.
-    scale: of latents.
-    shift: of latents, before they are scaled.
-    groups: of the norms.
-    dtype: in which matrix products and convolutions are computed; the rest is float32.
+    scale: factor of the latents.
+    shift: subtracted from the latents before they are scaled.
+    groups: of the group norms.
+    dtype: of matrix products and convolutions; everything else is computed in float32.
   """
 
   widths: tuple[int, ...]
@@ -48,11 +48,11 @@ class Autoencoder(nn.Module):
 
   @property
   def factor(self) -> int:
-    """Pixels of an image's row for one latent."""
+    """The factor by which height and width are downsampled."""
     return 2 ** (len(self.widths) - 1)
 
   def setup(self) -> None:
-    """The parts, by the names of their parameters."""
+    """Builds the submodules; the attributes name their parameters."""
     shared = {"attention": True, "patch": 1, "groups": self.groups, "dtype": self.dtype}
     self.encoder = Encoder(self.widths, self.blocks, 2 * self.latent, **shared)
     self.decoder = Decoder(self.widths, self.blocks, **shared)
@@ -60,34 +60,34 @@ class Autoencoder(nn.Module):
     self.after = nn.Conv(self.latent, (1, 1), dtype=self.dtype)
 
   def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
-    """Reconstructions, by way of the mean."""
+    """Reconstructs images from the mean of their latents."""
     return self.decode(self.encode(images))
 
   def gaussian(self, images: Float[Array, "b h w 3"]) -> Gaussian:
-    """What images in [-1, 1] become.
+    """Encodes images in [-1, 1] as a distribution over latents.
 
     Raises:
-      ValueError: if their height or width cannot be divided by `factor`.
+      ValueError: if the height or width is not divisible by `factor`.
     """
     _, height, width, _ = images.shape
     if height % self.factor or width % self.factor:
-      raise ValueError(f"images of {height}x{width} cannot be divided into squares of {self.factor}x{self.factor}")
-    both = self.before(self.encoder(images)).astype(jnp.float32)
-    mean, log_variance = jnp.split(both, 2, axis=-1)
+      raise ValueError(f"the height and width of {height}x{width} images are not divisible by {self.factor}")
+    moments = self.before(self.encoder(images)).astype(jnp.float32)
+    mean, log_variance = jnp.split(moments, 2, axis=-1)
     return Gaussian(mean, jnp.clip(log_variance, -30.0, 20.0))
 
   def encode(
     self, images: Float[Array, "b h w 3"], eps: Float[Array, "b h2 w2 c"] | None = None
   ) -> Float[Array, "b h2 w2 c"]:
-    """Latents z of images; without noise `eps`, the mean's."""
+    """Encodes images in [-1, 1] as latents z (eq. 1); without noise `eps`, as the mean of z."""
     mean, log_variance = self.gaussian(images)
-    drawn = mean if eps is None else mean + jnp.exp(0.5 * log_variance) * eps
-    return self.scale * (drawn - self.shift)
+    latents = mean if eps is None else mean + jnp.exp(0.5 * log_variance) * eps
+    return self.scale * (latents - self.shift)
 
   def decode(self, z: Float[Array, "b h2 w2 c"]) -> Float[Array, "b h w 3"]:
-    """Images of latents z, in about [-1, 1]."""
+    """Decodes latents z to images, approximately in [-1, 1]."""
     return self.decoder(self.after(z / self.scale + self.shift).astype(jnp.float32))
 
 
-# Published with Stable Diffusion 1 and 2, and, with a `scale` of 0.13025, with SDXL.
+# The autoencoder of Stable Diffusion 1 and 2 and, with a `scale` of 0.13025, of SDXL.
 SD = Autoencoder(widths=(128, 256, 512, 512), blocks=2, latent=4, scale=0.18215)

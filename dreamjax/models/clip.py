@@ -1,13 +1,13 @@
-"""CLIP: a vision and a text transformer that embed images and captions in one space.
+"""CLIP: a vision and a text transformer that embed images and texts in one space.
 
 "Learning Transferable Visual Models From Natural Language Supervision" (Radford et al., 2021), sections 2.3 to 2.5.
-Both towers are made of the blocks of `dreamjax.models.transformer`:
+Both towers consist of the blocks of `dreamjax.models.transformer`:
 
   (1) image_embedding = norm(class token of the vision tower) W_image
   (2) text_embedding = norm(end-of-text token of the text tower) W_text
   (3) logits = exp(logit_scale) cosine(image_embedding, text_embedding)
 
-Eq. 3 is left to who uses it: embeddings come unnormalised. Weights start as in OpenAI's code.
+Embeddings are returned unnormalised; callers compute eq. 3. Parameters are initialised as in OpenAI's code.
 """
 
 import math
@@ -22,28 +22,28 @@ from dreamjax.models.transformer import Block, PatchTokens, Spread, layer_norm
 
 normal = nn.initializers.normal
 
-TEMPERATURE = 0.07  # the softmax's at the start (section 2.5)
+TEMPERATURE = 0.07  # of the softmax at initialisation (section 2.5)
 
 
 def spread(width: int, depth: int) -> Spread:
-  """How OpenAI's code starts a tower: what enters the residual stream shrinks with the number of its sources."""
+  """Returns the initial standard deviations of OpenAI's code; kernels into the residual stream shrink with depth."""
   return Spread(project=width**-0.5, expand=(2 * width) ** -0.5, leave=width**-0.5 * (2 * depth) ** -0.5)
 
 
 class VisionTower(nn.Module):
-  """Images to tokens and to one vector each.
+  """Encodes images as tokens and as one vector each.
 
   Attributes:
-    image: side of the images; position embeddings are not interpolated to any other.
-    patch: side of a patch.
+    image: height and width of the images; position embeddings are not interpolated.
+    patch: height and width of a patch.
     width: channels of a token.
-    depth: blocks.
+    depth: number of blocks.
     heads: attention heads per block.
     mlp: width of the mlp's hidden layer.
-    projection: width of the embedding (eq. 1); None leaves it out.
-    activation: the mlp's, "quick_gelu" or "gelu".
+    projection: width of the embedding (eq. 1); None for no embedding.
+    activation: of the mlp, "quick_gelu" or "gelu".
     eps: of the layer norms.
-    dtype: in which matrix products are computed; the rest is float32.
+    dtype: of matrix products; everything else is computed in float32.
   """
 
   image: int
@@ -64,16 +64,16 @@ class VisionTower(nn.Module):
     """Encodes images.
 
     Args:
-      images: normalised as the weights expect it.
-      kept: the numbers of the patches that are looked at, counted row by row; None for all.
+      images: normalised as the weights expect.
+      kept: indices of the patches to encode, in row-major order; None for all.
 
     Returns:
-      The last block's tokens (no layer norm behind them), the class token first, and intermediates: "hidden", a tuple
-      of what enters the first block and of what each block returns; "pooled", the class token after a layer norm; and,
-      with a `projection`, the "embedding".
+      The tokens of the last block (without a final layer norm), the class token first, and intermediates: "hidden", a
+      tuple of the input of the first block and the output of each block; "pooled", the class token after a layer norm;
+      and, with a `projection`, the "embedding".
 
     Raises:
-      ValueError: if the images are of another size than `image`.
+      ValueError: if the size of the images is not `image`.
     """
     embed = PatchTokens(
       self.image, self.patch, self.width, use_bias=False, std=self.width**-0.5, dtype=self.dtype, name="embed"
@@ -95,20 +95,20 @@ class VisionTower(nn.Module):
 
 
 class TextTower(nn.Module):
-  """Token ids to tokens and to one vector per text.
+  """Encodes token ids as tokens and as one vector for each text.
 
   Attributes:
-    vocab: token ids there are.
-    length: tokens that a text may have at most.
+    vocab: number of token ids.
+    length: maximum number of tokens of a text.
     width: channels of a token.
-    depth: blocks.
+    depth: number of blocks.
     heads: attention heads per block.
     mlp: width of the mlp's hidden layer.
-    projection: width of the embedding (eq. 2); None leaves it out.
-    eos: id of the end-of-text token. Each text needs one; its first is what "pooled" takes.
-    activation: the mlp's, "quick_gelu" or "gelu".
+    projection: width of the embedding (eq. 2); None for no embedding.
+    eos: id of the end-of-text token. Each text needs one; "pooled" takes the first.
+    activation: of the mlp, "quick_gelu" or "gelu".
     eps: of the layer norms.
-    dtype: in which matrix products are computed; the rest is float32.
+    dtype: of matrix products; everything else is computed in float32.
   """
 
   vocab: int
@@ -125,20 +125,20 @@ class TextTower(nn.Module):
 
   @nn.compact
   def __call__(self, ids: Int[Array, "b n"]) -> tuple[Float[Array, "b n d"], dict[str, Any]]:
-    """Encodes texts; no token sees those behind it.
+    """Encodes texts with causal attention.
 
     Args:
-      ids: token ids, padded behind the end-of-text token with whatever the weights expect.
+      ids: token ids, padded after the end-of-text token as the weights expect.
 
     Returns:
-      The tokens after the last layer norm, and intermediates: "hidden", a tuple of what enters the first block and of
-      what each block returns; "pooled", the token of the first end of text; and, with a `projection`, the "embedding".
+      The tokens after the last layer norm, and intermediates: "hidden", a tuple of the input of the first block and the
+      output of each block; "pooled", the token of the first end of text; and, with a `projection`, the "embedding".
 
     Raises:
       ValueError: if the texts are longer than `length`.
     """
     if ids.shape[1] > self.length:
-      raise ValueError(f"this model reads texts of {self.length} tokens at most, not {ids.shape[1]}: cut them first")
+      raise ValueError(f"texts of {ids.shape[1]} tokens exceed this model's maximum of {self.length}: truncate them")
     tokens = nn.Embed(self.vocab, self.width, embedding_init=normal(0.02), name="tokens")(ids)
     positions = self.param("positions", normal(0.01), (self.length, self.width))
     hidden = [tokens + positions[None, : ids.shape[1]]]
@@ -161,7 +161,7 @@ class TextTower(nn.Module):
 
 
 def _embed(pooled: Float[Array, "b d"], projection: int | None) -> dict[str, Array]:
-  """Eq. 1 and 2, as part of the tower that is being called."""
+  """Computes eqs. 1 and 2, as part of the tower that calls it."""
   if projection is None:
     return {"pooled": pooled}
   matrix = nn.Dense(projection, use_bias=False, kernel_init=normal(pooled.shape[-1] ** -0.5), name="projection")
@@ -169,12 +169,12 @@ def _embed(pooled: Float[Array, "b d"], projection: int | None) -> dict[str, Arr
 
 
 class PromptEncoder(nn.Module):
-  """The text towers of Stable Diffusion: a text to the tokens that a U-Net sees (SDXL: Podell et al., 2307.01952, 2.1).
+  """Encodes texts with the text towers of Stable Diffusion, for its U-Nets (SDXL: Podell et al., 2307.01952, 2.1).
 
   Attributes:
-    towers: each reads the text by itself; what they say of a token stands side by side.
-    penultimate: whether tokens are those that enter the towers' last block, instead of those behind the last norm.
-    empty_is_zero: whether an empty text is zeros, whatever the towers say of it.
+    towers: each encodes the text; their outputs for a token are concatenated.
+    penultimate: whether the tokens are the inputs of each tower's last block, or else the outputs of its last norm.
+    empty_is_zero: whether the encoding of an empty text is zeros.
   """
 
   towers: tuple[TextTower, ...]
@@ -188,45 +188,45 @@ class PromptEncoder(nn.Module):
     """Encodes texts.
 
     Args:
-      ids: token ids for each tower.
-      mask: true where there is a token. The towers see padding too; only an empty text, which has no tokens but the
-        first and the last, is told by it.
+      ids: token ids for each of the k towers.
+      mask: true where there is a token. It only detects empty texts, which have two tokens, the first and the last; the
+        towers attend to padding too.
 
     Returns:
       The tokens, and intermediates: "pooled", the last tower's embedding, if it has a projection.
     """
-    said = [tower(ids[:, i]) for i, tower in enumerate(self.towers)]
-    tokens = jnp.concatenate([more["hidden"][-2] if self.penultimate else last for last, more in said], axis=-1)
-    pooled = {"pooled": said[-1][1]["embedding"]} if self.towers[-1].projection else {}
+    outputs = [tower(ids[:, i]) for i, tower in enumerate(self.towers)]
+    tokens = jnp.concatenate([out["hidden"][-2] if self.penultimate else last for last, out in outputs], axis=-1)
+    pooled = {"pooled": outputs[-1][1]["embedding"]} if self.towers[-1].projection else {}
     if self.empty_is_zero:
-      spoken = jnp.sum(mask, axis=1) > 2
-      tokens = jnp.where(spoken[:, None, None], tokens, 0.0)
-      pooled = {name: jnp.where(spoken[:, None], x, 0.0) for name, x in pooled.items()}
+      nonempty = jnp.sum(mask, axis=1) > 2
+      tokens = jnp.where(nonempty[:, None, None], tokens, 0.0)
+      pooled = {name: jnp.where(nonempty[:, None], x, 0.0) for name, x in pooled.items()}
     return tokens, pooled
 
 
 class CLIP(nn.Module):
-  """Both towers, which need projections of the same width, and the scale of their logits."""
+  """Both towers, with projections of the same width, and the scale of the logits."""
 
   vision: VisionTower
   text: TextTower
 
   def setup(self):
-    """Adds the one parameter that is in neither tower."""
+    """Adds the scale of the logits, the only parameter outside of the towers."""
     self.logit_scale = self.param("logit_scale", nn.initializers.constant(-math.log(TEMPERATURE)), ())
 
   def encode_image(self, images: Float[Array, "b h w 3"], kept: Int[Array, "b k"] | None = None) -> Float[Array, "b p"]:
-    """The embeddings of normalised images (eq. 1), of whose patches only some may be looked at."""
+    """Embeds normalised images (eq. 1), or only their patches `kept`."""
     return self.vision(images, kept)[1]["embedding"]
 
   def encode_text(self, ids: Int[Array, "b n"]) -> Float[Array, "b p"]:
-    """The embeddings of texts (eq. 2)."""
+    """Embeds texts (eq. 2)."""
     return self.text(ids)[1]["embedding"]
 
   def __call__(
     self, images: Float[Array, "i h w 3"], ids: Int[Array, "t n"], kept: Int[Array, "i k"] | None = None
   ) -> tuple[Float[Array, "i p"], Float[Array, "t p"], Float[Array, ""]]:
-    """The embeddings of images and of texts, and the logarithm of the logits' scale (eq. 3)."""
+    """Returns the embeddings of images and of texts, and the log of the scale of the logits (eq. 3)."""
     return self.encode_image(images, kept), self.encode_text(ids), self.logit_scale
 
 
@@ -240,13 +240,13 @@ L_14 = CLIP(
   TextTower(vocab=49408, length=77, width=768, depth=12, heads=12, mlp=3072, projection=768),
 )
 
-# LAION's, "Reproducible scaling laws for contrastive language-image learning" (Cherti et al., 2022).
+# LAION's OpenCLIP, "Reproducible scaling laws for contrastive language-image learning" (Cherti et al., 2022).
 H_14 = CLIP(
   VisionTower(image=224, patch=14, width=1280, depth=32, heads=16, mlp=5120, projection=1024, activation="gelu"),
   TextTower(vocab=49408, length=77, width=1024, depth=24, heads=16, mlp=4096, projection=1024, activation="gelu"),
 )
-# The text towers of OpenCLIP's ViT-bigG/14, SDXL's second one, and of its ViT-H/14 but for the last block, that of
-# Stable Diffusion 2.
+# The text tower of OpenCLIP's ViT-bigG/14, the second one of SDXL; and that of ViT-H/14 without its last block, the one
+# of Stable Diffusion 2.
 BIG_G_TEXT = TextTower(
   vocab=49408, length=77, width=1280, depth=32, heads=20, mlp=5120, projection=1280, activation="gelu"
 )

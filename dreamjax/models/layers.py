@@ -45,7 +45,8 @@ def apply_layers(layers: Sequence[nn.Module], x: Stream, *told: Any, scan: bool 
   """
   loops = scan and len(layers) > 1 and not layers[0].is_initializing()
   variables = [layer.variables for layer in layers] if loops else []
-  if not variables or any(jax.tree.structure(one) != jax.tree.structure(variables[0]) for one in variables):
+  shapes = [jax.tree.map(jnp.shape, one) for one in variables]  # thetas may edit only some layers, or by other ranks
+  if not loops or any(one != shapes[0] for one in shapes):
     for layer in layers:
       x = layer(x, *told)
     return x

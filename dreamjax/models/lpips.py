@@ -1,18 +1,18 @@
-"""LPIPS: how different two images look (Zhang et al., The Unreasonable Effectiveness of Deep Features, 1801.03924).
+"""LPIPS, a perceptual distance (Zhang et al., The Unreasonable Effectiveness of Deep Features, 1801.03924).
 
-With y^l the activations of layer l of a classifier, u(y) = y / (|y| + 1e-10) over channels, and weights w_l >= 0 that
-were fitted to people's judgements, the distance of images x and x' is the paper's equation (1),
+With y^l the activations of layer l of a classifier, u(y) = y / (|y| + 1e-10) over channels, and weights w_l >= 0 fitted
+to human judgements, the distance between images x and x' is the paper's equation (1),
 
     d(x, x') = sum_l 1/(H_l W_l) sum_{h,w} w_l . (u(y^l_hw) - u(y'^l_hw))^2                                        (1)
 
-in version 0.1 of the authors' package, where w_l multiplies the squares. Their weights are not part of this package;
-with torchvision and lpips installed, a file of them is made by
+as in version 0.1 of the authors' package, where w_l multiplies the squares. Their weights are not part of this package.
+With torchvision and lpips installed, this writes a file of them:
 
     import lpips, safetensors.torch
     state = lpips.LPIPS(net="alex").state_dict()
     safetensors.torch.save_file({name: x.clone() for name, x in state.items()}, "lpips_alex.safetensors")
 
-and used by
+and this uses it:
 
     lpips, params = from_torch(safetensors.numpy.load_file("lpips_alex.safetensors"))
     distances = lpips.apply({"params": params}, x, y)
@@ -29,12 +29,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
-# Mean and standard deviation of ImageNet's colours for images in [-1, 1], as the authors' `ScalingLayer` has them.
+# Mean and standard deviation of ImageNet's colours for images in [-1, 1], from the authors' `ScalingLayer`.
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
 class _Conv(NamedTuple):
-  """A convolution followed by a ReLU; `index` is its place in torchvision's `features`."""
+  """A convolution followed by a ReLU; `index` is its index in torchvision's `features`."""
 
   index: int
   channels: int
@@ -43,7 +43,7 @@ class _Conv(NamedTuple):
   padding: int = 1
 
 
-# The convolutions up to each of the five activations that are compared, for AlexNet and for VGG-16.
+# The convolutions before each of the five activations that are compared, for AlexNet and for VGG-16.
 _LAYERS = {
   "alex": (
     (_Conv(0, 64, kernel=11, stride=4, padding=2),),
@@ -60,12 +60,12 @@ _LAYERS = {
     (_Conv(24, 512), _Conv(26, 512), _Conv(28, 512)),
   ),
 }
-# The max pooling between them: window and stride, and before which layers.
+# Max pooling: its window, its stride, and the layers before which it is applied.
 _POOLS = {"alex": (3, 2, (1, 2)), "vgg": (2, 2, (1, 2, 3, 4))}
 
 
 class LPIPS(nn.Module):
-  """The distance (1).
+  """Computes the distance (1).
 
   Attributes:
     net: the classifier, "alex" or "vgg".
@@ -75,13 +75,13 @@ class LPIPS(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w 3"], y: Float[Array, "b h w 3"]) -> Float[Array, " b"]:
-    """Distances of b pairs of images in [-1, 1]."""
+    """Returns the distances between b pairs of images in [-1, 1]."""
     shift, scale = (jnp.array(constants)[None, None, None] for constants in (_SHIFT, _SCALE))
     h = (jnp.concatenate([x, y]) - shift) / scale
-    window, stride, pooled = _POOLS[self.net]
+    window, stride, pooled_layers = _POOLS[self.net]
     distance = jnp.zeros(len(x))
     for layer, convs in enumerate(_LAYERS[self.net]):
-      if layer in pooled:
+      if layer in pooled_layers:
         h = nn.max_pool(h, (window, window), (stride, stride))
       for conv in convs:
         padding = [(conv.padding, conv.padding)] * 2
@@ -96,28 +96,26 @@ class LPIPS(nn.Module):
 
 
 def from_torch(tensors: Mapping[str, np.ndarray]) -> tuple[LPIPS, dict[str, Any]]:
-  """The module and its parameters.
+  """Builds the module and its parameters from a torch model's state.
 
   Args:
-    tensors: the torch model's state. What it lists twice (`lins`) or what is fixed (`scaling_layer`) is not read.
+    tensors: the state. Duplicates (`lins`) and constants (`scaling_layer`) are ignored.
 
   Raises:
-    ValueError: if a tensor is missing, unknown or of another shape; the message names them all.
+    ValueError: if tensors are missing, unknown or of a wrong shape; the message lists them all.
   """
-  net = (
-    "vgg" if any(name.endswith(".2.weight") for name in tensors) else "alex"
-  )  # which has no second convolution there
+  net = "vgg" if any(name.endswith(".2.weight") for name in tensors) else "alex"  # which has no convolution at 2
   params, problems, channels = {}, [], 3
-  unread = {name for name in tensors if not re.match(r"lins\.|scaling_layer\.", name)}
+  unused = {name for name in tensors if not re.match(r"lins\.|scaling_layer\.", name)}
 
   def take(names: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
     name = next((name for name in names if name in tensors), None)
     if name is None:
       problems.append(f"{names[0]} is missing")
       return np.zeros(shape)
-    unread.discard(name)
+    unused.discard(name)
     if tensors[name].shape != shape:
-      problems.append(f"{name} is of shape {tensors[name].shape} instead of {shape}")
+      problems.append(f"{name} has shape {tensors[name].shape} instead of {shape}")
     return tensors[name]
 
   for layer, convs in enumerate(_LAYERS[net]):
@@ -128,6 +126,6 @@ def from_torch(tensors: Mapping[str, np.ndarray]) -> tuple[LPIPS, dict[str, Any]
       params[f"conv{conv.index}"] = {"kernel": jnp.asarray(weight.transpose(2, 3, 1, 0)), "bias": jnp.asarray(bias)}
       channels = conv.channels
     params[f"weights{layer}"] = jnp.asarray(take((f"lin{layer}.model.1.weight",), (1, channels, 1, 1)).reshape(-1))
-  if problems := problems + [f"{name} is unknown" for name in sorted(unread)]:
-    raise ValueError(f"these are not the weights of LPIPS on {net!r}: {'; '.join(problems)}")
+  if problems := problems + [f"{name} is unknown" for name in sorted(unused)]:
+    raise ValueError(f"these are not the weights of LPIPS with {net!r}: {'; '.join(problems)}")
   return LPIPS(net), params

@@ -1,4 +1,4 @@
-"""Group normalisation (Wu & He, 2018), written so that it costs little on any backend."""
+"""Group normalisation (Wu & He, 2018), fast on every backend."""
 
 from flax import linen as nn
 import jax
@@ -7,13 +7,13 @@ from jaxtyping import Array, Bool, Float
 
 
 class GroupNorm(nn.Module):
-  """x - mean over standard deviation, both over a group of channels and all places of one image or one text.
+  """Normalises over a group of channels and all positions of one image or one text.
 
-  `flax.linen.GroupNorm` with the same parameters gives the same numbers, but reduces over the groups themselves. Here
-  each channel is reduced by itself and then its group, of which little is left; on a CPU it is three times faster.
+  It equals `flax.linen.GroupNorm` with the same parameters, which reduces over whole groups at once. Here each channel
+  is reduced first, and the channel means of a group second, which is three times faster on a CPU.
 
   Attributes:
-    groups: of channels.
+    groups: number of groups of channels.
     eps: added to the variance.
   """
 
@@ -21,15 +21,15 @@ class GroupNorm(nn.Module):
   eps: float = 1e-5
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b *places c"], mask: Bool[Array, "b *places"] | None = None) -> Array:
-    """Normalises, in float32.
+  def __call__(self, x: Float[Array, "b *positions c"], mask: Bool[Array, "b *positions"] | None = None) -> Array:
+    """Normalises x, in float32.
 
     Args:
-      x: images, or texts.
-      mask: true at the places that are counted; None for all.
+      x: features of images or of texts.
+      mask: true at the positions that count for mean and variance; None for all.
 
     Raises:
-      ValueError: if the channels cannot be divided into so many groups.
+      ValueError: if the number of channels is not divisible by `groups`.
     """
     channels = x.shape[-1]
     if channels % self.groups:

@@ -1,9 +1,9 @@
-"""The convolutional encoder and decoder of autoencoders: the VQGAN's and Stable Diffusion's.
+"""The convolutional encoder and decoder of the VQGAN and of Stable Diffusion's autoencoder.
 
-"Taming Transformers for High-Resolution Image Synthesis" (Esser et al., 2012.09841), table 7: rows of residual blocks;
-from level to level the encoder halves height and width and the decoder doubles them.
+"Taming Transformers for High-Resolution Image Synthesis" (Esser et al., 2012.09841), table 7: levels of residual
+blocks; from level to level the encoder halves height and width, and the decoder doubles them.
 
-Matrix products and convolutions run in `dtype`; norms, and what goes around the blocks, stay in float32.
+Matrix products and convolutions run in `dtype`; norms and the residual stream stay in float32.
 """
 
 import functools
@@ -17,11 +17,11 @@ from dreamjax.models.attention import attend
 from dreamjax.models.normalization import GroupNorm
 from dreamjax.models.unet import depth_to_space, space_to_depth, upsample_nearest
 
-EPS = 1e-6  # of the norms
+EPS = 1e-6  # of the group norms
 
 
 class Block(nn.Module):
-  """Two 3x3 convolutions, with what goes around; an embedding, if there is one, is added between them."""
+  """A residual block of two 3x3 convolutions; an optional embedding is added between them."""
 
   width: int
   groups: int
@@ -30,58 +30,58 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"], embedding: Float[Array, "b e"] | None = None) -> Array:
-    """What goes around, in and out, in float32."""
+    """Applies the block; returns float32."""
     conv = functools.partial(nn.Conv, self.width, dtype=self.dtype)
     y = conv((3, 3), name="conv_1")(nn.silu(GroupNorm(self.groups, self.eps, name="norm_1")(x)))
     if embedding is not None:
-      told = nn.Dense(self.width, dtype=self.dtype, name="embedding")(embedding)
-      y = y.astype(jnp.float32) + told.astype(jnp.float32)[:, None, None]
+      embedding = nn.Dense(self.width, dtype=self.dtype, name="embedding")(embedding)
+      y = y.astype(jnp.float32) + embedding.astype(jnp.float32)[:, None, None]
     y = conv((3, 3), name="conv_2")(nn.silu(GroupNorm(self.groups, self.eps, name="norm_2")(y)))
-    around = x if x.shape[-1] == self.width else conv((1, 1), name="around")(x)
-    return around.astype(jnp.float32) + y.astype(jnp.float32)
+    shortcut = x if x.shape[-1] == self.width else conv((1, 1), name="around")(x)
+    return shortcut.astype(jnp.float32) + y.astype(jnp.float32)
 
 
 class Downsample(nn.Module):
-  """A convolution of stride 2, padded on the right and below."""
+  """Downsamples with a 3x3 convolution of stride 2, padded on the right and below."""
 
   dtype: DTypeLike
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-    """Halves height and width."""
+    """Halves height and width; returns float32."""
     conv = nn.Conv(x.shape[-1], (3, 3), (2, 2), padding=((0, 1), (0, 1)), dtype=self.dtype, name="conv")
     return conv(x).astype(jnp.float32)
 
 
 class Upsample(nn.Module):
-  """Each place as 2x2, and a convolution."""
+  """Upsamples by repeating pixels, followed by a 3x3 convolution."""
 
   dtype: DTypeLike
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-    """Doubles height and width."""
+    """Doubles height and width; returns float32."""
     return nn.Conv(x.shape[-1], (3, 3), dtype=self.dtype, name="conv")(upsample_nearest(x)).astype(jnp.float32)
 
 
 class Attention(nn.Module):
-  """Each place looks at all places, with one head."""
+  """Residual self-attention over all positions, with one head."""
 
   groups: int
   dtype: DTypeLike
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """What goes around, in and out."""
+    """Applies the layer to the hidden states."""
     width = x.shape[-1]
-    places = GroupNorm(self.groups, EPS, name="norm")(x).reshape(len(x), -1, 1, width)
+    tokens = GroupNorm(self.groups, EPS, name="norm")(x).reshape(len(x), -1, 1, width)
     project = functools.partial(nn.Dense, width, dtype=self.dtype)
-    mixed = attend(*(project(name=name)(places) for name in ("query", "key", "value")))
-    return x + project(name="out")(mixed).astype(jnp.float32).reshape(x.shape)
+    attended = attend(*(project(name=name)(tokens) for name in ("query", "key", "value")))
+    return x + project(name="out")(attended).astype(jnp.float32).reshape(x.shape)
 
 
 class Level(nn.Module):
-  """A row of blocks and, unless it is the last level, the step to the next one."""
+  """Residual blocks and, unless it is the last level, the `step` that resizes to the next level."""
 
   width: int
   blocks: int
@@ -92,23 +92,23 @@ class Level(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
-    """What goes around, in and out."""
+    """Applies the level to the hidden states."""
     for i in range(self.blocks):
       x = Block(self.width, self.groups, self.dtype, name=f"block_{i}")(x)
     return x if self.step is None else self.step(self.dtype, name=self.step_name)(x)
 
 
 class Encoder(nn.Module):
-  """Images to what is `latent` channels deep.
+  """Encodes images as features of `latent` channels.
 
   Attributes:
-    widths: channels of each level, each half as high and wide as the one before.
-    blocks: of each level.
-    latent: channels of the result.
-    attention: whether there is attention in the middle, behind all levels.
-    patch: side of the squares of pixels that are one place of the first level; more than 1 is cheaper.
-    groups: of the norms.
-    dtype: in which matrix products and convolutions are computed; the rest is float32.
+    widths: channels of each level; each level has half the height and width of the previous one.
+    blocks: residual blocks of each level.
+    latent: channels of the output.
+    attention: whether the middle block, after all levels, has attention.
+    patch: side of the patches of pixels that are one position of the first level; more than 1 is cheaper.
+    groups: of the group norms.
+    dtype: of matrix products and convolutions; everything else is computed in float32.
   """
 
   widths: tuple[int, ...]
@@ -121,7 +121,7 @@ class Encoder(nn.Module):
 
   @nn.compact
   def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 d"]:
-    """Level after level."""
+    """Encodes images; returns float32."""
     x = nn.Conv(self.widths[0], (3, 3), dtype=self.dtype, name="conv_in")(space_to_depth(images, self.patch)).astype(
       jnp.float32
     )
@@ -134,7 +134,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-  """The way back to images; its fields are the encoder's, its levels have a block more."""
+  """Decodes features to images; the fields are those of `Encoder`, each level has one block more."""
 
   widths: tuple[int, ...]
   blocks: int
@@ -145,7 +145,7 @@ class Decoder(nn.Module):
 
   @nn.compact
   def __call__(self, z: Float[Array, "b h w d"]) -> Float[Array, "b h2 w2 3"]:
-    """Level after level, the smallest first."""
+    """Decodes features; returns float32."""
     x = nn.Conv(self.widths[-1], (3, 3), dtype=self.dtype, name="conv_in")(z).astype(jnp.float32)
     x = _middle(x, self.attention, self.groups, self.dtype)
     for i, width in enumerate(reversed(self.widths)):
@@ -157,7 +157,7 @@ class Decoder(nn.Module):
 
 
 def _middle(x: Float[Array, "b h w c"], attention: bool, groups: int, dtype: DTypeLike) -> Float[Array, "b h w c"]:
-  """Two blocks, and attention between them, as parts of the module that is being called."""
+  """Applies two blocks, with optional attention between them, as parts of the module that calls it."""
   x = Block(x.shape[-1], groups, dtype, name="middle_0")(x)
   if attention:
     x = Attention(groups, dtype, name="middle_attention")(x)

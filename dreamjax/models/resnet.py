@@ -1,7 +1,7 @@
-"""A residual network that names what an image shows, by several classifying heads, or embeds it.
+"""Residual networks that classify images with several heads, or embed them.
 
-He et al., "Deep Residual Learning for Image Recognition" (2016), with group normalisation (Wu & He, 2018), so that a
-image's answer does not depend on its batch. What leaves the last block is pooled by its mean and by its maximum.
+He et al., "Deep Residual Learning for Image Recognition" (2016), with group normalisation (Wu & He, 2018), so that the
+output for an image does not depend on its batch. The output of the last block is pooled by its mean and its maximum.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from dreamjax.models.normalization import GroupNorm
 
 
 class Block(nn.Module):
-  """Two 3x3 convolutions around which the input goes; the first one may halve the image.
+  """A pre-activation residual block of two 3x3 convolutions, of which the first may downsample.
 
   Attributes:
     width: channels of the output.
@@ -26,39 +26,39 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
-    """Returns the block's output."""
+    """Applies the block to features."""
     y = nn.relu(GroupNorm(8, 1e-6, name="norm_1")(x))
-    around = x
+    shortcut = x
     if self.stride > 1 or x.shape[-1] != self.width:
-      around = nn.Conv(self.width, (1, 1), self.stride, use_bias=False, name="around")(y)
+      shortcut = nn.Conv(self.width, (1, 1), self.stride, use_bias=False, name="around")(y)
     y = nn.Conv(self.width, (3, 3), self.stride, padding=1, use_bias=False, name="conv_1")(y)
     y = nn.relu(GroupNorm(8, 1e-6, name="norm_2")(y))
-    return around + nn.Conv(self.width, (3, 3), padding=1, use_bias=False, name="conv_2")(y)
+    return shortcut + nn.Conv(self.width, (3, 3), padding=1, use_bias=False, name="conv_2")(y)
 
 
 def _pooled(
   images: Float[Array, "b h w 3"], side: int, widths: tuple[int, ...], blocks: int
 ) -> Float[Array, "b {2*widths[-1]}"]:
-  """The blocks and what is pooled behind them, as part of the module that is being called."""
+  """Applies the blocks and pools their output, as part of the module that calls it."""
   if images.shape[1:3] != (side, side):
-    raise ValueError(f"this network sees images of {side} x {side} pixels, not {images.shape[1:3]}")
+    raise ValueError(f"this network takes images of {side}x{side} pixels, not {images.shape[1]}x{images.shape[2]}")
   x = nn.Conv(widths[0], (4, 4), 2, padding=1, name="stem")(images)
   for i, width in enumerate(widths):
     for j in range(blocks):
       x = Block(width, 2 if i and not j else 1, name=f"block_{i}_{j}")(x)
   x = nn.relu(GroupNorm(8, 1e-6, name="norm")(x))
-  # Not x.max(): its gradient is shared among the places that equal the maximum, and where XLA computes both anew, in
-  # another order, there may be none, so that it is divided by zero.
+  # Not x.max(): its gradient is divided among the positions that equal the maximum. Where XLA recomputes x in another
+  # order, none may equal it, which divides by zero.
   return jnp.concatenate([x.mean((1, 2)), nn.max_pool(x, x.shape[1:3]).squeeze((1, 2))], axis=-1)
 
 
 class Classifier(nn.Module):
-  """Names what images show.
+  """Classifies images.
 
   Attributes:
-    heads: the names of the classes of each head, in the order of its logits.
+    heads: the class names of each head, in the order of its logits.
     image: height and width of the images, in pixels.
-    widths: channels of each level; every level but the first halves the image.
+    widths: channels of each level; every level but the first halves height and width.
     blocks: residual blocks per level.
   """
 
@@ -72,11 +72,11 @@ class Classifier(nn.Module):
     """Returns the logits of each head for images in [-1, 1].
 
     Raises:
-      ValueError: if the images have another size.
+      ValueError: if the size of the images is not `image`.
     """
     x = _pooled(images, self.image, self.widths, self.blocks)
     return {
-      name: nn.Dense(len(words), name=f"head_{i}")(x) for i, (name, words) in enumerate(sorted(self.heads.items()))
+      name: nn.Dense(len(classes), name=f"head_{i}")(x) for i, (name, classes) in enumerate(sorted(self.heads.items()))
     }
 
 
@@ -84,9 +84,9 @@ class ResNet(nn.Module):
   """Embeds images.
 
   Attributes:
-    embedding: channels of the embedding.
+    embedding: width of the embedding.
     image: height and width of the images, in pixels.
-    widths: channels of each level; every level but the first halves the image.
+    widths: channels of each level; every level but the first halves height and width.
     blocks: residual blocks per level.
   """
 
@@ -97,9 +97,9 @@ class ResNet(nn.Module):
 
   @nn.compact
   def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b {self.embedding}"]:
-    """Returns embeddings, which are not of unit length, of images in [-1, 1].
+    """Returns unnormalised embeddings of images in [-1, 1].
 
     Raises:
-      ValueError: if the images have another size.
+      ValueError: if the size of the images is not `image`.
     """
     return nn.Dense(self.embedding, name="embedding")(_pooled(images, self.image, self.widths, self.blocks))

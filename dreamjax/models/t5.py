@@ -1,14 +1,14 @@
 """The encoder of T5 v1.1.
 
 "Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer" (Raffel et al., 2020), section 2.1:
-a pre-norm transformer with neither biases nor absolute positions, nor a scale of its attention logits:
+a pre-norm transformer without biases, absolute positions and scaling of attention logits:
 
   (1) norm(x) = scale x / sqrt(mean(x^2) + eps)
   (2) attention(x) = softmax(q k^T + bias[bucket(key position - query position)]) v, the same bias in all blocks
   (3) mlp(x) = (gelu(x W_gate) * (x W_hidden)) W_out
 
 Version 1.1 adds the gate of eq. 3 ("GLU Variants Improve Transformer", Shazeer, 2020, eq. 6). Matrix products run in
-`dtype`; the residual stream, whose size grows beyond what float16 holds, the norms and the softmax stay in float32.
+`dtype`; the residual stream, which exceeds the range of float16, the norms and the softmax stay in float32.
 """
 
 from typing import Any
@@ -25,10 +25,15 @@ normal = nn.initializers.normal
 
 
 def bucket(distance: np.ndarray, buckets: int, max_distance: int) -> np.ndarray:
-  """The bucket of a key that stands `distance` behind the query, or before it if negative.
+  """Returns the buckets of relative positions.
 
-  Half of the buckets are for keys before the query and half for those behind it; half of each for one distance each,
-  half for ranges that grow logarithmically up to `max_distance`. What is farther away shares the last one.
+  One half of the buckets is for keys before the query, the other half for keys after it. Half of each hold one distance
+  each, the rest hold ranges that grow logarithmically up to `max_distance`; the last one also holds all beyond.
+
+  Args:
+    distance: position of the key minus position of the query.
+    buckets: total number of buckets.
+    max_distance: where the last bucket begins to be unbounded.
   """
   half = buckets // 2
   exact = half // 2
@@ -39,7 +44,7 @@ def bucket(distance: np.ndarray, buckets: int, max_distance: int) -> np.ndarray:
 
 
 class SelfAttention(nn.Module):
-  """Eq. 2."""
+  """Self-attention with a relative position bias (eq. 2)."""
 
   heads: int
   head_width: int
@@ -49,7 +54,7 @@ class SelfAttention(nn.Module):
   def __call__(
     self, x: Float[Array, "b n d"], bias: Float[Array, "1 k n n"], mask: Bool[Array, "b 1 1 n"]
   ) -> Float[Array, "b n d"]:
-    """Mixes the tokens that `mask` lets through into each token."""
+    """Attends from each token to the tokens where `mask` is true."""
     width, inner = x.shape[-1], self.heads * self.head_width
     stds = {"query": (width * self.head_width) ** -0.5, "key": width**-0.5, "value": width**-0.5}
     query, key, value = (
@@ -58,19 +63,19 @@ class SelfAttention(nn.Module):
       )
       for name, std in stds.items()
     )
-    mixed = attend(query, key, value, scale=1.0, bias=bias, mask=mask).reshape(*x.shape[:2], inner)
-    return nn.Dense(width, use_bias=False, kernel_init=normal(inner**-0.5), dtype=self.dtype, name="out")(mixed)
+    attended = attend(query, key, value, scale=1.0, bias=bias, mask=mask).reshape(*x.shape[:2], inner)
+    return nn.Dense(width, use_bias=False, kernel_init=normal(inner**-0.5), dtype=self.dtype, name="out")(attended)
 
 
 class GatedMLP(nn.Module):
-  """Eq. 3."""
+  """The gated mlp (eq. 3)."""
 
   hidden: int
   dtype: DTypeLike
 
   @nn.compact
   def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-    """Applies the layers to each token."""
+    """Applies the mlp to each token."""
     width = x.shape[-1]
     gate, hidden = (
       nn.Dense(self.hidden, use_bias=False, kernel_init=normal(width**-0.5), dtype=self.dtype, name=name)(x)
@@ -81,7 +86,7 @@ class GatedMLP(nn.Module):
 
 
 class Block(nn.Module):
-  """Attention and mlp, each around the residual stream."""
+  """A transformer block: attention and mlp, each pre-norm and residual."""
 
   heads: int
   head_width: int
@@ -93,7 +98,7 @@ class Block(nn.Module):
   def __call__(
     self, x: Float[Array, "b n d"], bias: Float[Array, "1 k n n"], mask: Bool[Array, "b 1 1 n"]
   ) -> Float[Array, "b n d"]:
-    """The residual stream in and out, in float32."""
+    """Applies the block to the residual stream; returns float32."""
     attention = SelfAttention(self.heads, self.head_width, self.dtype, name="attention")
     mlp = GatedMLP(self.mlp, self.dtype, name="mlp")
     x = x + attention(nn.RMSNorm(self.eps, name="attention_norm")(x), bias, mask).astype(jnp.float32)
@@ -101,19 +106,19 @@ class Block(nn.Module):
 
 
 class T5Encoder(nn.Module):
-  """Token ids to tokens.
+  """Encodes token ids as tokens.
 
   Attributes:
-    vocab: token ids there are.
+    vocab: number of token ids.
     width: channels of a token.
-    head_width: channels of an attention head; heads * head_width need not be the width.
+    head_width: channels of an attention head; heads * head_width may differ from the width.
     heads: attention heads per block.
     mlp: width of the mlp's hidden layer.
-    depth: blocks.
-    buckets: of relative positions.
-    max_distance: from which on relative positions are not told apart.
+    depth: number of blocks.
+    buckets: number of buckets of relative positions.
+    max_distance: beyond which relative positions share a bucket.
     eps: of the norms.
-    dtype: in which matrix products are computed; the rest is float32.
+    dtype: of matrix products; everything else is computed in float32.
   """
 
   vocab: int
@@ -133,11 +138,11 @@ class T5Encoder(nn.Module):
 
     Args:
       ids: token ids.
-      mask: true where there is a token, false where there is padding. What comes out for padding has no meaning.
+      mask: true where there is a token, false where there is padding. The outputs at padding are undefined.
 
     Returns:
-      The tokens after the last norm, and intermediates: "hidden", a tuple of what enters the first block and of what
-      each block returns.
+      The tokens after the last norm, and intermediates: "hidden", a tuple of the input of the first block and of the
+      output of each block.
     """
     positions = np.arange(ids.shape[1])
     buckets = bucket(positions[None] - positions[:, None], self.buckets, self.max_distance)

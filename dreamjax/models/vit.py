@@ -1,7 +1,7 @@
-"""The vision transformer with a class token, as DINO trains it.
+"""DINO's vision transformer, with a class token.
 
-"Emerging Properties in Self-Supervised Vision Transformers" (Caron et al., 2021), section 3.2 and table 1; the network
-is that of `dreamjax.models.transformer`, with a layer norm behind the last block.
+"Emerging Properties in Self-Supervised Vision Transformers" (Caron et al., 2021), section 3.2 and table 1; the
+blocks are those of `dreamjax.models.transformer`, followed by a layer norm.
 """
 
 from typing import Any
@@ -15,17 +15,17 @@ from dreamjax.models.transformer import Block, PatchTokens, layer_norm
 
 
 class ViT(nn.Module):
-  """Images to tokens.
+  """Encodes images as tokens.
 
   Attributes:
-    image: side of the images; position embeddings are not interpolated to any other.
-    patch: side of a patch.
+    image: height and width of the images; position embeddings are not interpolated.
+    patch: height and width of a patch.
     width: channels of a token.
-    depth: blocks.
+    depth: number of blocks.
     heads: attention heads per block.
     mlp: width of the mlp's hidden layer.
     eps: of the layer norms.
-    dtype: in which matrix products are computed; the rest is float32.
+    dtype: of matrix products; everything else is computed in float32.
   """
 
   image: int
@@ -42,14 +42,14 @@ class ViT(nn.Module):
     """Encodes images.
 
     Args:
-      images: normalised as the weights expect it.
+      images: normalised as the weights expect.
 
     Returns:
-      The tokens after the last layer norm, the class token first, and intermediates: "hidden", a tuple of what enters
-      the first block and of what each block returns.
+      The tokens after the last layer norm, the class token first, and intermediates: "hidden", a tuple of the input of
+      the first block and the output of each block.
 
     Raises:
-      ValueError: if the images are of another size than `image`.
+      ValueError: if the size of the images is not `image`.
     """
     tokens = PatchTokens(self.image, self.patch, self.width, use_bias=True, std=0.02, dtype=self.dtype, name="embed")
     hidden = [tokens(images)]
@@ -59,5 +59,5 @@ class ViT(nn.Module):
     return layer_norm(self.eps, "norm")(hidden[-1]), {"hidden": tuple(hidden)}
 
 
-# Table 1, ViT-S/16. The norms' epsilon is that of DINO's code.
+# Table 1, ViT-S/16. The epsilon of the norms is that of DINO's code.
 DINO_S_16 = ViT(image=224, patch=16, width=384, depth=12, heads=6, mlp=1536)

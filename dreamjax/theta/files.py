@@ -1,7 +1,9 @@
-"""A personalisation as one safetensors file: the theta of each part of a generator, and a card that says what it is.
+"""Saves a personalisation as one safetensors file: the theta of each part of a generator, and a card that describes it.
 
-The card names the base model by a hash of its weights, so that a theta is only ever applied to those that it was
-trained beside. All of it is in the file's metadata, as text, where any program that reads safetensors shows it.
+The card identifies the base model by a hash of the weights of each of its parts. A theta is only ever applied with the
+weights that it was trained with: those of the parts that it tunes, of the text encoder and of the autoencoder. Other
+parts may be missing or others: a theta of DeepFloyd's IF-I loads with and without IF-II. The card is in the file's
+metadata, as text, where any program that reads safetensors shows it.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +21,11 @@ import safetensors.numpy
 
 from dreamjax.theta.kinds import Adapters, Embeddings, Full, LoRA, SoftPrompt, Theta
 
-FORMAT = "dreamjax theta 1"
+FORMAT = "dreamjax theta 2"
+_FIRST_FORMAT = "dreamjax theta 1"  # its cards have one hash, of all parameters of the generator
+#: In `Base.hashes`, what the one hash of files of the first format is of: all parts together.
+ALL_PARTS = ""
+_SHARED = ("text", "autoencoder")  # parts that thetas of all other parts depend on
 KINDS = {"full": Full, "embeddings": Embeddings, "lora": LoRA, "adapters": Adapters, "prompt": SoftPrompt}
 
 
@@ -28,25 +34,27 @@ class Base(NamedTuple):
 
   Attributes:
     name: for people.
-    hash: see `content_hash`; it decides.
+    hashes: the `content_hash` of each part's parameters, by its name; they decide.
   """
 
   name: str
-  hash: str
+  hashes: Mapping[str, str]
 
-  def __str__(self) -> str:
-    return f"{self.name} ({self.hash[:12]})"
+  @property
+  def hash(self) -> str:
+    """A hash of all the hashes, which identifies the parameters of the whole generator."""
+    return hashlib.sha256(json.dumps(sorted(self.hashes.items())).encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-  """What a personalisation is.
+  """The description of a personalisation.
 
   Attributes:
-    base: the model that it was trained beside.
-    identifier: what stands for [V] in prompts.
+    base: the model that it was trained with.
+    identifier: the text that replaces [V] in prompts.
     class_noun: what the subject is, such as "dog".
-    recipe: how it was made; anything that JSON can say.
+    recipe: how it was made; anything that JSON can express.
   """
 
   base: Base
@@ -56,30 +64,30 @@ class Card:
 
 
 class Personalisation(NamedTuple):
-  """What a method ends in.
+  """The result of a method.
 
   Attributes:
     thetas: by the names of the parts of a generator that they belong to.
-    card: what they are.
+    card: their description.
   """
 
   thetas: Mapping[str, Theta]
   card: Card
 
   def save(self, path: pathlib.Path | str, dtype: Any = None) -> None:
-    """`save`, as one file."""
+    """Writes one file, see `save`."""
     save(pathlib.Path(path), self.thetas, self.card, dtype)
 
 
 def content_hash(params: Mapping[str, Any], fetch: Callable[[Any], Any] = np.asarray) -> str:
-  """A hash of parameters: of their paths, shapes and values, these rounded to float16.
+  """Computes a hash of parameters: of their paths, shapes and values, the values rounded to float16.
 
-  So weights that are stored in float16 have one hash, whether they are loaded in float16 or in float32, and it is that
-  of the float32 weights which they were stored from. Weights that were loaded in bfloat16 have another.
+  So weights that are stored in float16 have the same hash whether they are loaded in float16 or in float32, which is
+  that of the float32 weights from which they were stored. Weights loaded in bfloat16 have another one.
 
   Args:
-    params: a tree, with all parts of a generator in it.
-    fetch: makes a numpy array of one of these.
+    params: a tree, such as that of one part of a generator.
+    fetch: converts one of its arrays to numpy; for arrays that are sharded over processes, collects it.
   """
   with np.errstate(over="ignore"):
     return _hash(flatten_dict(params, sep="/"), np.float16, fetch)
@@ -89,14 +97,16 @@ def save(path: pathlib.Path, thetas: Mapping[str, Theta], card: Card, dtype: Any
   """Writes a file, complete or not at all.
 
   Args:
-    path: its folder is made where missing; a file that is there already is replaced.
+    path: its folder is created where missing; an existing file is replaced.
     thetas: by the names of the parts of a generator that they belong to.
-    card: what it is.
-    dtype: of the numbers in the file; by default float32 for full weights and float16 for other kinds.
+    card: their description, with a hash of each of these parts.
+    dtype: of the numbers in the file; by default that of the theta's kind, its `stored`.
 
   Raises:
-    ValueError: if there are numbers that are not finite, or not in `dtype`.
+    ValueError: if there are numbers that are not finite, or not in `dtype`; or the card lacks a part's hash.
   """
+  if ALL_PARTS not in card.base.hashes and (missing := sorted(set(thetas) - set(card.base.hashes))):
+    raise ValueError(f"the card's base {card.base.name} has no hash of {', '.join(missing)}")
   tensors = {}
   for key, leaf in flatten_dict({part: theta.weights for part, theta in thetas.items()}, sep="/").items():
     wanted = np.dtype(dtype or thetas[key.partition("/")[0]].stored)
@@ -108,7 +118,7 @@ def save(path: pathlib.Path, thetas: Mapping[str, Theta], card: Card, dtype: Any
     "format": FORMAT,
     "kind": json.dumps({part: _describe(theta) for part, theta in thetas.items()}),
     "base_model": card.base.name,
-    "base_hash": card.base.hash,
+    "base_hashes": json.dumps(dict(card.base.hashes)),
     "identifier": card.identifier,
     "class_noun": card.class_noun,
     "recipe": json.dumps(card.recipe),
@@ -121,7 +131,7 @@ def save(path: pathlib.Path, thetas: Mapping[str, Theta], card: Card, dtype: Any
 
 
 def read_card(path: pathlib.Path) -> Card:
-  """What a file holds, without its weights.
+  """Reads the description of a file.
 
   Raises:
     FileNotFoundError: if there is no such file.
@@ -130,26 +140,35 @@ def read_card(path: pathlib.Path) -> Card:
   return _read(path)[0]
 
 
+def parts_needed(path: pathlib.Path) -> tuple[str, ...]:
+  """Returns the parts of a generator whose weights a file depends on, `ALL_PARTS` for one of the first format.
+
+  Raises what `read_card` does.
+  """
+  card, kinds, _ = _read(path)
+  return _parts_needed(card, kinds)
+
+
 def load(path: pathlib.Path, base: Base) -> Personalisation:
   """Reads a file.
 
   Args:
     path: the file.
-    base: the model that the theta is to be applied to.
+    base: the model that the theta is applied to, with the hashes of at least the parts that the file needs.
 
   Returns:
-    The thetas, in float32, as numpy arrays (where they are to live is for the caller to say, by one
-    `jax.device_put`), and the card.
+    The thetas, in float32, as numpy arrays (one `jax.device_put` of the caller moves them to devices), and the card.
 
   Raises:
     FileNotFoundError: if there is no such file.
-    ValueError: if it is damaged, or of another program, or for another base model.
+    ValueError: if it is damaged, or of another program, or was trained with other weights.
   """
   card, kinds, stored = _read(path)
-  if card.base.hash != base.hash:
+  needed = {part: (base.hashes.get(part), card.base.hashes[part]) for part in _parts_needed(card, kinds)}
+  if wrong := [_compare(part, *hashes) for part, hashes in needed.items() if len(set(hashes)) > 1]:
     raise ValueError(
-      f"{path} was trained beside {card.base} and does not fit {base}: a theta works only with the very weights "
-      "that it was trained beside"
+      f"{path} was trained with {card.base.name} and does not fit {base.name}, whose {' and '.join(wrong)}: a theta "
+      "works only with the weights that it was trained with"
     )
   with safetensors.safe_open(path, "np") as file:
     tensors = {key: file.get_tensor(key) for key in file.keys()}
@@ -164,32 +183,43 @@ def load(path: pathlib.Path, base: Base) -> Personalisation:
 
 
 def _describe(theta: Theta) -> dict[str, Any]:
-  """A theta without its weights."""
+  """Returns a theta's kind and settings, all but its weights."""
   settings = {field.name: getattr(theta, field.name) for field in dataclasses.fields(theta) if field.name != "weights"}
   return {"kind": next(name for name, kind in KINDS.items() if type(theta) is kind), **settings}
 
 
 def _frozen(setting: Any) -> Any:
-  """A setting as it was before JSON, which has lists only, made lists of its tuples."""
+  """Turns the lists of a setting back into the tuples that JSON, which has lists only, was given."""
   return tuple(map(_frozen, setting)) if isinstance(setting, list) else setting
 
 
 def _read(path: pathlib.Path) -> tuple[Card, dict[str, dict[str, Any]], str]:
-  """The card, each part's description, and the hash of the weights."""
+  """Returns the card, each part's kind and settings, and the hash of the weights."""
   try:
     with safetensors.safe_open(path, "np") as file:
       metadata = file.metadata() or {}
   except safetensors.SafetensorError as error:
     raise ValueError(f"{path} is no safetensors file, or a damaged one: {error}") from error
-  if metadata.get("format") != FORMAT:
+  if (form := metadata.get("format")) not in (FORMAT, _FIRST_FORMAT):
     raise ValueError(f"{path} is a safetensors file, but not of a theta: its metadata lacks the format {FORMAT!r}")
-  base = Base(metadata["base_model"], metadata["base_hash"])
+  hashes = json.loads(metadata["base_hashes"]) if form == FORMAT else {ALL_PARTS: metadata["base_hash"]}
+  base = Base(metadata["base_model"], hashes)
   card = Card(base, metadata["identifier"], metadata["class_noun"], json.loads(metadata["recipe"]))
   return card, json.loads(metadata["kind"]), metadata["content_hash"]
 
 
+def _parts_needed(card: Card, kinds: Mapping[str, Any]) -> tuple[str, ...]:
+  return tuple(part for part in card.base.hashes if part in (ALL_PARTS, *_SHARED, *kinds))
+
+
+def _compare(part: str, found: str | None, wanted: str) -> str:
+  """Says how a part that a theta needs differs."""
+  name = f"part {part!r}" if part else "set of parameters"
+  return f"{name} is missing" if found is None else f"{name} has the hash {found[:12]}, not {wanted[:12]}"
+
+
 def _hash(flat: Mapping[str, Any], dtype: Any = None, fetch: Callable[[Any], Any] = np.asarray) -> str:
-  """SHA-256 of arrays, fetched and rounded to a dtype one at a time, with their names, dtypes and shapes, by name."""
+  """Computes the SHA-256 of arrays with their names, dtypes and shapes, fetching and rounding one at a time."""
   digest = hashlib.sha256()
   for name in sorted(flat):
     array = np.asarray(fetch(flat[name]), dtype)

@@ -1,114 +1,118 @@
-"""Applying a theta: an interceptor reads the collection "theta" wherever it has an entry for a layer.
+"""Applies thetas to a module: an interceptor makes the edits that the collection "theta" holds for each layer.
 
-Modules know nothing of this. Only where one uses `nn.scan` do its `variable_axes` have to hand all collections in, as
-{True: 0} does: with {"params": 0} the theta would not reach the layers inside, which is an error here.
+Modules know nothing of this. Only a module that uses `nn.scan` has to hand all collections to the layers inside, by
+`variable_axes` {True: 0}: with {"params": 0} a theta would not reach them, which is an error here.
 """
 
-from collections.abc import Callable
-import inspect
 from typing import Any
 
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from dreamjax.parallel.sharding import keep_batch_sharded
-from dreamjax.theta.kinds import AnyArray, Path, StackedThetas, Theta
+from dreamjax.theta.edits import edits_of
+from dreamjax.theta.kinds import Path, Thetas, compose
+
+#: A module is a self-attention of the network if, and only if, it has one of these names.
+SELF_ATTENTION = ("self", "self_attention")
+_FEATURES = "features"  # the collection in which `record` keeps what goes into self-attentions
 
 
-def apply(
-  module: nn.Module, params: dict[str, Any], theta: Theta | StackedThetas | None, *args: Any, **kwargs: Any
-) -> Any:
-  """`module.apply({"params": params}, *args, **kwargs)` of the personalised module.
+def apply(module: nn.Module, params: dict[str, Any], thetas: Thetas, *args: Any, **kwargs: Any) -> Any:
+  """Computes `module.apply({"params": params}, *args, **kwargs)` of the personalised module.
 
-  On a mesh of devices rows stay spread over it, see `parallel.sharding`.
+  On a mesh of devices batches stay sharded over it, see `parallel.sharding`.
 
   Args:
-    module: of any sort.
-    params: the base model's parameters. Those that are held in half precision are made float32 where they are used, for
-      then the module's own `dtype` says in what is computed.
-    theta: the personalisation; None for the base model.
+    module: of any class.
+    params: the base model's parameters. Those in half precision are cast to float32 where they are used, as the
+      module's own `dtype` decides in what is computed.
+    thetas: one, or a sequence of several whose effects add up, see `kinds.compose`; None for the base model.
     *args: the module's.
     **kwargs: those of `module.apply` (rngs, method, mutable) and the module's.
 
   Raises:
-    ValueError: if the theta is for another module, or changes layers that it cannot change.
+    ValueError: if a theta is for another module, or edits layers that it cannot edit.
   """
-  variables = {"params": params} if theta is None else theta.expand(params)
-  variables = {**variables, "params": jax.tree.map(_whole, variables["params"])}
+  return _run(module, compose(params, thetas), None, *args, **kwargs)
+
+
+def record(
+  module: nn.Module, params: dict[str, Any], thetas: Thetas, *args: Any, **kwargs: Any
+) -> tuple[Any, dict[str, Float[Array, "b n c"]]]:
+  """Computes what `apply` does, and returns the input of each self-attention as well; differentiable.
+
+  Which modules are self-attentions, `SELF_ATTENTION` says by their names. Layers that `models.layers` would run as a
+  loop (a module's field `scan`) are written out, for a loop returns nothing of what is inside.
+
+  Args:
+    module: as of `apply`, and so are the others.
+    params: the base model's parameters.
+    thetas: one, several or None.
+    *args: the module's.
+    **kwargs: those of `module.apply` but `mutable`, and the module's.
+
+  Returns:
+    The module's output, and for each self-attention, by its path such as "down_0/transformer_0/layer_0/self", the
+    tokens that it was called with: hidden states after the norm where the norm is outside of the attention module
+    (LatentUNet), before it where it is inside (Muse, UViT).
+
+  Raises:
+    ValueError: as of `apply`; or if the module has no self-attention, or one inside of `nn.scan`.
+  """
+  if getattr(module, "scan", False):
+    module = module.clone(scan=False)
+  called: dict[str, tuple[int, ...]] = {}
+  out, state = _run(module, compose(params, thetas), called, *args, **kwargs, mutable=[_FEATURES])
+  features = {"/".join(path[:-1]): x for path, x in flatten_dict(state.get(_FEATURES, {})).items()}
+  if not called:
+    raise ValueError(f"{type(module).__name__} has no self-attention: no module named {' or '.join(SELF_ATTENTION)}")
+  if lost := sorted(path for path in called if path not in features or features[path].shape != called[path]):
+    raise ValueError(f"the input of {', '.join(lost)} cannot be recorded inside of a loop over layers: write it out")
+  return out, features
+
+
+def _run(
+  module: nn.Module, variables: dict[str, Any], inputs: dict[str, tuple[int, ...]] | None, *args: Any, **kwargs: Any
+) -> Any:
+  """`module.apply(variables, *args, **kwargs)` with all edits.
+
+  With `inputs` the arguments of self-attentions are kept in the collection of features, and their shapes in `inputs`.
+  """
   called: set[Path] = set()
-  changed: set[Path] = set()
-  with nn.intercept_methods(_interceptor(called, changed)), nn.intercept_methods(keep_batch_sharded):
+  edited: set[Path] = set()
+
+  def intercept(call: Any, args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
+    module = context.module
+    if context.method_name != "__call__":
+      return call(*args, **kwargs)
+    called.add(module.path)
+    if inputs is not None and module.name in SELF_ATTENTION:
+      inputs["/".join(module.path)] = args[0].shape
+      if module.is_mutable_collection(_FEATURES):
+        module.put_variable(_FEATURES, "input", args[0])
+    edits = edits_of(module)
+    if edits:
+      edited.add(module.path)
+    for edit in edits:
+      args, kwargs = edit.before(module, args, kwargs)
+    y = call(*args, **kwargs)
+    for edit in edits:
+      y = edit.after(module, y, args, kwargs)
+    return y
+
+  variables = {**variables, "params": jax.tree.map(_as_float32, variables["params"])}
+  with nn.intercept_methods(intercept), nn.intercept_methods(keep_batch_sharded):
     out = module.apply(variables, *args, **kwargs)
   layers = {path[:-1] for path in flatten_dict(variables.get("theta", {}))}
-  if lost := sorted("/".join(layer) for layer in (called - changed) & layers):
+  if lost := sorted("/".join(layer) for layer in (called - edited) & layers):
     raise ValueError(f"the theta does not reach {', '.join(lost)}: give nn.scan the variable_axes {{True: 0}}")
   return out
 
 
-def _whole(x: Any) -> Any:
+def _as_float32(x: Any) -> Any:
   is_half = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4
   return x.astype(jnp.float32) if is_half else x
-
-
-def _interceptor(called: set[Path], changed: set[Path]) -> Callable[..., Any]:
-  """What `nn.intercept_methods` wants; it adds to `called` and `changed` the paths of layers as they come up."""
-
-  def intercept(next_function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
-    module = context.module
-    if context.method_name != "__call__":
-      return next_function(*args, **kwargs)
-    called.add(module.path)
-    if module.has_variable("theta", "soft_tokens"):
-      changed.add(module.path)
-      args, kwargs = _with_soft_tokens(module, args, kwargs)
-    y = next_function(*args, **kwargs)
-    if module.has_variable("theta", "lora_down"):
-      changed.add(module.path)
-      down, up = (module.get_variable("theta", name) for name in ("lora_down", "lora_up"))
-      return y + _low_rank(module, down, up, *args, **kwargs)
-    if module.has_variable("theta", "adapter_down"):
-      changed.add(module.path)
-      down, up = (module.get_variable("theta", name) for name in ("adapter_down", "adapter_up"))
-      return y + nn.gelu(y @ down.astype(y.dtype)) @ up.astype(y.dtype)
-    return y
-
-  return intercept
-
-
-def _with_soft_tokens(
-  module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-  """The arguments, with more tokens behind those of the text, and more places in its mask."""
-  told = inspect.signature(type(module).__call__).bind(module, *args, **kwargs)
-  if "text" not in told.arguments or "mask" not in told.arguments:
-    raise ValueError(f"a soft prompt is for modules that are told a text and its mask, not for {type(module).__name__}")
-  text, mask = told.arguments["text"], told.arguments["mask"]
-  tokens, used = (module.get_variable("theta", name) for name in ("soft_tokens", "soft_mask"))
-  if tokens.shape[-1] != text.shape[-1]:
-    raise ValueError(f"the soft prompt has {tokens.shape[-1]} channels, but the text has {text.shape[-1]}")
-  more = jnp.broadcast_to(tokens.astype(text.dtype), (len(text), *tokens.shape))
-  told.arguments["text"] = jnp.concatenate([text, more], axis=1)
-  if mask is not None:
-    places = jnp.broadcast_to(used > 0, (len(mask), len(used)))
-    told.arguments["mask"] = jnp.concatenate([mask, places], axis=1)
-  return told.args[1:], told.kwargs
-
-
-def _low_rank(
-  module: nn.Module,
-  down: Float[AnyArray, "*window d r"],
-  up: Float[AnyArray, "*scanned r e"],
-  *args: Any,
-  **kwargs: Any,
-) -> Float[AnyArray, "*b e"]:
-  """(x A) B: the layer itself with A for its kernel, so that strides, padding and dtype are its own; then B."""
-  groups = getattr(module, "feature_group_count", 1)
-  if not isinstance(module, nn.Dense | nn.Conv) or down.ndim == 3 or groups > 1:
-    what = f"{'/'.join(module.path)}, a {type(module).__name__} whose A has the shape {down.shape}"
-    raise ValueError(f"low-rank updates are for Dense and two-dimensional, ungrouped Conv layers, not for {what}")
-  narrow = module.clone(parent=None, name=None, features=down.shape[-1], use_bias=False)
-  low = narrow.apply({"params": {"kernel": down}}, *args, **kwargs)
-  return low @ up.astype(low.dtype)

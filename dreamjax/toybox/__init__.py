@@ -1,14 +1,14 @@
-"""The toybox: a small 3D world of toys, drawn in pure JAX, on which every method is trained, shown and measured.
+"""The toybox: a small 3D world of toys, rendered in pure JAX, on which every method is trained, shown and evaluated.
 
-An image begins as `Labels` (integers that say what it shows: `labels.py`, `vocabulary.py`) and a `View` (what the
-labels leave open). `world.build` turns both into a `Scene`, a pytree of quadrics and boxes; `render.render` draws it,
-with depth, mask, normals and keypoints, by closed-form ray intersection; `styles.apply_style` redraws it as a
-watercolour, a mosaic and so on; and `captions.caption` says in English what is there, so that `captions.parse` can
-read it back.
+An image starts from `Labels` (integers that say what it shows: `labels.py`, `vocabulary.py`) and a `View` (what the
+labels leave open). `world.build` turns both into a `Scene`, a pytree of quadrics and boxes; `render.render` renders it,
+with depth, mask, normals and keypoints, by closed-form ray intersection; `styles.apply_style` turns the image into a
+watercolour, a mosaic and so on; and `captions.caption` describes it in English, in a form that `captions.parse` can
+parse.
 
-Where images come from is in `source.py`: `Stream` (an endless, indexable source, rendered on the device), `photos`
-(what a user would have of one subject) and what is held out. `tfds_toybox.py` holds the same examples as a TensorFlow
-Datasets builder.
+`source.py` samples examples: `Stream` (an endless, indexable source, rendered on the device), `photos` (what a user
+would have of one subject), and the held-out splits. `tfds_toybox.py` offers the same examples as a TensorFlow Datasets
+builder.
 """
 
 from dreamjax.toybox.captions import caption, parse

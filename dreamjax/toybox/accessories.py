@@ -1,4 +1,4 @@
-"""What toys can wear: each accessory is a rig made to fit one of the anchors that every class has.
+"""Accessories that toys can wear: each is a rig made to fit one of the anchors that every class has.
 
 Units are the anchor's: a hat of radius 1 is as wide as the head that it sits on.
 """
@@ -103,12 +103,12 @@ _ANCHOR = tuple(classes.ANCHORS.index(_SHAPES[name][1]) for name in vocabulary.A
 
 @functools.cache
 def tables() -> Tables:
-  """The accessories' tables, in the order of `vocabulary.ACCESSORIES`."""
+  """Returns the blend-shape tables of the accessories, in the order of `vocabulary.ACCESSORIES`."""
   return make_tables([RIGS[name] for name in vocabulary.ACCESSORIES])
 
 
 def _fit(parts: Primitives, centre: Array, axes: Array, size: Array) -> Primitives:
-  """Parts in an anchor's units, moved to where it is."""
+  """Parts in an anchor's units, transformed to the anchor's place in the scene."""
   stretch = jnp.linalg.norm(parts.axes * size[None, None], axis=-1)  # [n, 3], along each part's own axes
   return parts.replace(
     centre=centre[None] + (parts.centre * size[None]) @ axes, axes=parts.axes @ axes, radii=parts.radii * stretch
@@ -116,9 +116,9 @@ def _fit(parts: Primitives, centre: Array, axes: Array, size: Array) -> Primitiv
 
 
 def wear(accessory: Int[Array, ""], cls: Int[Array, ""], wearer: Instance, coat: Coat) -> tuple[Primitives, Primitives]:
-  """The quadrics and boxes of an accessory on the toy of class `cls` that wears it."""
+  """Returns the quadrics and boxes of an accessory on the toy of class `cls` that wears it."""
   upright = jnp.asarray(classes.tables().upright)[cls].astype(jnp.int32)
   thing = instantiate(tables(), accessory, upright, jnp.zeros(0), coat, Owner.ACCESSORY)
   anchor = jnp.asarray(_ANCHOR)[accessory]
-  place = (wearer.anchor_centre[anchor], wearer.anchor_axes[anchor], wearer.anchor_size[anchor])
-  return _fit(thing.quadrics, *place), _fit(thing.boxes, *place)
+  frame = (wearer.anchor_centre[anchor], wearer.anchor_axes[anchor], wearer.anchor_size[anchor])
+  return _fit(thing.quadrics, *frame), _fit(thing.boxes, *frame)

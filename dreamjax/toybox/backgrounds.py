@@ -1,8 +1,7 @@
 """Background geometry: for each context a rig that fills the wedge behind the subject.
 
-The camera looks along -z from some two units before the subject, which stands at the origin. The rigs' traits, a to f,
-are
-jitter: they move things about, so that no two jungles are the same.
+The camera looks along -z from some two units in front of the subject, which stands at the origin. The rigs' traits, a
+to f, are jitter: they move things, so that no two jungles are the same.
 """
 
 import numpy as np
@@ -15,7 +14,7 @@ _BARK, _LEAF, _PINE = flat(0.42, 0.29, 0.18, 0.02), flat(0.25, 0.55, 0.2, 0.05),
 
 
 def _across(u: float, z: float) -> float:
-  """x of the place at depth z that is seen `u` across the image: -1 at its left edge, 1 at its right."""
+  """x of the point at depth z whose horizontal position in the image is `u`: -1 at its left edge, 1 at its right."""
   return u * 0.31 * (2.2 - z)
 
 

@@ -1,4 +1,4 @@
-"""Batches of images, made on the device: one after the other on a CPU, many at once on an accelerator."""
+"""Applies a function to a batch on the device: in a loop on a CPU, vectorised on an accelerator."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -9,20 +9,20 @@ import jax.numpy as jnp
 X = TypeVar("X")
 Y = TypeVar("Y")
 
-_AT_ONCE = 256  # on an accelerator
+_AT_ONCE = 256  # elements, on an accelerator
 
 
 def one_by_one(function: Callable[[X], Y], batch: X) -> Y:
-  """`jax.lax.map` whose results on a CPU do not depend, to the last bit, on the size of the batch.
+  """Maps a function over a batch; on a CPU the results do not depend, to the last bit, on the size of the batch.
 
-  XLA unrolls a loop that runs once, and then fuses and rounds otherwise than within a loop: enough to let a ray pass an
-  edge that it hit before. So a batch of one is done twice.
+  XLA unrolls a loop of one iteration, and then fuses and rounds differently than within a loop: enough to let a ray
+  miss an edge that it hit otherwise. So a batch of one is computed twice.
 
   An accelerator would wait for each of the many small programs of one element. There the function is vectorised, though
-  every element then pays for all branches, and results depend on the size of the batch by rounding.
+  every element then costs all branches, and results depend on the size of the batch by rounding.
 
   Args:
-    function: from one element to its result.
+    function: computes the result of one element.
     batch: elements, stacked along a leading axis of every leaf.
 
   Returns:

@@ -1,8 +1,8 @@
-"""Captions of toybox images: a small English grammar that says labels, and reads them back exactly.
+"""Captions of toybox images: a small English grammar that expresses labels, and parses them exactly.
 
-The tables below hold the wordings of every label; `caption` draws from them and `parse` is compiled from them, so that
-what one says the other understands. The wordings are those of the DreamBooth prompts (Ruiz et al., 2022) and the style
-descriptors of StyleDrop (Sohn et al., 2023), with a few paraphrases of each.
+The tables below hold the wordings of every label; `caption` samples from them and `parse` is compiled from them, so
+that they always agree. The wordings are those of the DreamBooth prompts (Ruiz et al., 2022) and the style descriptors
+of StyleDrop (Sohn et al., 2023), with a few paraphrases of each.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,9 +13,9 @@ import re
 from dreamjax.toybox import vocabulary
 from dreamjax.toybox.labels import Labels
 
-# How often the usual wording is taken outright instead of any of the wordings.
+# Probability that the usual wording is taken; otherwise any of the wordings is, with equal probability.
 _USUAL = 0.6
-# How often what may be left out is said: a colour, a trait (marking or state), and a trait that goes without saying.
+# Probabilities that optional things are mentioned: a colour, a trait (marking or state), and a trait's default value.
 _SAY_COLOUR, _SAY_TRAIT, _SAY_DEFAULT = 0.8, 0.75, 0.15
 
 _FACE = vocabulary.CLASSES.index("face")
@@ -33,7 +33,7 @@ _NOUN_WORDINGS = {
 }
 _COLOUR_WORDINGS = {"grey": ("grey", "gray")}
 _PROPERTY_WORDINGS = {"none": (), "cube shaped": ("cube shaped", "cube-shaped")}
-# What follows "with", where the marking is not said as an adjective.
+# What follows "with", where the marking is not expressed as an adjective.
 _PATTERN_WORDINGS = {
   "plain": (),
   "striped": ("stripes",),
@@ -87,12 +87,12 @@ def _article(phrase: str) -> str:
 
 
 def _alternatives(phrases: Iterable[str]) -> str:
-  """A regular expression for any of the phrases, the longest that fits."""
+  """A regular expression that matches any of the phrases, the longest possible."""
   return "|".join(re.escape(phrase) for phrase in sorted(phrases, key=len, reverse=True))
 
 
 class _Wordings:
-  """The wordings of one label: says an index, and reads it back."""
+  """The wordings of one label: samples one for an index, and finds them in texts."""
 
   def __init__(self, names: Iterable[str], wordings: Mapping[str, tuple[str, ...]]):
     self._of_index = [wordings.get(name, (name,)) for name in names]
@@ -100,15 +100,17 @@ class _Wordings:
     self.pattern = _alternatives(self._index)
     self._regex = re.compile(rf"(?<!\w)(?:{self.pattern})(?!\w)")
 
-  def say(self, draw: random.Random, index: int) -> str:
+  def sample(self, rng: random.Random, index: int) -> str:
+    """Samples a wording of an index."""
     phrases = self._of_index[index] or ("",)
-    return phrases[0] if draw.random() < _USUAL else draw.choice(phrases)
+    return phrases[0] if rng.random() < _USUAL else rng.choice(phrases)
 
   def read(self, text: str) -> int | None:
+    """Returns the index of the first wording in the text, None without one."""
     return self.take(text)[0]
 
   def take(self, text: str) -> tuple[int | None, str]:
-    """Reads the first wording in the text: its index (None without one), and the text without it."""
+    """Returns the index of the first wording in the text (None without one), and the text without it."""
     found = self._regex.search(text)
     return (self._index[found[0]], _without(text, found)) if found else (None, text)
 
@@ -135,7 +137,7 @@ _ACCESSORIES = _Wordings(vocabulary.ACCESSORIES, _ACCESSORY_WORDINGS)
 _PREFIXES = _Wordings(vocabulary.STYLES, _PREFIX_WORDINGS)
 _SUFFIXES = _Wordings(vocabulary.STYLES, _SUFFIX_WORDINGS)
 
-# A toy's noun phrase: adjectives and unknown words (an identifier, say), the noun, and what it is said to be "with".
+# A toy's noun phrase: adjectives and unknown words (such as an identifier), the noun, and what follows "with".
 _STOP_WORDS = "a|an|the|in|on|at|of|to|by|near|under|with|wearing|beside|next"
 _TOY_PATTERN = (
   rf"(?<!\S)(?P<before>(?:(?!(?:{_STOP_WORDS})(?!\S))\S+ )*)(?P<noun>{_NOUNS.pattern})(?![\w-])"
@@ -148,17 +150,17 @@ _UNKNOWN_STYLE = re.compile(r"(?<!\S)in (?:the style of .*|(?:(?!in )\S+ )*style
 
 @dataclasses.dataclass(frozen=True)
 class Parsed:
-  """What a caption says, in indices into `vocabulary`'s tuples; None is what it does not say.
+  """The labels that a caption mentions, as indices into `vocabulary`'s tuples; None where it mentions none.
 
   Attributes:
-    cls: the class of the subject, always said.
+    cls: the class of the subject, always mentioned.
     colour: the subject's colour, or None.
     marking: the subject's marking, or None.
-    prop: the property word; unsaid is 0, none.
+    prop: the property word; 0, none, if not mentioned.
     state: index into `STATES[class]`, or None.
-    context: where, or None.
-    accessory: what the subject wears; unsaid is 0, nothing.
-    style: how it is drawn; unsaid, or no style of the vocabulary, is 0, a photo.
+    context: where the subject is, or None.
+    accessory: what the subject wears; 0, nothing, if not mentioned.
+    style: the style of the image; 0, a photo, if none of the vocabulary is mentioned.
     other_cls: class of the second toy, -1 where there is none.
     other_colour: the second toy's colour, or None.
     other_marking: the second toy's marking, or None.
@@ -178,30 +180,30 @@ class Parsed:
 
 
 def caption(labels: Labels, *, colour: bool = True, style: bool = True) -> str:
-  """Says the labels of one image, in the wording that `labels.paraphrase` chooses.
+  """Describes one image by its labels, in the wording that `labels.paraphrase` chooses.
 
-  Colours, markings, states and the studio are sometimes left unsaid; everything else is always said.
+  Colours, markings, states and the studio are sometimes not mentioned; everything else always is.
 
   Args:
     labels: the labels of one image, ints or arrays without axes.
-    colour: whether the subject's colour may be said.
-    style: whether the style is said; the rest of the caption's wording does not depend on it.
+    colour: whether the subject's colour may be mentioned.
+    style: whether the style is mentioned; the rest of the caption's wording does not depend on it.
 
   Returns:
     The caption, in lower case (but for the Eiffel Tower) and without a full stop.
   """
-  draw = random.Random(int(labels.paraphrase))
-  content = _content(draw, labels, colour)
+  rng = random.Random(int(labels.paraphrase))
+  content = _content(rng, labels, colour)
   index = int(labels.style)
   if not style:
     return content
-  if index == _PHOTO or draw.random() < 0.5:
-    return f"{_PREFIXES.say(draw, index)} {content}".strip()
-  return f"{content} {_SUFFIXES.say(draw, index)}"
+  if index == _PHOTO or rng.random() < 0.5:
+    return f"{_PREFIXES.sample(rng, index)} {content}".strip()
+  return f"{content} {_SUFFIXES.sample(rng, index)}"
 
 
 def split(labels: Labels) -> tuple[str, str]:
-  """Says the labels of one image as StyleDrop does, in two halves which joined by a space are a caption.
+  """Describes one image as StyleDrop does, in two halves that joined by a space are a caption.
 
   Args:
     labels: the labels of one image, ints or arrays without axes.
@@ -215,18 +217,18 @@ def split(labels: Labels) -> tuple[str, str]:
 
 
 def where(context: int) -> str:
-  """Says a context, by its place in `vocabulary.CONTEXTS`, in its usual wording, such as "on the beach"."""
+  """Returns the usual wording of a context, an index into `vocabulary.CONTEXTS`, such as "on the beach"."""
   return _CONTEXT_WORDINGS[vocabulary.CONTEXTS[context]][0]
 
 
 def parse(text: str) -> Parsed:
-  """Reads a caption: one of ours, or a prompt with other words among ours, such as "a red [V] dog in the jungle".
+  """Parses a caption: one of ours, or a prompt with other words among ours, such as "a red [V] dog in the jungle".
 
   Args:
     text: the caption, in any case.
 
   Returns:
-    What the caption says. Words outside the grammar are ignored.
+    The labels that the caption mentions. Words outside the grammar are ignored.
 
   Raises:
     ValueError: the caption names no class.
@@ -261,54 +263,54 @@ def parse(text: str) -> Parsed:
 
 
 def matches(parsed: Parsed, labels: Labels) -> bool:
-  """Whether everything that a caption says is true of the labels of one image.
+  """Returns whether every label that a caption mentions is that of one image.
 
   Args:
-    parsed: the caption. Its unsaid property, accessory, style and second toy say that there is none.
+    parsed: the caption. If it mentions no property, accessory, style or second toy, there must be none.
     labels: the labels of one image, ints or arrays without axes.
   """
-  said = dataclasses.asdict(parsed).items()
-  return all(index is None or index == int(getattr(labels, name)) for name, index in said)
+  mentioned = dataclasses.asdict(parsed).items()
+  return all(index is None or index == int(getattr(labels, name)) for name, index in mentioned)
 
 
-def _content(draw: random.Random, labels: Labels, colour: bool) -> str:
+def _content(rng: random.Random, labels: Labels, colour: bool) -> str:
   """The caption without its style."""
   cls, state = int(labels.cls), int(labels.state)
   states = vocabulary.STATES[vocabulary.CLASSES[cls]]
-  context = _CONTEXTS.say(draw, int(labels.context))
+  context = _CONTEXTS.sample(rng, int(labels.context))
   doing_first = doing_last = ""
-  if len(states) > 1 and draw.random() < (_SAY_TRAIT if state else _SAY_DEFAULT):
-    if cls == _FACE or context.startswith("floating") or draw.random() < 0.5:
+  if len(states) > 1 and rng.random() < (_SAY_TRAIT if state else _SAY_DEFAULT):
+    if cls == _FACE or context.startswith("floating") or rng.random() < 0.5:
       doing_first = states[state]
     else:
       doing_last = states[state]
-  adjectives = (_PROPERTIES.say(draw, int(labels.prop)), doing_first)
-  parts = [_toy(draw, adjectives, cls, int(labels.colour) if colour else None, int(labels.marking)), doing_last]
-  parts.append(_ACCESSORIES.say(draw, int(labels.accessory)))
+  adjectives = (_PROPERTIES.sample(rng, int(labels.prop)), doing_first)
+  parts = [_toy(rng, adjectives, cls, int(labels.colour) if colour else None, int(labels.marking)), doing_last]
+  parts.append(_ACCESSORIES.sample(rng, int(labels.accessory)))
   if int(labels.other_cls) >= 0:
-    other = _toy(draw, (), int(labels.other_cls), int(labels.other_colour), int(labels.other_marking))
-    parts += [draw.choice(_BESIDE), other]
+    other = _toy(rng, (), int(labels.other_cls), int(labels.other_colour), int(labels.other_marking))
+    parts += [rng.choice(_BESIDE), other]
   return " ".join(filter(None, [*parts, context]))
 
 
-def _toy(draw: random.Random, adjectives: tuple[str, ...], cls: int, colour: int | None, marking: int) -> str:
-  """A toy's noun phrase, with its article; a face's colour is said of its hair."""
+def _toy(rng: random.Random, adjectives: tuple[str, ...], cls: int, colour: int | None, marking: int) -> str:
+  """A toy's noun phrase, with its article; a face's colour is that of its hair."""
   before, after = [*adjectives], []
-  if colour is not None and draw.random() < _SAY_COLOUR:
-    word = _COLOURS.say(draw, colour)
+  if colour is not None and rng.random() < _SAY_COLOUR:
+    word = _COLOURS.sample(rng, colour)
     if cls != _FACE:
       before.append(word)
-    elif draw.random() < 0.5:
+    elif rng.random() < 0.5:
       before.append(f"{word} haired")
     else:
       after.append(f"{word} hair")
-  unremarkable = vocabulary.MARKINGS[marking] == "plain"
-  if not (unremarkable and cls == _FACE) and draw.random() < (_SAY_DEFAULT if unremarkable else _SAY_TRAIT):
-    if unremarkable or draw.random() < 0.5:
-      before.append(_MARKINGS.say(draw, marking))
+  plain = vocabulary.MARKINGS[marking] == "plain"
+  if not (plain and cls == _FACE) and rng.random() < (_SAY_DEFAULT if plain else _SAY_TRAIT):
+    if plain or rng.random() < 0.5:
+      before.append(_MARKINGS.sample(rng, marking))
     else:
-      after.append(_PATTERNS.say(draw, marking))
-  phrase = _article(" ".join(filter(None, [*before, _NOUNS.say(draw, cls)])))
+      after.append(_PATTERNS.sample(rng, marking))
+  phrase = _article(" ".join(filter(None, [*before, _NOUNS.sample(rng, cls)])))
   return f"{phrase} with {' and '.join(after)}" if after else phrase
 
 

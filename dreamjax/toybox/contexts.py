@@ -1,4 +1,4 @@
-"""Where toys are: each context's light, sky and ground. Its geometry is in `backgrounds`."""
+"""The contexts that toys are in: light, sky and ground of each. Their geometry is in `backgrounds`."""
 
 import dataclasses
 import functools
@@ -22,11 +22,11 @@ class Setting:
     ground: a `Ground` and its three colours.
     scale: size of the ground's texture.
     zenith: the sky's colour overhead.
-    horizon: and at the horizon, in which distant things fade.
+    horizon: the sky's colour at the horizon, which is also that of the haze.
     sun: the sun's colour.
-    ambient: the other light.
-    clouds: 0 to 1.
-    stars: 0 to 1.
+    ambient: light from all directions.
+    clouds: their density, 0 to 1.
+    stars: their brightness, 0 to 1.
     haze: share of haze per unit of distance.
     mirror: share of light that the ground reflects.
     indoors: whether the sky is a wall.
@@ -210,7 +210,7 @@ SETTINGS: dict[str, Setting] = {
 
 @functools.cache
 def tables() -> Tables:
-  """The backgrounds' tables, in the order of `vocabulary.CONTEXTS`."""
+  """Returns the blend-shape tables of the backgrounds, in the order of `vocabulary.CONTEXTS`."""
   return make_tables([backgrounds.RIGS[name] for name in vocabulary.CONTEXTS])
 
 
@@ -228,12 +228,12 @@ def _settings() -> dict[str, np.ndarray]:
 
 
 def sink(context: Int[Array, ""]) -> Float[Array, ""]:
-  """How far below the ground a subject's feet are in a context."""
+  """Returns how far below the ground a subject's feet are in a context."""
   return jnp.asarray(_settings()["sink"])[context]
 
 
 def environment(context: Int[Array, ""], sun: Float[Array, " 3"], seed: Int[Array, ""]) -> Environment:
-  """Light, sky and ground of a context, with the sun in direction `sun`; `seed` shifts the noise."""
+  """Returns light, sky and ground of a context, with the sun in direction `sun`; `seed` shifts the noise."""
   row = {name: jnp.asarray(value)[context] for name, value in _settings().items()}
   return Environment(
     sun=sun,

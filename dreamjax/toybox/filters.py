@@ -1,4 +1,4 @@
-"""What the drawing styles are made of: lines, smoothing, warps, cells and light for images of any resolution.
+"""Filters of which the drawing styles consist: lines, smoothing, warps, cells and light, at any resolution.
 
 Lengths are in points, 128ths of the image's side, so that a style looks alike at every resolution.
 """
@@ -14,39 +14,39 @@ from dreamjax.toybox.noise import hash_cells, smoothstep
 
 #: The image's side in points.
 SIDE = 128.0
-_FAR = 40.0  # nothing is told apart beyond
+_FAR = 40.0  # depths beyond are not distinguished
 
 
 def points(size: int) -> tuple[Float[Array, "h w"], Float[Array, "h w"]]:
-  """Where the pixels of a size x size image are, (x, y) in points from its upper left corner."""
+  """Returns the positions (x, y) of the pixels of a size x size image, in points from its upper left corner."""
   steps = (jnp.arange(size, dtype=jnp.float32) + 0.5) * (SIDE / size)
   return jnp.tile(steps[None], (size, 1)), jnp.tile(steps[:, None], (1, size))
 
 
 def luma(rgb: Float[Array, "*b 3"]) -> Float[Array, "*b"]:
-  """How bright a colour looks."""
+  """Computes the luma of a colour."""
   return 0.3 * rgb[..., 0] + 0.59 * rgb[..., 1] + 0.11 * rgb[..., 2]
 
 
 def saturate(rgb: Float[Array, "*b 3"], by: Array | float) -> Float[Array, "*b 3"]:
-  """Colours `by` times as far from their grey."""
+  """Scales the distance of colours from their grey by a factor."""
   grey = luma(rgb)[..., None]
   return jnp.clip(grey + (rgb - grey) * by, 0.0, 1.0)
 
 
 def mix(a: Array, b: Array, w: Float[Array, "h w"]) -> Float[Array, "h w 3"]:
-  """Colour or image `a`, covered by `b` as far as `w` says."""
+  """Interpolates from colour or image `a` (w = 0) to `b` (w = 1)."""
   a, b = (c.reshape((1,) * (3 - c.ndim) + c.shape) for c in (a, b))
   return a + (b - a) * w[..., None]
 
 
 def colour(*rgb: float) -> Float[Array, "3"]:
-  """A colour."""
+  """Returns a colour as an array."""
   return jnp.asarray(rgb, jnp.float32)
 
 
 def ramp(t: Float[Array, "h w"], *stops: tuple[float, float, float]) -> Float[Array, "h w 3"]:
-  """Colours at `t` of a ramp through evenly spaced stops."""
+  """Interpolates a ramp through evenly spaced colours, the stops, at `t` in [0, 1]."""
   at = np.linspace(0.0, 1.0, len(stops)).astype(np.float32)
   table = np.array(stops, np.float32)
   t = jnp.clip(t, 0.0, 1.0)[..., None]
@@ -58,7 +58,7 @@ def ramp(t: Float[Array, "h w"], *stops: tuple[float, float, float]) -> Float[Ar
 
 
 def snap(rgb: Float[Array, "h w 3"], palette: np.ndarray, brightness: float = 0.6) -> Float[Array, "h w 3"]:
-  """The palette's colour that is nearest to each pixel's; `brightness` weighs lightness against hue."""
+  """Replaces each pixel's colour by the nearest of a palette; `brightness` weighs lightness against hue."""
 
   def features(c):
     grey = luma(c)[..., None]
@@ -71,7 +71,7 @@ def snap(rgb: Float[Array, "h w 3"], palette: np.ndarray, brightness: float = 0.
 
 
 def shift(image: Shaped[Array, "h w *c"], down: int, right: int) -> Shaped[Array, "h w *c"]:
-  """The image moved by whole pixels; what comes in repeats the margin."""
+  """Translates an image by whole pixels; the margin is repeated."""
   h, w = image.shape[:2]
   pad = [(max(down, 0), max(-down, 0)), (max(right, 0), max(-right, 0))] + [(0, 0)] * (image.ndim - 2)
   padded = jnp.pad(image, pad, mode="edge")
@@ -79,7 +79,7 @@ def shift(image: Shaped[Array, "h w *c"], down: int, right: int) -> Shaped[Array
 
 
 def blur(image: Float[Array, "h w *c"], radius: Array | float) -> Float[Array, "h w *c"]:
-  """Gaussian blur by `radius` points (one standard deviation), as a product with two band matrices."""
+  """Applies a Gaussian blur with a standard deviation of `radius` points, as a product with two band matrices."""
   size = image.shape[0]
   sigma = jnp.maximum(jnp.asarray(radius, jnp.float32) * (size / SIDE), 0.05)
   steps = jnp.arange(size, dtype=jnp.float32)
@@ -91,7 +91,7 @@ def blur(image: Float[Array, "h w *c"], radius: Array | float) -> Float[Array, "
 
 
 def sample(image: Float[Array, "h w c"], x: Array, y: Array) -> Array:
-  """The image at places in points, interpolated."""
+  """Samples an image at positions in points, with interpolation."""
   size = image.shape[0]
   x, y = (jnp.clip(a * (size / SIDE) - 0.5, 0.0, size - 1.001) for a in (x, y))
   ix, iy = jnp.floor(x), jnp.floor(y)
@@ -108,8 +108,9 @@ def sample(image: Float[Array, "h w c"], x: Array, y: Array) -> Array:
 
 
 def smooth(rgb: Float[Array, "h w 3"], mask: Float[Array, "h w"], radius: float) -> Float[Array, "h w 3"]:
-  """Flattens textures but keeps edges (Kuwahara's filter): each pixel takes the mean of its calmest neighbourhood.
+  """Flattens textures but keeps edges (Kuwahara's filter).
 
+  Each pixel becomes the mean of the neighbourhood of least variance.
   Details of the subject that would be lost, such as eyes, stay as they are.
   """
   size = rgb.shape[0]
@@ -130,10 +131,10 @@ def smooth(rgb: Float[Array, "h w 3"], mask: Float[Array, "h w"], radius: float)
 def edges(
   rgb: Float[Array, "h w 3"], depth: Float[Array, "h w"], normal: Float[Array, "h w 3"], mask: Float[Array, "h w"]
 ) -> Float[Array, "h w 3"]:
-  """Strength in [0, 1] of lines one pixel wide: where depth jumps, where surfaces crease, where colours change.
+  """Finds edges one pixel wide, of strength in [0, 1]: where depth jumps, where normals change, where colours change.
 
-  A step between two pixels counts as far as it exceeds the smaller one of the steps before and after it: slopes count
-  nothing, and neither do flat surfaces seen at an angle, whose inverse depth is a slope.
+  Of a step between two pixels, the smaller one of the steps before and after it is subtracted: slopes are no edges, and
+  neither are flat surfaces seen at an angle, whose inverse depth is a slope.
   """
   inverse = (1.0 / jnp.minimum(depth, _FAR))[..., None]
   planes = jnp.concatenate([inverse, mask[..., None], normal, rgb], axis=-1)
@@ -150,13 +151,13 @@ def edges(
 
 
 def lines(strength: Float[Array, "h w *c"], width: Array | float) -> Float[Array, "h w *c"]:
-  """Ink in [0, 1] of lines `width` points wide along edges that are one pixel wide."""
+  """Draws lines `width` points wide, with ink in [0, 1], along edges that are one pixel wide."""
   sigma = jnp.asarray(width, jnp.float32) / 2
   return smoothstep(0.12, 0.75, 2.07 * sigma * (strength.shape[0] / SIDE) * blur(strength, sigma))
 
 
 def relief(height: Float[Array, "h w"], strength: float) -> Float[Array, "h w"]:
-  """Light that a surface with `height` (in points) gets from the upper left, around 0."""
+  """Computes the light from the upper left on a surface with `height` (in points), around 0."""
   slope = shift(height, -1, -1) - shift(height, 1, 1)
   return strength * (height.shape[0] / SIDE) * slope / 2.83
 
@@ -164,9 +165,9 @@ def relief(height: Float[Array, "h w"], strength: float) -> Float[Array, "h w"]:
 def cell_centres(
   n: Int[Array, ""] | int, most: int, jitter: float, seed: Int[Array, ""]
 ) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
-  """Middles (x, y) in points of n x n cells, row by row, off the grid by up to half a cell times `jitter`.
+  """Computes the centres (x, y) in points of n x n cells, row by row, off the grid by up to half a cell times `jitter`.
 
-  The arrays have most x most places; those beyond n x n mean nothing.
+  The arrays have most x most elements; those beyond n x n have no meaning.
   """
   index = jnp.arange(most * most)
   row, column = index // n, index % n
@@ -184,9 +185,9 @@ def best_cell(
   cost: Callable[[Array], Array],
   enough: float = jnp.inf,
 ) -> Int[Array, "h w"]:
-  """The cell of least cost around each pixel, out of those up to `reach` cells away; `cost` gets indices of cells.
+  """Finds the cell of least cost for each pixel, among those up to `reach` cells away; `cost` takes indices of cells.
 
-  The answer is -1 where no cost is below `enough`.
+  The result is -1 where no cost is below `enough`.
   """
   per_point = jnp.asarray(n, jnp.float32) / SIDE
   column, row = ((a * per_point).astype(jnp.int32) for a in (x, y))
@@ -204,6 +205,6 @@ def best_cell(
 
 
 def seams(cell: Int[Array, "h w"]) -> Float[Array, "h w"]:
-  """1 where the cell to the right or below is another one."""
+  """Returns 1 where the cell to the right or below is another one, else 0."""
   padded = jnp.pad(cell, ((0, 1), (0, 1)), mode="edge")
   return ((padded[:-1, 1:] != cell) | (padded[1:, :-1] != cell)).astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""Who a toy is: proportions, colours and marking, all from a class and a number, for ever."""
+"""Identities of toys: proportions, colours and marking, a fixed function of a class and a number."""
 
 from flax import struct
 import jax
@@ -19,7 +19,7 @@ COLOURS = np.array([
   (0.98, 0.52, 0.72), (0.48, 0.29, 0.15), (0.12, 0.12, 0.13), (0.95, 0.95, 0.94), (0.55, 0.56, 0.58),
 ])  # fmt: skip
 
-# For each colour four that stand out on it, for markings.
+# For each colour four that contrast with it, for markings.
 _CONTRASTS = {
   "red": ("white", "yellow", "black", "blue"), "orange": ("white", "black", "blue", "green"),
   "yellow": ("black", "red", "blue", "purple"), "green": ("white", "yellow", "black", "orange"),
@@ -49,14 +49,14 @@ _FRECKLED = vocabulary.MARKINGS.index("freckled")
 
 @struct.dataclass
 class Identity:
-  """What makes a toy this one and no other.
+  """What distinguishes a toy from all others of its class.
 
   Attributes:
     traits: proportions and choices of its class's rig.
     colour: index of its colour word.
     marking: index of its marking.
-    contrast: which of the colours that stand out on its own the marking has.
-    shade: how its own shade differs from the colour word's, linear factors for primary, secondary and accent.
+    contrast: the colour of the marking, as an index into those that contrast with the toy's colour.
+    shade: how its shades differ from those of the colour words, linear factors for primary, secondary and accent.
     accent: index of the accent's colour word.
     eye: eye colour, linear.
     skin: skin colour, linear; faces only.
@@ -75,13 +75,13 @@ class Identity:
 
 
 def identity(cls: Int[Array, ""], subject: Int[Array, ""]) -> Identity:
-  """The identity with number `subject` of class `cls`; a pure function, the same on every machine."""
+  """Computes the identity with number `subject` of class `cls`; a pure function, the same on every machine."""
   tables = classes.tables()
   is_range, group = jnp.asarray(tables.is_range)[cls], jnp.asarray(tables.group)[cls]
   key = jax.random.fold_in(jax.random.fold_in(jax.random.key(_IDENTITY_SEED), cls), subject)
   dice = Dice(key, 2 * is_range.shape[0] + 24)
   spread, score = dice.spread(*is_range.shape), dice.unit(*group.shape)
-  # Of each group of traits the one with the highest score is chosen.
+  # In each group of traits the one with the highest score is chosen.
   rivals = jnp.where((group[:, None] == group[None, :]) & (group >= 0)[:, None], score[None, :], -1.0)
   chosen = (group >= 0) & (score >= jnp.max(rivals, axis=-1))
   is_face = (cls == _FACE).astype(jnp.int32)
@@ -95,8 +95,8 @@ def identity(cls: Int[Array, ""], subject: Int[Array, ""]) -> Identity:
   params = dice.unit(3) * jnp.array([0.12, 1.0, 1.0]) + jnp.array([0.11, 0.0, 0.0])
   params = jnp.where(marking == _FRECKLED, params * jnp.array([0.1, 1.0, 1.0]) + jnp.array([0.03, 0.0, 0.0]), params)
   skins = jnp.asarray(linear(_SKINS), jnp.float32)
-  place = dice.unit() * (len(_SKINS) - 1.001)
-  step = jnp.floor(place)
+  position = dice.unit() * (len(_SKINS) - 1.001)
+  step = jnp.floor(position)
   low = step.astype(jnp.int32)
   return Identity(
     traits=jnp.where(is_range, spread, jnp.where(chosen, 1.0, 0.0)),
@@ -106,7 +106,7 @@ def identity(cls: Int[Array, ""], subject: Int[Array, ""]) -> Identity:
     shade=shade,
     accent=accent,
     eye=jnp.asarray(linear(_EYES), jnp.float32)[dice.index(len(_EYES))],
-    skin=skins[low] + (skins[low + 1] - skins[low]) * (place - step),
+    skin=skins[low] + (skins[low + 1] - skins[low]) * (position - step),
     marking_params=params,
   )
 
@@ -114,7 +114,7 @@ def identity(cls: Int[Array, ""], subject: Int[Array, ""]) -> Identity:
 def coat(
   who: Identity, cls: Int[Array, ""], colour: Int[Array, ""], marking: Int[Array, ""], shine: Float[Array, ""]
 ) -> Coat:
-  """What to paint on the toy, in its own colour and marking or in those that a caption gives it."""
+  """Computes the colours and pattern of a toy, in its own colour and marking or in those that its labels give it."""
   words = jnp.asarray(linear(COLOURS), jnp.float32)
   contrasts = jnp.asarray(_CONTRAST)
   second = contrasts[who.colour, who.contrast]

@@ -1,8 +1,7 @@
-"""Rays against primitives, in closed form.
+"""Intersections of rays and primitives, in closed form.
 
 Rays are tuples (x, y, z) of arrays rather than arrays of shape (..., 3), and one primitive at a time is tested against
-all
-rays: every line below is then one fused pass over contiguous memory.
+all rays: every line below is then one fused pass over contiguous memory.
 """
 
 from collections.abc import Callable
@@ -17,25 +16,25 @@ from dreamjax.toybox import scene as scene_lib
 FAR = 1e4
 _NEAR = 1e-3  # hits closer than this are the surface that the ray left
 _EPS = 1e-7
-_STRIDE = 2  # parts per step of a loop: each step costs a hand-over between threads, each part more to compile
+_STRIDE = 2  # parts per step of a loop: each step synchronises threads, each part takes longer to compile
 
 T = TypeVar("T")
-Vec = tuple[Array | float, ...]  # of three
+Vec = tuple[Array | float, ...]  # (x, y, z)
 
 
 def dot(a: Vec, b: Vec) -> Array:
-  """Scalar product."""
+  """Computes the scalar product."""
   return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
 def normalise(a: Vec) -> Vec:
-  """The vector scaled to length 1."""
+  """Scales a vector to length 1."""
   scale = jax.lax.rsqrt(jnp.maximum(dot(a, a), 1e-12))
   return (a[0] * scale, a[1] * scale, a[2] * scale)
 
 
 def along(origin: Vec, direction: Vec, t: Array) -> Vec:
-  """The point at distance `t` on a ray."""
+  """Returns the point at distance `t` on a ray."""
   return tuple(o + t * d for o, d in zip(origin, direction, strict=True))
 
 
@@ -45,7 +44,7 @@ def _safe(x: Array) -> Array:
 
 
 class _Local(NamedTuple):
-  """What is needed of parts: `to_local` takes scene directions to a part's frame, scaled so that its radii are 1."""
+  """Parts for the tests below: `to_local` maps scene directions to a part's frame, scaled so that its radii are 1."""
 
   centre: Float[Array, "n 3"]
   to_local: Float[Array, "n 3 3"]
@@ -53,7 +52,7 @@ class _Local(NamedTuple):
 
 
 def local(parts: scene_lib.Primitives) -> _Local:
-  """The parts, made ready for the tests below."""
+  """Converts parts to what the tests below need."""
   return _Local(parts.centre, parts.axes / jnp.maximum(parts.radii, _EPS)[..., None], parts.profile)
 
 
@@ -64,12 +63,12 @@ def _ray(parts: _Local, i: Array, origin: Vec, direction: Vec) -> tuple[Vec, Vec
   return tuple(tuple(m[k, 0] * v[0] + m[k, 1] * v[1] + m[k, 2] * v[2] for k in range(3)) for v in (offset, direction))
 
 
-# Divisions are written as multiplications by a reciprocal where that is shared: XLA keeps a quotient that is read twice
-# in memory, while sums and products are fused into whatever reads them.
+# Divisions are written as multiplications by a shared reciprocal: XLA stores a quotient that is read twice, while sums
+# and products are fused into their readers.
 
 
 def hit_quadric(parts: _Local, i: Array, origin: Vec, direction: Vec) -> Array:
-  """Distance to quadric `i` along rays (in lengths of `direction`), `FAR` where it is missed.
+  """Computes the distance to quadric `i` along rays (in lengths of `direction`), `FAR` where it is missed.
 
   With p + t q the ray in the part's frame, x^2 + z^2 = a + b y + c y^2 becomes A t^2 + 2 B t + C = 0.
   """
@@ -94,7 +93,7 @@ def hit_quadric(parts: _Local, i: Array, origin: Vec, direction: Vec) -> Array:
 
 
 def hit_ellipsoid(parts: _Local, i: Array, origin: Vec, direction: Vec) -> Array:
-  """`hit_quadric` for ellipsoids, which most parts are: at half the price."""
+  """Computes `hit_quadric` for ellipsoids, which most parts are, at half the cost."""
   p, q = _ray(parts, i, origin, direction)
   inverse = 1.0 / jnp.maximum(dot(q, q), _EPS)
   middle = -dot(p, q) * inverse
@@ -105,7 +104,7 @@ def hit_ellipsoid(parts: _Local, i: Array, origin: Vec, direction: Vec) -> Array
 
 
 def hit_box(parts: _Local, i: Array, origin: Vec, direction: Vec) -> Array:
-  """Distance to box `i` along rays, `FAR` where it is missed (the slab method)."""
+  """Computes the distance to box `i` along rays, `FAR` where it is missed (the slab method)."""
   p, q = _ray(parts, i, origin, direction)
   enter, leave = -FAR, FAR
   for k in range(3):
@@ -125,7 +124,7 @@ def _is_ellipsoid(parts: scene_lib.Primitives) -> Array:
 
 
 def compact(parts: scene_lib.Primitives) -> tuple[scene_lib.Primitives, Array]:
-  """The parts in the order in which rays are tested, and each old part's new index: ellipsoids, others, absent ones."""
+  """Sorts parts into ellipsoids, others and absent ones, and returns them and the new index of each old part."""
   kind = jnp.where(_there(parts), jnp.where(_is_ellipsoid(parts), 0, 1), 2)
   new, start = jnp.zeros_like(kind), 0
   for k in range(3):
@@ -136,7 +135,7 @@ def compact(parts: scene_lib.Primitives) -> tuple[scene_lib.Primitives, Array]:
 
 
 def _fold(scene: scene_lib.Scene, origin: Vec, direction: Vec, state: T, visit: Callable[[T, Array, Array], T]) -> T:
-  """`state = visit(state, distance, part)` for every part of a scene; boxes count on after the quadrics."""
+  """Computes `state = visit(state, distance, part)` for each part of a scene; boxes are numbered after the quadrics."""
 
   def sweep(parts, hit, first, last, offset, state):
     there, ready = _there(parts), local(parts)
@@ -149,7 +148,7 @@ def _fold(scene: scene_lib.Scene, origin: Vec, direction: Vec, state: T, visit: 
 
     return jax.lax.fori_loop(0, (last - first + _STRIDE - 1) // _STRIDE, body, state)
 
-  # Absent parts behind the last one that is there are never tested, and ellipsoids in front are tested cheaply.
+  # Absent parts after the last present one are never tested, and the ellipsoids before the others are tested cheaply.
   quadrics, boxes = scene.quadrics, scene.boxes
   ellipsoids = jnp.sum(jnp.cumprod((_is_ellipsoid(quadrics) & _there(quadrics)).astype(jnp.int32)))
   last_quadric, last_box = (jnp.max(jnp.where(_there(p), jnp.arange(len(p.gloss)) + 1, 0)) for p in (quadrics, boxes))
@@ -163,14 +162,14 @@ def _per_ray(origin: Vec, direction: Vec) -> Array:
 
 
 class Hit(NamedTuple):
-  """Nearest hit of each ray: distance (`FAR` for none) and part (boxes count on after the quadrics)."""
+  """The nearest hit of each ray: distance (`FAR` for none) and part (boxes are numbered after the quadrics)."""
 
   t: Float[Array, " r"]
   part: Int[Array, " r"]
 
 
 def nearest(scene: scene_lib.Scene, origin: Vec, direction: Vec) -> Hit:
-  """The nearest part along each ray."""
+  """Finds the nearest part along each ray."""
   zero = _per_ray(origin, direction)
 
   def visit(best: Hit, t: Array, part: Array) -> Hit:
@@ -181,6 +180,6 @@ def nearest(scene: scene_lib.Scene, origin: Vec, direction: Vec) -> Hit:
 
 
 def occluded(scene: scene_lib.Scene, origin: Vec, direction: Vec) -> Array:
-  """Whether any part lies along each ray."""
+  """Returns whether each ray hits any part."""
   blocked = _per_ray(origin, direction) > 0
   return _fold(scene, origin, direction, blocked, lambda blocked, t, part: blocked | (t < FAR))

@@ -1,4 +1,4 @@
-"""The labels of toybox images: what an image shows, as a pytree of integers, so that it lives on the device."""
+"""The labels of toybox images: what an image shows, as a pytree of integers, which may be on a device."""
 
 from flax import struct
 from jaxtyping import Array, Int
@@ -8,19 +8,19 @@ from dreamjax.toybox import vocabulary
 
 @struct.dataclass
 class Labels:
-  """What one image shows (or, with a leading batch axis, many). Indices are into `vocabulary`'s tuples.
+  """What one image shows (or several, with a leading batch axis). Indices are into `vocabulary`'s tuples.
 
   Attributes:
     cls: the class of the subject.
-    subject: the identity's number; with `cls` it fixes the subject's proportions, colours and markings for ever.
-    colour: the subject's main colour as drawn: the identity's own unless a caption recolours it ("a red [V] dog").
-    marking: the subject's marking as drawn.
+    subject: the identity's number; with `cls` it fixes the subject's proportions, colours and markings.
+    colour: the subject's main colour as rendered: the identity's own or another that captions name ("a red [V] dog").
+    marking: the subject's marking as rendered.
     prop: the property word, 0 for none.
     state: index into `STATES[class]`.
-    context: where.
+    context: where the subject is.
     accessory: what the subject wears, 0 for nothing.
-    style: how it is drawn, 0 for the plain rendering.
-    other_cls: class of the second toy that stands beside the subject, -1 for none.
+    style: the style of the image, 0 for the plain rendering.
+    other_cls: class of the second toy, next to the subject, -1 for none.
     other_subject: the second toy's identity number.
     other_colour: the second toy's colour.
     other_marking: the second toy's marking.
@@ -44,7 +44,7 @@ class Labels:
 
 
 def names(labels: Labels) -> dict[str, str | int | None]:
-  """The labels of one image as words; numbers of identities stay numbers, and what is not there is None."""
+  """Converts the labels of one image to words; numbers of identities stay numbers, and absent things are None."""
   other = int(labels.other_cls) >= 0
   cls = vocabulary.CLASSES[int(labels.cls)]
   return {

@@ -1,11 +1,11 @@
-"""Noise that is the same on every machine: integer hashes, no sine tricks."""
+"""Noise that is the same on every machine, as it is made of integer hashes."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
 def hash_cells(*cells: Int[Array, "..."]) -> Float[Array, "..."]:
-  """A uniform number in [0, 1) for each tuple of integers (multiply-xorshift; equal tuples give equal numbers)."""
+  """Computes a uniform number in [0, 1) for each tuple of integers (multiply-xorshift; a pure function)."""
   h = jnp.uint32(0x9E3779B9)
   for cell in cells:
     h = (h ^ jnp.asarray(cell).astype(jnp.int32).astype(jnp.uint32)) * jnp.uint32(0x85EBCA6B)
@@ -16,13 +16,13 @@ def hash_cells(*cells: Int[Array, "..."]) -> Float[Array, "..."]:
 
 
 def smoothstep(lo: float, hi: float, x: Array) -> Array:
-  """0 below `lo`, 1 above `hi`, and a cubic between."""
+  """Computes a function that is 0 below `lo`, 1 above `hi`, and a cubic between."""
   x = jnp.clip((x - lo) / (hi - lo), 0.0, 1.0)
   return x * x * (3.0 - 2.0 * x)
 
 
 def value_noise(x: Float[Array, "..."], y: Float[Array, "..."], seed: Int[Array, ""] | int = 0) -> Float[Array, "..."]:
-  """Smooth noise in [0, 1] with one cell per unit."""
+  """Computes smooth noise in [0, 1] with one cell per unit."""
   ix, iy = jnp.floor(x), jnp.floor(y)
   fx, fy = x - ix, y - iy
   wx, wy = fx * fx * (3.0 - 2.0 * fx), fy * fy * (3.0 - 2.0 * fy)
@@ -34,7 +34,7 @@ def value_noise(x: Float[Array, "..."], y: Float[Array, "..."], seed: Int[Array,
 
 
 def fractal_noise(x: Array, y: Array, seed: Int[Array, ""] | int = 0, octaves: int = 3) -> Array:
-  """Sum of `octaves` noises, each twice as fine and half as strong as the last; in [0, 1]."""
+  """Computes the sum of `octaves` noises, each twice as fine and half as strong as the last, in [0, 1]."""
   total, amplitude = 0.0, 0.5
   for octave in range(octaves):
     scale = 2.0**octave

@@ -1,4 +1,4 @@
-"""Scene in, image out: a primary and a shadow ray per sample, and a reflected one where the ground is a mirror."""
+"""Renders scenes: a primary and a shadow ray per sample, and a reflected one where the ground is a mirror."""
 
 import functools
 
@@ -13,11 +13,11 @@ from dreamjax.toybox.noise import smoothstep
 from dreamjax.toybox.scene import Camera, Frame, Owner, Scene
 
 SUPERSAMPLE = 2
-_SHADE = 0.18  # of the sun that reaches what lies in shadow, so that toys stay readable
+_SHADE = 0.18  # share of the sunlight that reaches shadows, so that toys in them can be recognised
 
 
 def camera_axes(camera: Camera) -> tuple[Array, Array, Array]:
-  """The camera's unit vectors to the right, up and forward."""
+  """Returns the camera's unit vectors to the right, up and forward."""
   forward = camera.target - camera.position
   forward = forward / jnp.linalg.norm(forward)
   right = jnp.cross(forward, jnp.array([0.0, 1.0, 0.0]))
@@ -26,7 +26,7 @@ def camera_axes(camera: Camera) -> tuple[Array, Array, Array]:
 
 
 def project(camera: Camera, points: Float[Array, "k 3"]) -> tuple[Float[Array, "k 2"], Float[Array, " k"]]:
-  """Where points are seen: (x, y) in the image, in [0, 1] from its upper left corner, and their depth."""
+  """Projects points to positions (x, y) in the image, in [0, 1] from its upper left corner, and their depth."""
   right, up, forward = camera_axes(camera)
   offset = points - camera.position[None]
   depth = offset @ forward
@@ -35,7 +35,7 @@ def project(camera: Camera, points: Float[Array, "k 3"]) -> tuple[Float[Array, "
 
 
 def unproject(camera: Camera, xy: Float[Array, "k 2"], depth: Float[Array, " k"]) -> Float[Array, "k 3"]:
-  """The inverse of `project`: the scene point at a place in the image and a depth."""
+  """Inverts `project`: returns the scene points at positions in the image and depths."""
   right, up, forward = camera_axes(camera)
   half = jnp.tan(camera.fov / 2)
   x, y = (2 * xy[:, 0] - 1) * half, (1 - 2 * xy[:, 1]) * half
@@ -43,7 +43,7 @@ def unproject(camera: Camera, xy: Float[Array, "k 2"], depth: Float[Array, " k"]
 
 
 def _camera_rays(camera: Camera, size: int) -> tuple[Vec, Vec]:
-  """Rays through the middles of size x size squares of the image, row by row."""
+  """Rays through the centres of size x size squares of the image, row by row."""
   right, up, forward = camera_axes(camera)
   half = jnp.tan(camera.fov / 2)
   steps = ((jnp.arange(size, dtype=jnp.float32) + 0.5) / size * 2 - 1) * half
@@ -91,7 +91,7 @@ def _part_surface(scene: Scene, part: Array, point: Vec) -> tuple[Vec, Vec, Arra
 
 
 def _footprint(scene: Scene) -> tuple[Array, Array, Array]:
-  """Middle (x, z) and radius of the subject's outline on the ground, for its soft contact shadow."""
+  """Centre (x, z) and radius of the subject's outline on the ground, for its soft contact shadow."""
   quadrics, boxes = (
     jnp.where(((p.owner == Owner.SUBJECT) & (jnp.min(p.radii, axis=-1) > 0))[:, None], p.centre, jnp.nan)
     for p in (scene.quadrics, scene.boxes)
@@ -103,7 +103,7 @@ def _footprint(scene: Scene) -> tuple[Array, Array, Array]:
 
 
 def _shade(scene: Scene, origin: Vec, direction: Vec, hit: intersect.Hit) -> tuple[Vec, Array, Vec, Array]:
-  """Light that comes back along rays: (colour, distance, normal, whether it is the ground)."""
+  """The light along rays: (colour, distance, normal, whether they hit the ground)."""
   env = scene.environment
   down = jnp.where(direction[1] < -1e-4, direction[1], -1e-4)
   ground_t = jnp.where(direction[1] < -1e-4, -origin[1] / down, FAR)
@@ -136,7 +136,7 @@ def _shade(scene: Scene, origin: Vec, direction: Vec, hit: intersect.Hit) -> tup
   facing = jnp.clip(-dot(normal, direction), 0.0, 1.0)
   fresnel = (1.0 - facing) ** 4
   mirrored = tuple(d + 2.0 * facing * n for d, n in zip(direction, normal, strict=True))
-  # One look at the sky serves both: sky itself has no gloss to mirror it.
+  # One evaluation of the sky serves both: where a ray hits the sky, nothing reflects it.
   skyward = tuple(jnp.where(is_sky, d, m) for d, m in zip(direction, mirrored, strict=True))
   above = surfaces.apart(env.haze > -1, lambda: surfaces.sky(env, skyward))
   shine = gloss * (0.06 + 0.5 * fresnel)
@@ -166,7 +166,7 @@ def _bounce(
 
 
 def _keypoints(scene: Scene) -> tuple[Float[Array, "k 2"], Array]:
-  """Places in the image of the subject's keypoints, and whether they are seen."""
+  """Positions of the subject's keypoints in the image, and whether they are visible."""
   xy, depth = project(scene.camera, scene.keypoints)
   origin = tuple(scene.camera.position[k] for k in range(3))
   towards = normalise(tuple(scene.keypoints[:, k] - origin[k] for k in range(3)))
@@ -176,19 +176,19 @@ def _keypoints(scene: Scene) -> tuple[Float[Array, "k 2"], Array]:
 
 
 def _to_srgb(x: Array) -> Array:
-  """Linear light to display values in [0, 1], with a soft shoulder for what is brighter than white."""
+  """Converts linear light to display values in [0, 1], with a soft shoulder for what is brighter than white."""
   x = jnp.where(x < 0.75, x, 1.0 - 0.25 * jnp.exp(-(x - 0.75) / 0.25))
   return jnp.clip(x, 0.0, 1.0) ** (1 / 2.2)
 
 
 def render(scene: Scene, resolution: int, supersample: int = SUPERSAMPLE) -> Frame:
-  """Draws a scene.
+  """Renders a scene.
 
-  Pure and jittable. To draw many, prefer `render_batch` to `jax.vmap`: under `vmap` every image pays for the most
-  crowded scene of the batch and for every kind of ground.
+  Pure and jittable. To render many, prefer `render_batch` to `jax.vmap`: under `vmap` every image takes as long as the
+  most crowded scene of the batch, and as every kind of ground together.
 
   Args:
-    scene: what to draw, without batch axis.
+    scene: without batch axis.
     resolution: height and width in pixels; static.
     supersample: a pixel is the mean of supersample x supersample rays; static.
 
@@ -206,12 +206,14 @@ def render(scene: Scene, resolution: int, supersample: int = SUPERSAMPLE) -> Fra
   nothing = (flat, flat, flat)
 
   def pass_(i, state):
-    """What the eye sees, then what the ground mirrors of it."""
+    """Adds the light along the camera's rays (i = 0), then that along their reflections at the ground (i = 1)."""
     (origin, direction, weight, colour), first = state
     hit = intersect.nearest(scene, origin, direction)
-    seen, t, normal, on_ground = _shade(scene, origin, direction, hit)
+    light, t, normal, on_ground = _shade(scene, origin, direction, hit)
     mirrored_origin, mirrored_direction, strength = _bounce(scene, origin, direction, t, normal, on_ground)
-    colour = tuple(c + weight * (1.0 - jnp.where(i == 0, strength, 0.0)) * s for c, s in zip(colour, seen, strict=True))
+    colour = tuple(
+      c + weight * (1.0 - jnp.where(i == 0, strength, 0.0)) * s for c, s in zip(colour, light, strict=True)
+    )
     part = jnp.where(on_ground | (hit.t >= FAR), -1, hit.part)
     first = jax.tree.map(lambda old, new: jnp.where(i == 0, new, old), first, (t, normal, part))
     return (mirrored_origin, mirrored_direction, strength, colour), first
@@ -251,5 +253,5 @@ def render(scene: Scene, resolution: int, supersample: int = SUPERSAMPLE) -> Fra
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def render_batch(scenes: Scene, resolution: int, supersample: int = SUPERSAMPLE) -> Frame:
-  """`render` for a batch of scenes (leading axis on every leaf), one after the other in one compiled program."""
+  """Renders a batch of scenes (a leading axis on every leaf), one after another in one compiled program."""
   return one_by_one(lambda scene: render(scene, resolution, supersample), scenes)

@@ -1,10 +1,10 @@
 """Blend-shape tables: toys, accessories and backgrounds as affine functions of traits.
 
-A builder is an ordinary Python function that puts parts together from a few numbers, its *traits* (how long the legs
-are, how far left the tree stands). Its geometry must be affine in them, as in a morphable model (Blanz & Vetter,
+A builder is an ordinary Python function that assembles parts from a few numbers, its *traits* (how long the legs are,
+how far left the tree is). Its geometry must be affine in them, as in a morphable model (Blanz & Vetter,
 SIGGRAPH 1999): evaluating the builder once at the origin and once per trait then gives a table from which any instance
-follows by one small matrix product, on the device, for a whole batch at once, however many kinds of toy there are.
-`check_affine` says so when a builder is not.
+follows by one small matrix product, on the device, for a whole batch at once, whatever the number of kinds of toy.
+`check_affine` raises an error if a builder is not affine.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +22,7 @@ from dreamjax.toybox import scene
 from dreamjax.toybox.scene import Owner, Pattern, Primitives
 
 _FEATURES = 12  # centre, up, right, radii: three numbers each
-_HINT = np.array([0.31, 0.17, 0.93])  # sideways direction of round limbs; anything that is parallel to none of them
+_HINT = np.array([0.31, 0.17, 0.93])  # sideways direction of round limbs; arbitrary, but parallel to none of them
 
 #: The two sides of a toy, and where each is along x.
 SIDES = (("left", 1.0), ("right", -1.0))
@@ -31,7 +31,7 @@ Point = Sequence[float | int] | np.ndarray
 
 
 class Slot(enum.IntEnum):
-  """Places in an identity's palette; a toy's parts name their colour by slot."""
+  """Indices into an identity's palette; a toy's parts refer to their colours by slot."""
 
   PRIMARY = 0
   SECONDARY = 1
@@ -41,7 +41,7 @@ class Slot(enum.IntEnum):
 
 
 def linear(srgb: Point) -> np.ndarray:
-  """Linear RGB of a display colour (its inverse is in `render`)."""
+  """Converts a display colour to linear RGB (the inverse is in `render`)."""
   return np.clip(np.asarray(srgb, np.float64), 0, 1) ** 2.2
 
 
@@ -52,11 +52,11 @@ class Paint:
   Attributes:
     a: first colour, a palette slot or display RGB.
     b: second colour.
-    pattern: how they mix.
-    params: the pattern's numbers.
+    pattern: how both are mixed.
+    params: the pattern's parameters.
     gloss: 0 to 1.
     glow: 0 to 1.
-    coat: whether the identity's marking takes the place of `pattern`.
+    coat: whether the identity's marking replaces `pattern`.
   """
 
   a: Slot | tuple[float, float, float] = Slot.PRIMARY
@@ -74,7 +74,7 @@ SKIN = Paint(Slot.SKIN, Slot.SKIN, gloss=0.12)
 
 
 def flat(r: float, g: float, b: float, gloss: float = 0.15, glow: float = 0.0) -> Paint:
-  """Paint of one display colour."""
+  """Returns paint of one display colour."""
   return Paint((r, g, b), (r, g, b), gloss=gloss, glow=glow)
 
 
@@ -86,7 +86,7 @@ BUTTON_EYE = Paint((0.08, 0.07, 0.08), (0.08, 0.07, 0.08), Pattern.PUPIL, (2.0, 
 
 
 def turn(x: float = 0.0, y: float = 0.0, z: float = 0.0) -> np.ndarray:
-  """Rotation matrix: by `z` degrees about the z axis, then `x` about x, then `y` about y."""
+  """Returns a rotation matrix: by `z` degrees about the z axis, then `x` about x, then `y` about y."""
   cx, sx, cy, sy, cz, sz = (f(math.radians(a)) for a in (x, y, z) for f in (math.cos, math.sin))
   about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
   about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
@@ -118,7 +118,7 @@ class Builder:
 
   @contextlib.contextmanager
   def frame(self, at: Point = (0, 0, 0), rotation: np.ndarray | None = None, *, head: bool = False) -> Iterator[None]:
-    """Parts added inside are placed relative to `at` and turned; the head's follow the subject's gaze around `at`."""
+    """Places parts added inside relative to `at`, rotated; those of the head turn around `at` with the gaze."""
     before = self._origin, self._rotation, self._head
     self._origin = self._origin + self._rotation @ np.asarray(at, float)
     self._rotation = self._rotation @ (np.eye(3) if rotation is None else rotation)
@@ -129,7 +129,7 @@ class Builder:
 
   @contextlib.contextmanager
   def essential(self) -> Iterator[None]:
-    """Background parts added inside are there however little clutter is asked for."""
+    """Keeps background parts added inside at any amount of clutter."""
     self._essential = True
     yield
     self._essential = False
@@ -145,16 +145,16 @@ class Builder:
   def quadric(
     self, at: Point, radii: Point, paint: Paint = COAT, *, rotation=None, profile=scene.ELLIPSOID, core=False, key=None
   ) -> None:
-    """A round part. `core` parts become boxes in a "cube shaped" toy; `key` names the keypoint at its centre."""
+    """Adds a round part. `core` parts become boxes in a "cube shaped" toy; `key` names the keypoint at its centre."""
     r = np.eye(3) if rotation is None else rotation
     self._add(False, at, r[:, 1], r[:, 0], radii, profile, paint, core, key)
 
   def ball(self, at: Point, radius: float, paint: Paint = COAT, **kwargs) -> None:
-    """A sphere."""
+    """Adds a sphere."""
     self.quadric(at, (radius, radius, radius), paint, **kwargs)
 
   def box(self, at: Point, half: Point, paint: Paint = COAT, *, rotation=None, core=False, key=None) -> None:
-    """A box with half extents `half`."""
+    """Adds a box with half extents `half`."""
     r = np.eye(3) if rotation is None else rotation
     self._add(True, at, r[:, 1], r[:, 0], half, scene.ELLIPSOID, paint, core, key)
 
@@ -162,14 +162,14 @@ class Builder:
     self, start: Point, end: Point, radius: float, paint: Paint = COAT, *, taper: float = 1.0, key=None,
     capped: bool = True,
   ) -> None:  # fmt: skip
-    """A round bar from `start` to `end`; `taper` is the ratio of the radii at its end and start."""
+    """Adds a round bar from `start` to `end`; `taper` is the ratio of its radii at end and start."""
     start, end = np.asarray(start, float), np.asarray(end, float)
     profile = scene.frustum(1.0, taper, capped)
     radii = (radius, 0.5, radius)  # the y radius is in lengths of the axis
     self._add(False, (start + end) / 2, end - start, _HINT, radii, profile, paint, keypoint=key)
 
   def anchor(self, name: str, at: Point, size: Point, rotation: np.ndarray | None = None) -> None:
-    """A place where accessories of that name sit, as the box that they are made to fit (half extents `size`)."""
+    """Adds an anchor for accessories, by the box that they are made to fit (half extents `size`)."""
     r = np.eye(3) if rotation is None else rotation
     self.anchors[name] = (self._features(at, r[:, 1], r[:, 0], size), self._head)
 
@@ -187,7 +187,7 @@ class Traits:
       raise AttributeError(f"no trait {name!r}") from None
 
   def choose(self, **options: float) -> float:
-    """The value of the option whose trait is 1 (options are 0 or 1 and sum to 1, which keeps this affine)."""
+    """Returns the value of the option whose trait is 1 (options are 0 or 1 and sum to 1, so that this is affine)."""
     return sum(getattr(self, name) * value for name, value in options.items())
 
 
@@ -199,8 +199,8 @@ class Rig:
     build: called as build(builder, traits, variant).
     ranges: the names of traits that vary continuously, in [-1, 1].
     choices: groups of traits of which exactly one is 1 and the others 0.
-    variants: what the builder also tells apart, such as the states of a class.
-    upright: whether markings are seen best from the front (a teapot) rather than from the side (a dog).
+    variants: what else the builder depends on, such as the states of a class.
+    upright: whether markings are most visible from the front (a teapot) rather than from the side (a dog).
   """
 
   build: Callable[[Builder, Traits, str], None]
@@ -211,11 +211,11 @@ class Rig:
 
   @property
   def traits(self) -> tuple[str, ...]:
-    """All names, in the order of a trait vector."""
+    """All names of traits, in the order of a trait vector."""
     return self.ranges + tuple(name for group in self.choices for name in group)
 
   def run(self, variant: str, values: np.ndarray) -> Builder:
-    """The builder's result for one trait vector."""
+    """Runs the builder for one trait vector."""
     builder = Builder()
     self.build(builder, Traits(self.traits, values), variant)
     return builder
@@ -232,17 +232,17 @@ class Tables:
     colour: constant colours, linear.
     slot: palette slot of each colour, or -1 for the constant.
     pattern: a `Pattern`.
-    pattern_params: its numbers.
+    pattern_params: the pattern's parameters.
     gloss: of each part.
     glow: of each part.
     coat: whether the part takes the identity's marking.
     head: whether the part (or anchor) follows the gaze.
     core: whether the part becomes a box in a cube shaped toy.
-    essential: whether a background part is always there.
+    essential: whether a background part is kept at any amount of clutter.
     keypoint_part: part of each keypoint, -1 for none.
     is_range: whether a trait is continuous, [rig, trait].
     group: number of the choice that a trait belongs to, -1 for none, [rig, trait].
-    upright: [rig].
+    upright: of the rig, [rig].
     quadrics: how many of the parts are quadrics.
     anchor_names: in the order of the geometry.
   """
@@ -268,7 +268,7 @@ class Tables:
 
 
 def _rows(builder: Builder, quadrics: int, boxes: int, anchors: Sequence[str]) -> np.ndarray:
-  """Features of one evaluation, padded with parts that are not there: [quadrics + boxes + anchors + 1, features]."""
+  """Features of one evaluation, padded with absent parts: [quadrics + boxes + anchors + 1, features]."""
   rows = np.zeros((quadrics + boxes + len(anchors) + 1, _FEATURES))
   rows[:, 4], rows[:, 6] = 1.0, 1.0
   for start, is_box in ((0, False), (quadrics, True)):
@@ -331,7 +331,7 @@ def make_tables(rigs: Sequence[Rig], anchors: Sequence[str] = ()) -> Tables:
 
 
 def _fill_materials(t: Tables, i: int, j: int, builder: Builder, n: int) -> None:
-  """Writes what does not depend on traits into row [i, j]."""
+  """Writes what does not depend on traits into the tables at [i, j]."""
   next_free = {False: 0, True: t.quadrics}
   keypoint = 0
   for part in builder.parts:
@@ -386,11 +386,11 @@ class Instance:
   Attributes:
     quadrics: its round parts.
     boxes: its angular parts.
-    anchor_centre: places of its anchors.
-    anchor_axes: their frames.
-    anchor_size: their half extents.
+    anchor_centre: positions of its anchors.
+    anchor_axes: axes of its anchors.
+    anchor_size: half extents of its anchors.
     keypoint_parts: index of each keypoint's part among the quadrics and then the boxes, -1 for none.
-    essential: which parts are always there.
+    essential: which parts are kept at any amount of clutter.
   """
 
   quadrics: Primitives
@@ -404,7 +404,7 @@ class Instance:
 
 @struct.dataclass
 class Coat:
-  """What an identity paints on a rig.
+  """The colours and pattern of an identity, for the parts of a rig.
 
   Attributes:
     palette: colours by `Slot`, linear RGB.
@@ -428,7 +428,7 @@ def instantiate(
   owner: Int[Array, ""] | Owner,
   head_turn: Float[Array, ""] | float = 0.0,
 ) -> Instance:
-  """Makes one thing: looks its tables up, blends them by the traits, paints it, turns its head (radians, leftwards)."""
+  """Builds one thing: looks up its tables, blends them by the traits, paints it, turns its head left (in radians)."""
   row = {
     f.name: jnp.asarray(value)[rig, variant]
     for f in dataclasses.fields(tables)

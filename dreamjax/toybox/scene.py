@@ -1,10 +1,10 @@
 """A toybox scene: a pytree of fixed-size arrays that `render.render` turns into an image.
 
 Coordinates are right-handed: x to the right, y up, z towards the camera; the ground is the plane y = 0 and a toy is
-about one unit tall. Everything solid is one of two shapes, each with a closed-form ray intersection:
+about one unit tall. Every solid part has one of two shapes, each with a closed-form ray intersection:
 
-  quadric   x^2 + z^2 = a + b y + c y^2  for |y| <= 1, in the part's own frame, closed by flat caps where they are
-  asked for; ellipsoids, domes, cylinders, cones, cups, barrels and vases are all choices of (a, b, c);
+  quadric   x^2 + z^2 = a + b y + c y^2  for |y| <= 1, in the part's own frame, closed by flat caps if `capped`;
+  ellipsoids, domes, cylinders, cones, cups, barrels and vases are all choices of (a, b, c);
   box       |x|, |y|, |z| <= 1 in the part's own frame.
 """
 
@@ -22,7 +22,7 @@ VASE = (0.45, 0.0, 0.55, 1.0)  # waisted
 
 
 def frustum(bottom: float, top: float, capped: bool = True) -> tuple[float, float, float, float]:
-  """Profile of a cone cut off: the radius runs linearly from `bottom` to `top` (both relative to the part's radii)."""
+  """Returns the profile of a truncated cone of radius `bottom` to `top`, both relative to the part's radii."""
   mean, slope = (top + bottom) / 2, (top - bottom) / 2
   return (mean * mean, 2 * mean * slope, slope * slope, float(capped))
 
@@ -79,7 +79,7 @@ class Ground(enum.IntEnum):
 
 @struct.dataclass
 class Primitives:
-  """`n` solid parts of one shape. A part whose smallest radius is 0 is not there.
+  """`n` solid parts of one shape. A part whose smallest radius is 0 is absent.
 
   Attributes:
     centre: position.
@@ -88,7 +88,7 @@ class Primitives:
     profile: (a, b, c, capped) of a quadric; ignored for boxes.
     colour: the two colours, linear RGB.
     pattern: a `Pattern`.
-    pattern_params: four numbers that the pattern reads.
+    pattern_params: the pattern's four parameters.
     gloss: 0 matte to 1 mirror-like.
     glow: how much of the colour is emitted, 0 to 1.
     owner: an `Owner`.
@@ -111,8 +111,8 @@ class Camera:
   """A pinhole camera without roll.
 
   Attributes:
-    position: where it is.
-    target: the point that it sees in the middle of the image.
+    position: of the camera.
+    target: the point at the centre of the image.
     fov: vertical angle of view in radians.
   """
 
@@ -127,10 +127,10 @@ class Environment:
 
   Attributes:
     sun: unit vector towards the sun (or the moon).
-    sun_colour: its light.
-    ambient: light from everywhere else.
+    sun_colour: the sun's light.
+    ambient: light from all other directions.
     zenith: the sky's colour overhead.
-    horizon: the sky's colour at the horizon; also the haze in which distant things fade.
+    horizon: the sky's colour at the horizon; also that of the haze.
     clouds: 0 none to 1 overcast.
     stars: 0 none to 1.
     haze: share of haze per unit of distance.
@@ -139,7 +139,7 @@ class Environment:
     ground_scale: size of the texture's cells.
     mirror: share of light that the ground reflects, 0 to 1.
     seed: shifts the noise of ground and clouds.
-    indoors: 1 for a wall in the place of the sky.
+    indoors: 1 for a wall in place of the sky.
   """
 
   sun: Float[Array, "*b 3"]
@@ -160,7 +160,7 @@ class Environment:
 
 @struct.dataclass
 class Scene:
-  """All that `render.render` needs.
+  """What `render.render` needs.
 
   Attributes:
     quadrics: the round parts.
@@ -168,7 +168,7 @@ class Scene:
     camera: the view.
     environment: light, sky and ground.
     keypoints: points of the subject, in scene units (centres of named parts).
-    keypoint_parts: index of the part on which each lies (boxes count on after the quadrics), -1 for no such point.
+    keypoint_parts: index of the part on which each lies (boxes are numbered after the quadrics), -1 for no such point.
   """
 
   quadrics: Primitives
@@ -191,7 +191,7 @@ class Frame:
     foreground: the same for the subject, what it wears, and the second toy.
     normal: unit surface normal (scene axes) at that surface; towards the camera for sky.
     keypoints: positions in the image, (x, y) in [0, 1] from its upper left corner.
-    visible: whether the keypoint is inside the image with nothing but its own part in front of it.
+    visible: whether the keypoint is inside the image and occluded by no part but its own.
   """
 
   rgb: Float[Array, "*b h w 3"]

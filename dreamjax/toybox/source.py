@@ -1,7 +1,7 @@
-"""Where toybox images come from: what is drawn how often, what is held out, and the stream that renders it.
+"""Sampling of toybox images: the distribution of labels, the held-out splits, and the stream that renders examples.
 
-An example is a pure function of (seed, index): whoever asks for it, on whatever machine, in whatever batch, gets the
-same one. Resuming a run therefore needs no more than its step.
+An example is a pure function of (seed, index), whatever the machine and the batch. Resuming a run therefore needs no
+more than its step.
 """
 
 import dataclasses
@@ -20,13 +20,13 @@ from dreamjax.toybox.dice import Dice
 from dreamjax.toybox.labels import Labels
 from dreamjax.toybox.scene import Frame
 
-#: Identities below this number may be trained on, the next `HELD_OUT_SUBJECTS` may not.
+#: Identities below this number are for training, the next `HELD_OUT_SUBJECTS` are held out.
 TRAIN_SUBJECTS = 1 << 20
 HELD_OUT_SUBJECTS = 1 << 16
 
 _CLASSES, _CONTEXTS = len(vocabulary.CLASSES), len(vocabulary.CONTEXTS)
 
-#: Pairs (class, context) that no training image shows, two per class, but never the studio (the last context).
+#: Pairs (class, context) that no training image shows, two per class; the studio (the last context) is in none.
 HELD_OUT_COMBINATIONS = frozenset(
   (vocabulary.CLASSES[i], vocabulary.CONTEXTS[(5 * i + offset) % (_CONTEXTS - 1)])
   for i in range(_CLASSES)
@@ -51,14 +51,14 @@ _STATE_COUNT = np.array([len(vocabulary.STATES[name]) for name in vocabulary.CLA
 
 @dataclasses.dataclass(frozen=True)
 class Variety:
-  """How varied images are: the dial between what a small network can master and all that the world holds.
+  """How varied images are, from what a small network can learn to all that the world holds.
 
   Attributes:
-    classes: the classes drawn.
-    contexts: the contexts drawn.
-    styles: the styles drawn besides the plain rendering (held-out ones only ever appear in the split "styles").
+    classes: the classes that occur.
+    contexts: the contexts that occur.
+    styles: the styles that occur besides the plain rendering (held-out ones in the split "styles" only).
     subjects: how many of the split's identities there are per class; None for all.
-    style_share: share of the images drawn in a style (in the split "styles", all are).
+    style_share: share of the images in a style (in the split "styles", all are).
     accessory_share: share in which the subject wears something.
     other_share: share with a second toy.
     property_share: share with a property word.
@@ -98,7 +98,7 @@ def _weights(names: tuple[str, ...], words: tuple[str, ...]) -> np.ndarray:
 
 
 def sample_labels(key: jax.Array, subject_key: jax.Array, variety: Variety, split: str) -> Labels:
-  """What a random image of a split shows (scalars; `jax.vmap` it over keys). `subject_key` alone fixes whom."""
+  """Samples labels of an image of a split (scalars; `jax.vmap` it over keys); the subject by `subject_key` alone."""
   dice, whose = Dice(key, 24), Dice(subject_key, 24)
   allowed = _weights(variety.classes, vocabulary.CLASSES)[:, None] * _weights(variety.contexts, vocabulary.CONTEXTS)
   allowed = allowed * (_HELD_OUT if split == "combinations" else ~_HELD_OUT)
@@ -108,7 +108,7 @@ def sample_labels(key: jax.Array, subject_key: jax.Array, variety: Variety, spli
     )
   table = jnp.asarray(allowed)
   cls = whose.weighted(jnp.max(table, axis=1))
-  whose.unit(2), dice.unit()  # so that one key for both rolls as one pair of dice would
+  whose.unit(2), dice.unit()  # numbers that are skipped, so that equal keys give what one `Dice` would
   context = dice.weighted(table[cls])
   other_cls = dice.weighted(table[:, context])
 
@@ -120,13 +120,13 @@ def sample_labels(key: jax.Array, subject_key: jax.Array, variety: Variety, spli
   who, other = (identity.identity(c, s) for c, s in ((cls, subject), (other_cls, other_subject)))
 
   in_split = _IS_HELD_OUT_STYLE if split == "styles" else ~_IS_HELD_OUT_STYLE
-  drawn = _weights(variety.styles, vocabulary.STYLES) * in_split
+  style_weights = _weights(variety.styles, vocabulary.STYLES) * in_split
   if split == "combinations":
-    drawn[_STICKER] = 0  # which has no context
-  if split == "styles" and not drawn.any():
+    style_weights[_STICKER] = 0  # which has no context
+  if split == "styles" and not style_weights.any():
     raise ValueError(f"the split 'styles' holds none of the styles {variety.styles}")
-  style_share = 1.0 if split == "styles" else variety.style_share if drawn.any() else 0.0
-  style = jnp.where(dice.chance(style_share), dice.weighted(jnp.asarray(drawn)), 0)
+  style_share = 1.0 if split == "styles" else variety.style_share if style_weights.any() else 0.0
+  style = jnp.where(dice.chance(style_share), dice.weighted(jnp.asarray(style_weights)), 0)
   has_other, states = dice.chance(variety.other_share), jnp.asarray(_STATE_COUNT)[cls]
   return Labels(
     cls=cls,
@@ -135,7 +135,7 @@ def sample_labels(key: jax.Array, subject_key: jax.Array, variety: Variety, spli
     marking=who.marking,
     prop=jnp.where(dice.chance(variety.property_share), 1 + dice.index(len(vocabulary.PROPERTIES) - 1), 0),
     state=jnp.where(dice.chance(variety.state_share), dice.index(states), 0),
-    context=jnp.where(style == _STICKER, _STUDIO, context),  # a sticker is cut out of wherever the toys were
+    context=jnp.where(style == _STICKER, _STUDIO, context),  # a sticker shows no background
     accessory=jnp.where(dice.chance(variety.accessory_share), 1 + dice.index(len(vocabulary.ACCESSORIES) - 1), 0),
     style=style,
     other_cls=jnp.where(has_other, other_cls, -1),
@@ -147,7 +147,7 @@ def sample_labels(key: jax.Array, subject_key: jax.Array, variety: Variety, spli
 
 
 def scenes(labels: Labels, keys: jax.Array, dial: world.Dial) -> scene_lib.Scene:
-  """The scenes of a batch of labels, each seen as its key says. Jittable."""
+  """Builds the scenes of a batch of labels, each with a view sampled by its key. Jittable."""
 
   def one(args: tuple[Labels, jax.Array]) -> scene_lib.Scene:
     labels, key = args
@@ -157,7 +157,7 @@ def scenes(labels: Labels, keys: jax.Array, dial: world.Dial) -> scene_lib.Scene
 
 
 def restyle(frames: Frame, style: Int[Array, " b"], keys: jax.Array) -> Frame:
-  """A batch of frames, redrawn in their styles. Jittable."""
+  """Applies their styles to a batch of frames. Jittable."""
 
   def one(args) -> Array:
     frame, style, key = args
@@ -176,7 +176,7 @@ class Stream:
     split: "train", or what it holds out: "subjects", "combinations", "styles".
     variety: how varied the images are.
     resolution: height and width in pixels.
-    photos: how many examples in a row show the same subject, each in its own way.
+    photos: how many consecutive examples show the same subject, in different contexts and views.
   """
 
   seed: int = 0
@@ -192,13 +192,13 @@ class Stream:
       raise ValueError(f"resolution and photos must be at least 1, not {self.resolution} and {self.photos}")
 
   def labels(self, indices: Int[Array, " b"]) -> Labels:
-    """What the examples with these indices show. Jittable, and cheap: nothing is drawn."""
+    """Samples the labels of the examples with these indices. Jittable, and cheap: nothing is rendered."""
     keys, firsts = self._keys(indices), self._keys(indices - indices % self.photos)
     keys, firsts = (jax.vmap(lambda key: jax.random.fold_in(key, 0))(k) for k in (keys, firsts))
     return jax.vmap(lambda key, first: sample_labels(key, first, self.variety, self.split))(keys, firsts)
 
   def examples(self, indices: Int[Array, " b"]) -> tuple[Frame, Labels]:
-    """The examples with these indices. Jittable."""
+    """Renders the examples with these indices. Jittable."""
     labels, keys = self._sample(indices)
     frames = render.render_batch(scenes(labels, keys, self.variety.view), self.resolution)
     return restyle(frames, labels.style, keys), labels
@@ -211,30 +211,30 @@ class Stream:
     return jax.vmap(lambda index: jax.random.fold_in(root, index))(indices)
 
   def batch(self, step: int, size: int) -> dict[str, Any]:
-    """Batch `step`: the examples step * size to (step + 1) * size - 1, as `record` gives them, with device arrays."""
+    """Returns batch `step`, the examples step * size to (step + 1) * size - 1, as `record` does, as device arrays."""
     return record(*self.draw(range(step * size, (step + 1) * size)))
 
   def draw(self, indices: range) -> tuple[Frame, Labels]:
-    """`examples`, compiled once per number of indices."""
+    """Renders the examples with these indices, compiled once per number of indices."""
     labels, keys = _sample(self, jnp.asarray(indices))
-    return _draw(labels, keys, self.variety.view, self.resolution), labels
+    return _render(labels, keys, self.variety.view, self.resolution), labels
 
 
-# Sampling and building take no time worth saving, but compiling them well does.
-_QUICKLY = {"xla_backend_optimization_level": 0}
-_sample = jax.jit(Stream._sample, static_argnums=0, compiler_options=_QUICKLY)
-_scenes = jax.jit(scenes, static_argnums=2, compiler_options=_QUICKLY)
+# Sampling and building take little time to run, but much to compile with optimization.
+_UNOPTIMIZED = {"xla_backend_optimization_level": 0}
+_sample = jax.jit(Stream._sample, static_argnums=0, compiler_options=_UNOPTIMIZED)
+_scenes = jax.jit(scenes, static_argnums=2, compiler_options=_UNOPTIMIZED)
 _restyle = jax.jit(restyle)
 
 
-def _draw(labels: Labels, keys: jax.Array, dial: world.Dial, resolution: int) -> Frame:
-  """Images, by several small programs: a first plain image need not wait for the styles to be compiled."""
+def _render(labels: Labels, keys: jax.Array, dial: world.Dial, resolution: int) -> Frame:
+  """Renders images by several small programs, so that images without styles need not wait for these to compile."""
   frames = render.render_batch(_scenes(labels, keys, dial), resolution)
   return _restyle(frames, labels.style, keys) if np.any(jax.device_get(labels.style)) else frames
 
 
 def record(frame: Frame, labels: Labels) -> dict[str, Any]:
-  """A batch of examples as every source gives them.
+  """Converts a batch of examples to a dict, in the format of every source.
 
   Returns:
     image: [b, h, w, 3] in [0, 1]; depth: [b, h, w]; mask: [b, h, w]; keypoints: [b, k, 3], (x, y, visible);
@@ -255,15 +255,15 @@ def record(frame: Frame, labels: Labels) -> dict[str, Any]:
 def photos(
   cls: str, subject: int, n: int = 5, seed: int = 0, resolution: int = 128, style: str = "photo"
 ) -> tuple[Frame, Labels]:
-  """The images of one subject that a user would have: its own colours, everyday contexts, several poses and views.
+  """Renders photos of one subject as a user would have: its own colours, everyday contexts, several poses and views.
 
   Args:
     cls: the class's name.
     subject: the identity's number; numbers from `TRAIN_SUBJECTS` on were never trained on.
-    n: how many; a user has 3 to 6.
+    n: the number of photos; a user has 3 to 6.
     seed: of contexts, poses and views.
     resolution: height and width in pixels.
-    style: how they are drawn.
+    style: the style of all of them.
 
   Returns:
     Frames and labels, n of each.
@@ -272,13 +272,13 @@ def photos(
     ValueError: for an unknown class or style, a negative subject, or n or resolution below 1.
   """
   number = vocabulary.index(vocabulary.CLASSES, cls, "class")
-  drawn_in = vocabulary.index(vocabulary.STYLES, style, "style")
+  style_index = vocabulary.index(vocabulary.STYLES, style, "style")
   if subject < 0 or n < 1 or resolution < 1:
     raise ValueError(f"subject must be at least 0, n and resolution at least 1, not {subject}, {n} and {resolution}")
   labels, keys = _photo_labels(jnp.asarray(number), jnp.asarray(subject), n, seed)
-  context = jnp.full_like(labels.context, _STUDIO) if drawn_in == _STICKER else labels.context
-  labels = labels.replace(style=jnp.full_like(labels.style, drawn_in), context=context)
-  return _draw(labels, keys, world.Dial(), resolution), labels
+  context = jnp.full_like(labels.context, _STUDIO) if style_index == _STICKER else labels.context
+  labels = labels.replace(style=jnp.full_like(labels.style, style_index), context=context)
+  return _render(labels, keys, world.Dial(), resolution), labels
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -286,22 +286,22 @@ def _photo_labels(cls: Array, subject: Array, n: int, seed: Array) -> tuple[Labe
   who = identity.identity(cls, subject)
   keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), cls), subject), n)
 
-  def one(key: jax.Array, place: Array) -> Labels:
+  def one(key: jax.Array, context: Array) -> Labels:
     dice = Dice(key, 4)
     zero = jnp.zeros((), jnp.int32)
     return Labels(
       cls=cls, subject=subject, colour=who.colour, marking=who.marking, prop=zero,
-      state=dice.index(jnp.asarray(_STATE_COUNT)[cls]), context=place, accessory=zero, style=zero, other_cls=zero - 1,
+      state=dice.index(jnp.asarray(_STATE_COUNT)[cls]), context=context, accessory=zero, style=zero, other_cls=zero - 1,
       other_subject=zero, other_colour=zero, other_marking=zero, paraphrase=dice.index(1 << 20),
     )  # fmt: skip
 
   everyday = jnp.asarray([vocabulary.CONTEXTS.index(c) for c in _EVERYDAY])
   shuffled = jax.random.permutation(jax.random.fold_in(keys[0], 1), everyday)
-  places = shuffled[jnp.arange(n) % len(_EVERYDAY)]
-  return jax.vmap(one)(keys, places), jax.vmap(lambda k: jax.random.fold_in(k, 2))(keys)
+  contexts = shuffled[jnp.arange(n) % len(_EVERYDAY)]
+  return jax.vmap(one)(keys, contexts), jax.vmap(lambda k: jax.random.fold_in(k, 2))(keys)
 
 
-# Where people take photos of what they own.
+# Contexts in which people take photos of what they own.
 _EVERYDAY = (
   "studio",
   "wooden floor",

@@ -1,8 +1,8 @@
-"""The drawing styles: pure functions that redraw a rendered image with the help of its ground truth.
+"""The drawing styles: pure functions of a rendered image and its ground truth.
 
 All styles start from the same sketch of the image (`Sketch`): its smoothed colours, its lines, its surfaces and some
-noise, warped by an unsteady hand. A style's `Recipe` says how unsteady the hand is and which lines it draws; its
-painter does the rest. That way the costly part is compiled once for all styles. Lengths are in points, see `filters`.
+noise, warped as by an unsteady hand. A style's `Recipe` sets the strength of the warp and which lines are drawn; its
+painter does the rest. So the costly part is compiled once for all styles. Lengths are in points, see `filters`.
 """
 
 from collections.abc import Callable
@@ -23,18 +23,18 @@ Plane = Float[Array, "h w"]
 
 
 class Recipe(NamedTuple):
-  """How a style's sketch is made.
+  """The parameters of a style's sketch.
 
   Attributes:
-    wobble: how far an unsteady hand goes astray, in points.
-    drip: how far things run down, in points.
+    wobble: largest displacement by the warp of an unsteady hand, in points.
+    drip: largest displacement downwards, in points.
     width: of lines, in points.
     rim: width of the line around the subject, in points.
-    outline: how dark lines are where depth jumps.
-    crease: where surfaces crease.
-    detail: where colours change.
-    scenery: how dark lines are off the subject, in proportion.
-    rounding: by how many points corners are worn down.
+    outline: darkness of lines where depth jumps.
+    crease: darkness of lines where normals change.
+    detail: darkness of lines where colours change.
+    scenery: darkness of lines outside of the subject, relative to those on it.
+    rounding: standard deviation of the blur of normals, in points.
   """
 
   wobble: float = 0.0
@@ -50,20 +50,20 @@ class Recipe(NamedTuple):
 
 @struct.dataclass
 class Sketch:
-  """What the painters paint from. Images are warped by the recipe's wobble and drip.
+  """The input of the painters. Images are warped by the recipe's wobble and drip.
 
   Attributes:
-    x: place of each pixel, in points from the left.
-    y: and from above.
+    x: position of each pixel, in points from the left.
+    y: position of each pixel, in points from the top.
     rgb: the image.
     soft: the image with its textures flattened.
     mask: the subject's matte.
     normal: unit normals, rounded.
-    ink: lines as the recipe asks for, 0 to 1.
+    ink: the recipe's lines, 0 to 1.
     contour: a line around the subject, 0 to 1.
-    flow: noise with blobs of 18 points, a pair of it.
+    flow: two noises with blobs of 18 points.
     cloud: noise with blobs of 34 points.
-    grain: noise as fine as the tooth of paper.
+    grain: noise as fine as the grain of paper.
     hatch: noise of strokes in three directions.
     seed: for more noise.
   """
@@ -92,7 +92,7 @@ _NOISES = np.array(
 
 
 def _noises(x: Plane, y: Plane, seed: Int[Array, ""]) -> Float[Array, "n h w"]:
-  """All noises. They are made in a loop so that XLA keeps them, instead of making them anew wherever they are used."""
+  """All noises, computed in a loop so that XLA stores them instead of computing them again wherever they are used."""
   angle = np.radians(_NOISES[:, 2])
   rows = jnp.asarray(np.stack([_NOISES[:, 0], _NOISES[:, 1], np.cos(angle), np.sin(angle)], axis=1), jnp.float32)
 
@@ -111,7 +111,7 @@ def _sketch(recipe: Array, rgb: Image, depth: Plane, normal: Image, mask: Plane,
   seed = (hash_cells(*jax.random.key_data(key).astype(jnp.int32)) * (1 << 20)).astype(jnp.int32)
   noises = _noises(x, y, seed)
 
-  # The warp: an unsteady hand, and fingers of various length that run down the more the lower they start.
+  # The warp: an unsteady hand, and drips of various length, which are longer where they start lower.
   fingers = smoothstep(0.35, 0.85, noises[7])
   from_x = x + recipe.wobble * 3.0 * (noises[0] - 0.5)
   from_y = y + recipe.wobble * 3.0 * (noises[1] - 0.5) - recipe.drip * fingers * smoothstep(16.0, 88.0, y)
@@ -121,10 +121,10 @@ def _sketch(recipe: Array, rgb: Image, depth: Plane, normal: Image, mask: Plane,
   rgb, mask, normal, strength = stack[..., :3], stack[..., 3], stack[..., 4:7], stack[..., 7:]
 
   scenery = mask + (1.0 - mask) * recipe.scenery
-  drawn = jnp.maximum(
+  strongest = jnp.maximum(
     strength[..., 0] * recipe.outline, jnp.maximum(strength[..., 1] * recipe.crease, strength[..., 2] * recipe.detail)
   )
-  ink = lines(drawn * scenery, recipe.width)
+  ink = lines(strongest * scenery, recipe.width)
   wide = blur(mask, 0.5 * recipe.rim)
   normal = blur(normal, recipe.rounding)
   normal = normal / jnp.maximum(jnp.linalg.norm(normal, axis=-1, keepdims=True), 1e-3)
@@ -147,7 +147,7 @@ def _fill(s: Sketch) -> Plane:
 
 
 def _lit(normal: Image, x: float, y: float, z: float) -> Plane:
-  """Light from a direction: 1 where the surface faces it, 0 where it is turned away."""
+  """Light from a direction: 1 where the surface faces it, 0 where it faces away."""
   length = (x * x + y * y + z * z) ** 0.5
   return (normal[..., 0] * x + normal[..., 1] * y + normal[..., 2] * z) / length * 0.5 + 0.5
 
@@ -157,7 +157,7 @@ PAINTERS: dict[str, Callable[[Sketch], Image]] = {}
 
 
 def _style(name: str, **recipe: float):
-  """Registers a painter under a style's name, and makes of it a function of the image and its ground truth."""
+  """Registers a painter under a style's name, and turns it into a function of the image and its ground truth."""
 
   def register(painter):
     RECIPES[name], PAINTERS[name] = Recipe(**recipe), painter
@@ -188,7 +188,7 @@ def watercolor(s: Sketch) -> Image:
 
 @_style("oil painting", wobble=0.6)
 def oil(s: Sketch) -> Image:
-  """Thick brush strokes that follow the forms: large ones first, then small ones wherever those missed something."""
+  """Thick brush strokes that follow the forms: large ones first, then small ones where the large ones lost detail."""
   most = 64
   tone = blur(luma(s.rgb) + 0.6 * s.mask, 2.0)
   dx, dy = shift(tone, 0, -1) - shift(tone, 0, 1), shift(tone, -1, 0) - shift(tone, 1, 0)
@@ -235,14 +235,14 @@ def oil(s: Sketch) -> Image:
 
 @_style("line drawing", wobble=0.25, width=1.15, rim=1.7, crease=0.9, detail=0.9, scenery=0.62)
 def line_drawing(s: Sketch) -> Image:
-  """Clean black ink on white paper; what is darkest on the subject is filled in."""
+  """Clean black ink on white paper; the darkest parts of the subject are filled in."""
   ink = jnp.maximum(jnp.maximum(s.ink, s.contour), _fill(s))
   return mix(colour(1.0, 1.0, 1.0), colour(0.03, 0.03, 0.05), ink)
 
 
 @_style("pencil sketch", wobble=1.0, width=1.2, rim=1.3, crease=0.9, detail=0.8, scenery=0.65)
 def pencil(s: Sketch) -> Image:
-  """Graphite hatched in three directions, the darker the more, on toothy paper; it fades towards the margin."""
+  """Graphite hatched in three directions, more where it is darker, on rough paper; it fades towards the margin."""
   gap = s.contour * smoothstep(0.5, 0.1, s.mask)
   dark = (1.0 - luma(s.soft)) * (0.55 + 0.5 * s.mask) * (1.0 - 0.8 * gap)
   dark = dark * smoothstep(2.0, 18.0, _margin(s) + 16.0 * (s.flow[..., 1] - 0.5))
@@ -283,8 +283,8 @@ def kid_crayon(s: Sketch) -> Image:
   cover = cover * smoothstep(1.0, 6.0, _margin(s) + 12.0 * (s.flow[..., 0] - 0.5))
   line = jnp.maximum(s.ink, s.contour)
   paper = colour(0.98, 0.97, 0.94)
-  drawn = mix(paper, wax, cover * (1.0 - 0.6 * line))
-  return mix(drawn, wax * 0.4, line * smoothstep(0.2, 0.5, s.grain + 0.15))
+  crayon = mix(paper, wax, cover * (1.0 - 0.6 * line))
+  return mix(crayon, wax * 0.4, line * smoothstep(0.2, 0.5, s.grain + 0.15))
 
 
 _CONSOLE = np.array(
@@ -346,7 +346,7 @@ def clay(s: Sketch) -> Image:
 
 @_style("glowing neon", wobble=0.3, width=2.0, crease=0.6, detail=0.6, scenery=0.45)
 def neon(s: Sketch) -> Image:
-  """Glass tubes bent along the lines, glowing in pure colours before a black wall."""
+  """Glass tubes bent along the lines, glowing in pure colours in front of a black wall."""
   low, high = jnp.min(s.soft, axis=-1, keepdims=True), jnp.max(s.soft, axis=-1, keepdims=True)
   turn = 6.2832 * (s.cloud + 0.4 * s.mask)[..., None] + jnp.asarray([0.0, 2.1, 4.2], jnp.float32)[None, None]
   pure = (s.soft - low) / jnp.maximum(high - low, 0.02)
@@ -363,7 +363,7 @@ def neon(s: Sketch) -> Image:
 
 @_style("wooden sculpture", wobble=0.3, width=1.3, rim=2.0, rounding=0.9, crease=0.9, detail=0.8)
 def wooden(s: Sketch) -> Image:
-  """Carved from pale wood before darker boards, with rings and grain."""
+  """Carved from pale wood, in front of darker boards, with rings and grain."""
   tone = luma(s.soft)
   away = jnp.hypot(s.x - 40.0 + 26.0 * s.normal[..., 0], 0.22 * (s.y - 150.0) + 30.0 * s.normal[..., 1])
   rings = 0.5 + 0.5 * jnp.sin(0.85 * away + 9.0 * s.flow[..., 0] + 3.0 * s.cloud)
@@ -430,7 +430,7 @@ def melting_gold(s: Sketch) -> Image:
 
 
 def _tiles(s: Sketch, n: int, jitter: float, round_: float, keep: float) -> tuple[Array, Array, Array, Array]:
-  """Cells that keep within the image's own borders: (cell of each pixel, colours of the cells, their x, y)."""
+  """Cells that keep to the edges in the image: (cell of each pixel, colours of the cells, x and y of their centres)."""
   x, y = filters.cell_centres(n, n, jitter, s.seed)
   guide = jnp.concatenate([s.soft, 1.2 * s.mask[..., None]], axis=-1)
   picked = filters.sample(guide, x[None], y[None])[0]
@@ -497,13 +497,13 @@ def blueprint(s: Sketch) -> Image:
   there = s.mask > 0.4
   left, top = (jnp.min(jnp.where(there, a, filters.SIDE)) for a in (s.x, s.y))
   right, bottom = (jnp.max(jnp.where(there, a, 0.0)) for a in (s.x, s.y))
-  below, beside = jnp.minimum(bottom + 6.0, 122.0), jnp.maximum(left - 6.0, 6.0)
+  below, side = jnp.minimum(bottom + 6.0, 122.0), jnp.maximum(left - 6.0, 6.0)
   across = jnp.maximum(rule(s.x - left), rule(s.x - right))
   width = jnp.where((s.x > left) & (s.x < right), rule(s.y - below), 0.0)
   width = jnp.maximum(width, jnp.where(jnp.abs(s.y - below) < 2.6, across, 0.0))
   across = jnp.maximum(rule(s.y - top), rule(s.y - bottom))
-  height = jnp.where((s.y > top) & (s.y < bottom), rule(s.x - beside), 0.0)
-  height = jnp.maximum(height, jnp.where(jnp.abs(s.x - beside) < 2.6, across, 0.0))
+  height = jnp.where((s.y > top) & (s.y < bottom), rule(s.x - side), 0.0)
+  height = jnp.maximum(height, jnp.where(jnp.abs(s.x - side) < 2.6, across, 0.0))
   shade = smoothstep(0.55, 0.2, luma(s.soft)) * rule((s.x + s.y) % 4.0 - 2.0, 0.6) * s.mask
   ink = jnp.maximum(jnp.maximum(s.ink, s.contour), jnp.maximum(0.8 * jnp.maximum(width, height), 0.45 * shade))
   frame = rule(_margin(s) - 3.0)
@@ -512,7 +512,7 @@ def blueprint(s: Sketch) -> Image:
 
 @_style("halftone pop art", wobble=0.3, width=1.5, rim=3.0, crease=0.6, detail=0.4, scenery=0.55)
 def pop_art(s: Sketch) -> Image:
-  """A printed comic panel: punchy flat inks, dots in the place of shades, bold black outlines."""
+  """A printed comic panel: punchy flat inks, dots in place of shades, bold black outlines."""
   u, v = (s.x + s.y) * 0.7071, (s.x - s.y) * 0.7071
   pitch = 4.6
   dot = jnp.hypot(u % pitch - pitch / 2, v % pitch - pitch / 2) / pitch
@@ -539,9 +539,9 @@ def chalkboard(s: Sketch) -> Image:
   rubbed = smoothstep(0.2, 0.7, s.hatch[..., 0]) * (0.45 + 0.55 * tooth) * (0.12 + 0.88 * bright[..., 0])
   rubbed = rubbed * (0.32 + 0.5 * s.mask) * (1.0 - 0.5 * s.contour)
   line = jnp.maximum(s.ink, s.contour) * (0.6 + 0.4 * tooth)
-  drawn = mix(mix(board, chalk, rubbed), colour(0.97, 0.97, 0.93), line)
+  drawing = mix(mix(board, chalk, rubbed), colour(0.97, 0.97, 0.93), line)
   wood = colour(0.55, 0.36, 0.2)[None, None] * (0.75 + 0.4 * s.hatch[..., 1:2])
-  return mix(drawn, wood, smoothstep(3.6, 3.0, _margin(s)))
+  return mix(drawing, wood, smoothstep(3.6, 3.0, _margin(s)))
 
 
 @_style("vintage sepia photograph", width=1.0)
@@ -559,24 +559,24 @@ def sepia(s: Sketch) -> Image:
 
 
 def apply_style(style: Int[Array, ""], rgb: Image, depth: Plane, normal: Image, mask: Plane, key: jax.Array) -> Image:
-  """Redraws an image in a style.
+  """Applies a style to an image.
 
   Args:
     style: index into `vocabulary.STYLES`.
     rgb: the rendered image, square, at least 16 x 16.
     depth: distance of each pixel.
     normal: surface normal of each pixel.
-    mask: the matte of what must stay readable.
+    mask: the matte of what must stay recognisable.
     key: random key; the same key gives the same image.
 
   Returns:
-    The drawing, in [0, 1].
+    The image in the style, in [0, 1].
   """
   names = vocabulary.STYLES[1:]
 
-  def draw():
+  def apply():
     recipe = jnp.asarray([RECIPES[name] for name in names], jnp.float32)[jnp.maximum(style - 1, 0)]
     sketch = _sketch(recipe, rgb, depth, normal, mask, key)
     return jnp.clip(jax.lax.switch(style - 1, [PAINTERS[name] for name in names], sketch), 0.0, 1.0)
 
-  return jax.lax.cond(style == 0, lambda: rgb, draw)
+  return jax.lax.cond(style == 0, lambda: rgb, apply)

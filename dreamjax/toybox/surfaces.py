@@ -1,4 +1,4 @@
-"""What surfaces look like: patterns on parts, textures of the ground, the sky.
+"""The colours of surfaces: patterns on parts, textures of the ground, the sky.
 
 Colours are linear RGB as tuples (r, g, b) of arrays; `u` is a point in a part's own frame with its radii scaled to 1,
 `q` the same point in scene units.
@@ -21,22 +21,22 @@ T = TypeVar("T")
 
 
 def apart(when: Array, compute: Callable[[], T]) -> T:
-  """`compute()` in a branch of its own, zeros where `when` (a scalar known only at run time) is false.
+  """Returns `compute()`, computed in a separate branch, or zeros if `when` (a scalar known only at run time) is false.
 
-  XLA's CPU compiler fuses an expression into everything that reads it, so what three colour channels share would be
-  computed three times; nothing is fused across a branch.
+  XLA's CPU compiler fuses an expression into each of its readers, so what three colour channels share would be computed
+  three times; nothing is fused across a branch.
   """
   shapes = jax.eval_shape(compute)
   return jax.lax.cond(when, compute, lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
 
 
 def mix(a: Vec, b: Vec, w: Array | float) -> Vec:
-  """From `a` (w = 0) to `b` (w = 1)."""
+  """Interpolates from `a` (w = 0) to `b` (w = 1)."""
   return tuple(x + (y - x) * w for x, y in zip(a, b, strict=True))
 
 
 def scale(a: Vec, s: Array | float) -> Vec:
-  """The vector or colour times a number."""
+  """Multiplies a vector or colour by a number."""
   return tuple(x * s for x in a)
 
 
@@ -51,7 +51,7 @@ def _hue(h: Array) -> Vec:
 
 
 def _spots(q: Vec, size: Array, seed: Array, radius: Array | float) -> Array:
-  """One ball of random place in each cubic cell of edge `size`."""
+  """One ball at a random position in each cubic cell of edge `size`."""
   cells = [x / jnp.maximum(size, 1e-3) for x in q]
   index = [jnp.floor(c) for c in cells]
   ints = [i.astype(jnp.int32) for i in index]
@@ -72,17 +72,17 @@ def _star(x: Array, y: Array, radius: Array | float) -> Array:
 def pattern_weights(
   kind: Int[Array, "..."], u: Vec, q: Vec, params: tuple[Array, Array, Array, Array]
 ) -> tuple[Array, Array, Array]:
-  """How a part's colours mix at a point.
+  """Computes how a part's colours mix at a point.
 
   Args:
     kind: a `Pattern`.
     u: the point, radii scaled to 1.
     q: the point, in scene units.
-    params: four numbers; a marking reads (scale, phase, strength, axis), where the axis is 0 for toys that are long in
-      z (an animal) and 1 for those that stand upright (a teapot): it turns stripes and stars to the side that is seen.
+    params: four numbers, of a marking (scale, phase, strength, axis), where the axis is 0 for toys that are long in
+      z (an animal) and 1 for those that stand upright (a teapot): it puts stripes and stars on the visible side.
 
   Returns:
-    The share of the second colour, how far the result is then darkened, and the share of white put over it.
+    The share of the second colour, by how much the result is then darkened, and the share of white over it.
   """
   size, phase, strength, axis = params
   upright = axis > 0.5
@@ -123,14 +123,14 @@ def pattern_weights(
 
 
 def pattern_colour(kind: Array, height: Array, params: tuple, weights: tuple, a: Vec, b: Vec) -> Vec:
-  """The colour of a part at a point of height `height` (-1 to 1) from `pattern_weights` and its two colours."""
+  """Computes a part's colour at a point of height `height` (-1 to 1) from `pattern_weights` and its two colours."""
   weight, dark, white = weights
   colour = mix(scale(mix(a, b, weight), 1.0 - dark), (0.95, 0.95, 0.95), white)
   rainbow = _hue(height * params[0] + params[1])
   return tuple(jnp.where(kind == Pattern.RAINBOW, r, c) for r, c in zip(rainbow, colour, strict=True))
 
 
-# For each ground: cells per unit of its coarse noise (x, z) and of its detail (x, z), and its bricks' size (x, z).
+# For each ground: cells per unit of its coarse noise (x, z) and of its detail (x, z), and brick size (x, z).
 _GRAIN = np.array(
   [
     {
@@ -148,13 +148,13 @@ _GRAIN = np.array(
 
 
 def ground(env: Environment, x: Array, z: Array, distance: Array) -> tuple[Vec, Vec]:
-  """Texture of the ground plane.
+  """Computes the texture of the ground plane.
 
   Args:
-    env: whose `ground`, `ground_colours`, `ground_scale` and `seed` are read.
+    env: the environment, of which `ground`, `ground_colours`, `ground_scale` and `seed` are read.
     x: first coordinate on the plane.
     z: second coordinate on the plane.
-    distance: from the eye; fine detail fades with it, since it could not be sampled.
+    distance: from the camera; fine detail fades with it, since it would alias.
 
   Returns:
     The colour, and the unit normal.
@@ -164,7 +164,7 @@ def ground(env: Environment, x: Array, z: Array, distance: Array) -> tuple[Vec, 
   coarse_x, coarse_z, detail_x, detail_z, width, depth = (jnp.asarray(_GRAIN)[env.ground, k] for k in range(6))
   coarse = fractal_noise(sx * coarse_x, sz * coarse_z, env.seed, 2)
   detail = value_noise(sx * detail_x, sz * detail_z, env.seed + 5)
-  # Bricks: the place within one's own (-1 to 1), and a number of its own.
+  # Bricks: the position within the brick (-1 to 1), and a random number for each brick.
   row = jnp.floor(sz / depth)
   shift = sx / width + 0.5 * (row % 2.0)
   column = jnp.floor(shift)
@@ -172,7 +172,7 @@ def ground(env: Environment, x: Array, z: Array, distance: Array) -> tuple[Vec, 
   brick = hash_cells(column.astype(jnp.int32), row.astype(jnp.int32), env.seed)
   zero, one = jnp.zeros_like(x), jnp.ones_like(x)
 
-  # Each texture is: share of the second colour, share of the third put over that, a factor, slopes along x and z.
+  # Each texture is: share of the second colour, share of the third over that, a factor, slopes along x and z.
 
   def plain():
     return zero, zero, one, zero, zero
@@ -248,7 +248,7 @@ def ground(env: Environment, x: Array, z: Array, distance: Array) -> tuple[Vec, 
 
 
 def sky(env: Environment, direction: Vec) -> Vec:
-  """Light from the sky, or from the wall of a room, in a direction (unit vectors)."""
+  """Computes the light from the sky, or from the wall of a room, in a direction (unit vectors)."""
   dx, dy, dz = direction
   horizon, zenith = (tuple(c[k] for k in range(3)) for c in (env.horizon, env.zenith))
   height = jnp.clip(dy, 0.0, 1.0)

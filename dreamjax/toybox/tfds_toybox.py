@@ -1,14 +1,14 @@
-"""The toybox as a TensorFlow Datasets data set: images drawn once, kept on disk, and read by their number.
+"""The toybox as a TensorFlow Datasets data set: images rendered once, kept on disk, and read by index.
 
 Importing this module registers the name; neither writing nor reading needs TensorFlow:
 
-  toys = tfds.data_source("toybox/tiny", split="train", data_dir=...)  # draws the images if they are not there yet
+  toys = tfds.data_source("toybox/tiny", split="train", data_dir=...)  # renders the images if they are not there yet
   toys = Toybox(config=ToyboxConfig("dogs", variety=source.Variety(classes=("dog",))), data_dir=...)
   toys.download_and_prepare()
   toys.as_data_source("styles")[7]
 
-Example i of a split is example i of `source.Stream`, in 8 bits. What is on disk describes itself, so that
-`tfds.builder_from_directory` reads it without this module.
+Example i of a split is example i of `source.Stream`, in 8 bits. The files describe their format, so that
+`tfds.builder_from_directory` reads them without this module.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +25,7 @@ import tensorflow_datasets as tfds
 
 from dreamjax.toybox import classes, labels, source, vocabulary
 
-# Images that are drawn at a time, and batches in a file: 2048 images of 25 kB.
+# Images that are rendered at a time, and batches in a file: 2048 images of 25 kB.
 _BATCH = 32
 _BATCHES_PER_FILE = 64
 
@@ -34,13 +34,13 @@ _File = Callable[[], Iterator[tuple[int, dict[str, Any]]]]
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class ToyboxConfig(tfds.core.BuilderConfig):
-  """What a data set holds. TFDS finds it on disk by its name, so give another content another name.
+  """The content of a data set. TFDS finds it on disk by its name, so different contents need different names.
 
   Attributes:
     seed: of the stream of images.
     variety: how varied they are.
     resolution: height and width in pixels.
-    counts: the number of images per split; a split that is not mentioned is not built.
+    counts: the number of images per split; splits that are not in it are not built.
   """
 
   seed: int = 0
@@ -51,16 +51,16 @@ class ToyboxConfig(tfds.core.BuilderConfig):
   )
 
   def __post_init__(self) -> None:
-    """Raises ValueError for an unknown split, and where there is nothing to draw."""
+    """Raises ValueError for an unknown split, and if there is nothing to render."""
     for split, count in self.counts.items():
       vocabulary.index(source.SPLITS, split, "split")
       if count < 1:
-        raise ValueError(f"a split needs at least one image, and {split!r} has {count}: leave it out instead")
+        raise ValueError(f"a split needs at least one image, but {split!r} has {count}: leave it out instead")
     if not self.counts or self.resolution < 1:
-      raise ValueError(f"there is nothing to draw in {dict(self.counts)} at resolution {self.resolution}")
+      raise ValueError(f"there is nothing to render in {dict(self.counts)} at resolution {self.resolution}")
 
   def recipe(self) -> dict[str, Any]:
-    """All that decides what is drawn, as JSON knows it."""
+    """Returns everything that determines the images, as JSON types."""
     fields = ("seed", "variety", "resolution", "counts")
     return json.loads(json.dumps({name: getattr(self, name) for name in fields}, default=dataclasses.asdict))
 
@@ -82,30 +82,30 @@ _TINY = ToyboxConfig(
 class Toybox(tfds.core.ShardBasedBuilder):
   """A small 3D world of toys: images with captions, depth, masks, keypoints and labels."""
 
-  # Whatever changes the images, in the renderer or in the vocabulary, takes a new version.
+  # A change of the images, by the renderer or by the vocabulary, needs a new version.
   VERSION = tfds.core.Version("1.0.0")
   RELEASE_NOTES = {"1.0.0": "The first release."}
   BUILDER_CONFIGS = [ToyboxConfig("full", description="All that the world holds, at 128 px."), _TINY]
 
-  # Nothing is downloaded. Left to look for checksums, TFDS would need importlib_resources, which it does not install
+  # Nothing is downloaded. To look for checksums, TFDS would need importlib_resources, which it does not install
   # (https://github.com/tensorflow/datasets/issues/11212).
   url_infos = None
 
   def __init__(self, *, file_format: str | tfds.core.FileFormat | None = "array_record", **kwargs: Any):
-    """Finds the data set on disk, or prepares to draw it.
+    """Finds the data set on disk, or prepares to render it.
 
     Args:
       file_format: of the files; all but "array_record" need further packages, most of them TensorFlow.
-      **kwargs: `data_dir`, `config` and `version`, as any TFDS builder has them.
+      **kwargs: `data_dir`, `config` and `version`, as of any TFDS builder.
 
     Raises:
-      ValueError: what is on disk under the config's name was drawn by another config.
+      ValueError: if another config of the same name rendered what is on disk.
     """
     super().__init__(file_format=file_format, **kwargs)
     recipe = self.info.metadata["recipe"]
     if recipe != self.builder_config.recipe():
       raise ValueError(
-        f"{self.data_dir} was drawn by another config of the same name, {recipe}: "
+        f"{self.data_dir} was rendered by another config of the same name, {recipe}: "
         "delete it, give the new config another name, or read the old one with tfds.builder_from_directory"
       )
 
@@ -116,11 +116,11 @@ class Toybox(tfds.core.ShardBasedBuilder):
     return tfds.core.DatasetInfo(
       builder=self,
       description="""
-      Images of a small 3D world of toys, drawn by dreamjax: a dog, a teapot or a face, in one of its poses and one of
-      many contexts, sometimes dressed, beside another toy or in a style, with a caption worded like the prompts of
-      DreamBooth. A class and a number make a subject, which looks the same wherever it is, so that personalisation has
-      something to be measured against. The splits but "train" show what no image of "train" does: other subjects,
-      other combinations of class and context, other styles.
+      Images of a small 3D world of toys, rendered by dreamjax: a dog, a teapot or a face, in one of its poses and one
+      of many contexts, sometimes dressed, next to another toy or in a style, with a caption worded like the prompts of
+      DreamBooth. A class and a number make a subject, which looks the same in every image, so that personalisation can
+      be evaluated. The splits other than "train" show what no image of "train" does: other subjects, other
+      combinations of class and context, other styles.
       """,
       features=tfds.features.FeaturesDict(
         {
@@ -153,7 +153,7 @@ class Toybox(tfds.core.ShardBasedBuilder):
     }
 
   def _examples(self, split: str, indices: range) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The examples with these indices, each after its index."""
+    """Pairs of index and example."""
     config = self.builder_config
     stream = source.Stream(config.seed, split, config.variety, config.resolution)
     for first in indices[::_BATCH]:
@@ -184,7 +184,7 @@ _NAMES = {
 _DOCS = {
   "subject": "which of the class's identities",
   "state": "what the subject does: an index into the class's own states",
-  "other_cls": "class of the second toy, numbered as cls, -1 for none",  # a ClassLabel would take -1 for the last class
+  "other_cls": "class of the second toy, numbered as cls, -1 for none",  # -1 of a ClassLabel would be its last class
   "other_subject": "which of the second toy's identities",
   "paraphrase": "seed of the caption's wording",
 }
@@ -200,7 +200,7 @@ def _bytes(shares: np.ndarray) -> np.ndarray:
   return np.round(shares * 255).astype(np.uint8)
 
 
-# TFDS takes an image that is encoded already; to encode an array, it would need TensorFlow.
+# TFDS accepts an encoded image; to encode an array, it would need TensorFlow.
 def _png(image: np.ndarray) -> bytes:
   buffer = io.BytesIO()
   Image.fromarray(image).save(buffer, "png")

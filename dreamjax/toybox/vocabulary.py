@@ -14,10 +14,10 @@ CLASSES = (
 #: The eleven basic colour terms of English (Berlin & Kay, 1969). A face's colour is its hair's.
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey")
 
-#: What is drawn on a coat. Faces are plain or freckled, everything else is anything but freckled.
+#: The markings of a subject. Faces are plain or freckled, everything else is anything but freckled.
 MARKINGS = ("plain", "striped", "spotted", "patched", "pale-bellied", "starred", "freckled")
 
-#: Where the subject is: the drawable ones of the DreamBooth prompt list, then four of our own.
+#: Where the subject is: those of the DreamBooth prompts that can be rendered, then four of our own.
 CONTEXTS = (
   "jungle", "snow", "beach", "cobblestone street", "pink fabric", "wooden floor", "city", "mountain", "blue house",
   "purple rug in a forest", "wheat field", "autumn trees", "tower", "water", "milk", "sunflowers", "mirror",
@@ -49,7 +49,7 @@ STATES = {
   "face": ("neutral", "smiling", "sad", "surprised"),
 }
 
-#: How the image is drawn; index 0 is the plain rendering.
+#: The styles of images; index 0 is the plain rendering.
 STYLES = (
   "photo", "watercolor painting", "oil painting", "line drawing", "pencil sketch", "flat cartoon illustration",
   "kid crayon drawing", "pixel art", "sticker", "3d clay rendering", "glowing neon", "wooden sculpture",
@@ -62,7 +62,7 @@ HELD_OUT_STYLES = ("kid crayon drawing", "glowing neon", "melting golden 3d rend
 
 
 def index(words: tuple[str, ...], name: str, kind: str) -> int:
-  """Place of `name` in one of the tuples above; ValueError, naming the nearest words, if it is not there."""
+  """Returns the index of `name` in one of the tuples above; raises ValueError with the nearest words if absent."""
   if name in words:
     return words.index(name)
   near = difflib.get_close_matches(name, words, n=2)

@@ -1,4 +1,4 @@
-"""Labels and a view in, scene out: toys in their places, dressed, with a world behind them and a camera before them."""
+"""Builds scenes from labels and views: toys, accessories and a background, with a camera in front of them."""
 
 import dataclasses
 
@@ -23,20 +23,20 @@ _SHINY, _CUBE = (vocabulary.PROPERTIES.index(p) for p in ("shiny", "cube shaped"
 
 @struct.dataclass
 class View:
-  """What an image's labels leave open. Angles in radians.
+  """What the labels of an image leave open. Angles are in radians.
 
   Attributes:
-    yaw: the subject turned to its left from facing the camera.
-    head_turn: its head turned further.
-    azimuth: the camera moved around the subject.
-    elevation: and above it.
+    yaw: of the subject to its left; 0 faces the camera.
+    head_turn: of the subject's head, further.
+    azimuth: of the camera around the subject.
+    elevation: of the camera above the subject.
     fill: share of the image's height or width that the subject fills.
-    sun_azimuth: where the sun is, 0 behind the camera.
-    sun_elevation: how high.
-    other_yaw: the second toy turned.
-    other_side: on which side of the subject it stands, -1 or 1.
+    sun_azimuth: of the sun; 0 is behind the camera.
+    sun_elevation: of the sun above the horizon.
+    other_yaw: of the second toy.
+    other_side: of the subject on which the second toy is, -1 or 1.
     layout: jitter of the background, in [-1, 1].
-    clutter: share of the dispensable background parts that are there.
+    clutter: share of the inessential background parts that are kept.
     seed: of the noise on ground and sky.
   """
 
@@ -59,7 +59,7 @@ def _concatenate(*parts: Primitives) -> Primitives:
 
 
 def _stretch(toy: Instance, by: Float[Array, " 3"]) -> Instance:
-  """The toy stretched along the scene's axes (parts that are askew keep their shape, as well as they can)."""
+  """The toy stretched along the scene's axes (parts that are askew keep their shape approximately)."""
 
   def parts(p: Primitives) -> Primitives:
     return p.replace(centre=p.centre * by[None], radii=p.radii * jnp.linalg.norm(p.axes * by[None, None], axis=-1))
@@ -86,7 +86,7 @@ def _move(toy: Instance, yaw: Array, shift: Float[Array, " 3"]) -> Instance:
 
 
 def bounds(quadrics: Primitives, boxes: Primitives) -> tuple[Float[Array, " 3"], Float[Array, " 3"]]:
-  """Lower and upper corner of the box around all parts that are there (quadrics as if they were ellipsoids)."""
+  """Computes the lower and upper corner of the box around all present parts (quadrics as if they were ellipsoids)."""
   low, high = jnp.full(3, jnp.inf), jnp.full(3, -jnp.inf)
   for parts, order in ((quadrics, 2), (boxes, 1)):
     there = (jnp.min(parts.radii, axis=-1) > 0)[:, None]
@@ -97,7 +97,7 @@ def bounds(quadrics: Primitives, boxes: Primitives) -> tuple[Float[Array, " 3"],
 
 
 def _cubed(toy: Instance, cls: Array, state: Array) -> Instance:
-  """The toy's core parts as boxes, and all of it squeezed into a cube."""
+  """The toy with its core parts as boxes, and stretched into a cube."""
   tables = classes.tables()
   core = jnp.asarray(tables.core)[cls, state]
   quadrics = toy.quadrics
@@ -126,7 +126,7 @@ def _toy(
 
 
 def _background(labels: Labels, view: View, coat: Coat) -> tuple[Primitives, Primitives]:
-  """The context's parts, less those that its clutter leaves out."""
+  """The context's parts, without those that the view's clutter leaves out."""
   zero = jnp.zeros((), jnp.int32)
   thing = instantiate(contexts.tables(), labels.context, zero, view.layout, coat, Owner.BACKGROUND)
   lots = hash_cells(view.seed, jnp.arange(thing.essential.shape[0]))
@@ -139,7 +139,7 @@ def _background(labels: Labels, view: View, coat: Coat) -> tuple[Primitives, Pri
 
 
 def _camera(quadrics: Primitives, boxes: Primitives, view: View) -> Camera:
-  """A camera that looks at the middle of the toys and is just far enough away for them to fill the image as asked."""
+  """A camera that looks at the centre of the toys, at the distance at which they fill the view's share of the image."""
   ca, sa, ce, se = (f(a) for a in (view.azimuth, view.elevation) for f in (jnp.cos, jnp.sin))
   back = jnp.stack([sa * ce, se, ca * ce])  # from the toys to the camera
   axes = jnp.stack([jnp.stack([ca, 0.0 * ca, -sa]), jnp.cross(back, jnp.stack([ca, 0.0 * ca, -sa])), back])
@@ -152,7 +152,7 @@ def _camera(quadrics: Primitives, boxes: Primitives, view: View) -> Camera:
 
 
 def build(labels: Labels, view: View) -> Scene:
-  """The scene that shows what the labels say, seen as the view says (scalars; `jax.vmap` it for a batch)."""
+  """Builds the scene of labels and a view (scalars; `jax.vmap` it for a batch)."""
   there = labels.other_cls >= 0
   zero = jnp.zeros((), jnp.int32)
   both = [
@@ -170,7 +170,7 @@ def build(labels: Labels, view: View) -> Scene:
     for shape, p in (("quadrics", other.quadrics), ("boxes", other.boxes))
   })  # fmt: skip
 
-  # Feet on the ground (or below it, in water), the subject's middle at the origin, the second toy beside it.
+  # Feet on the ground (or below it, in water), the subject's centre at the origin, the second toy next to it.
   toy, other = _move(toy, view.yaw, jnp.zeros(3)), _move(other, view.other_yaw, jnp.zeros(3))
   low, high = bounds(toy.quadrics, toy.boxes)
   middle = (low + high) / 2
@@ -180,11 +180,11 @@ def build(labels: Labels, view: View) -> Scene:
   high = high + shift
   other_low, other_high = bounds(other.quadrics, other.boxes)
   gap = 0.06 + high[0] + (other_high[0] - other_low[0]) / 2
-  beside = jnp.stack(
+  offset = jnp.stack(
     [view.other_side * gap - (other_low[0] + other_high[0]) / 2, drop, -(other_low[2] + other_high[2]) / 2]
   )
-  beside = jnp.where(there, beside, 0.0)
-  other = _move(other, jnp.zeros(()), beside)
+  offset = jnp.where(there, offset, 0.0)
+  other = _move(other, jnp.zeros(()), offset)
   worn_quadrics, worn_boxes = accessories.wear(labels.accessory, labels.cls, toy, coat)
   far_quadrics, far_boxes = _background(labels, view, coat)
 
@@ -214,13 +214,13 @@ def build(labels: Labels, view: View) -> Scene:
 
 @dataclasses.dataclass(frozen=True)
 class Dial:
-  """How far views range. 0 is always the same view, 1 all that the world offers.
+  """The ranges of views. 0 is always the same view, 1 the full range.
 
   Attributes:
-    views: of the subject's and its head's turning and of the camera's height.
-    light: of the sun.
-    layout: of the background's jitter.
-    clutter: share of the dispensable background that is there.
+    views: range of the yaw of the subject and its head, and of the camera's height.
+    light: range of the sun's direction.
+    layout: range of the background's jitter.
+    clutter: share of the inessential background parts that are kept.
     fill: smallest and largest share of the image that the subject fills.
   """
 
@@ -231,7 +231,7 @@ class Dial:
   fill: tuple[float, float] = (0.62, 0.88)
 
 
-# Middle and half range of the yaw (degrees) at which a class shows itself best; left and right by chance.
+# Centre and half range of the yaw (degrees) from which a class is recognised best; to the left or right at random.
 _YAW = {
   "dog": (48, 34), "cat": (48, 34), "rabbit": (42, 34), "bird": (46, 34), "fish": (74, 22), "car": (50, 30),
   "truck": (52, 28), "boat": (62, 26), "plane": (44, 30), "robot": (18, 32), "teapot": (66, 28), "mushroom": (15, 30),
@@ -241,7 +241,7 @@ _YAW_TABLE = np.radians(np.array([_YAW[name] for name in vocabulary.CLASSES], np
 
 
 def sample_view(key: jax.Array, cls: Array, other_cls: Array, dial: Dial) -> View:
-  """A view drawn at random within the dial's range."""
+  """Samples a view within the dial's ranges."""
   jitter = contexts.tables().geometry.shape[-1] - 1
   dice = Dice(key, 16 + jitter)
   yaw = jnp.asarray(_YAW_TABLE)

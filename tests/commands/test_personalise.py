@@ -137,7 +137,7 @@ def test_a_theta_of_other_weights_is_refused(tiny_cascade, tuned, tmp_path, run)
   generators.save(tmp_path / "other", generator, other, dtype=np.float32)
   arguments = ("--model", tmp_path / "other", "--theta", tuned / "theta.safetensors", "--prompt", "a [V] dog")
   status, said = run("sample", *arguments, "--out", tmp_path / "out")
-  assert status == 2 and "a theta works only with the very weights that it was trained beside" in said.err
+  assert status == 2 and "a theta works only with the weights that it was trained with" in said.err
 
 
 def test_bad_photos_are_one_line_and_leave_the_workdir_usable(tiny_folder, tuned, tmp_path, run):

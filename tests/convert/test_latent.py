@@ -1,4 +1,4 @@
-"""The networks of Stable Diffusion in diffusers' layout: published configs are known, the rest is refused."""
+"""The networks of Stable Diffusion in diffusers' layout: published configs are supported, others are errors."""
 
 import inspect
 import math
@@ -16,7 +16,7 @@ from dreamjax.models.latent_unet import SD_15, SD_21, SDXL, LatentUNet
 SMALL = LatentUNet(
   widths=(8, 16), blocks=1, attention=(True, False), depth=(1, 1), heads=(2, 2), text_width=12, groups=4
 )
-# What the unet/config.json of published folders says, where it differs from what diffusers takes for granted.
+# The unet/config.json of published folders, where it differs from diffusers' defaults.
 CROSS_DOWN, CROSS_UP = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
 PUBLISHED = {
   "sd15": (SD_15, {"cross_attention_dim": 768, "sample_size": 64}),
@@ -61,8 +61,8 @@ SD_VAE = {
 }
 
 
-def assert_all_are_known(original, module, converter):
-  """Each parameter of the one is one of the other's, of the same shape."""
+def assert_all_are_mapped(original, module, converter):
+  """Asserts a one-to-one mapping of parameters of equal shapes; returns their number."""
   theirs = {key: tuple(x.shape) for key, x in original.state_dict().items()}
   ours = jax.eval_shape(module.init, jax.random.key(0), *converter.inputs(module))["params"]
   flat = flatten_dict(ours, sep="/")
@@ -74,7 +74,7 @@ def assert_all_are_known(original, module, converter):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_u_nets_and_control_nets_are_known_parameter_by_parameter(name):
+def test_every_parameter_of_published_u_nets_and_control_nets_is_mapped(name):
   torch = pytest.importorskip("torch")
   import diffusers
 
@@ -84,21 +84,21 @@ def test_published_u_nets_and_control_nets_are_known_parameter_by_parameter(name
   with torch.device("meta"):
     original = diffusers.UNet2DConditionModel(**config)
     control = diffusers.ControlNetModel.from_unet(original)
-  assert assert_all_are_known(original, module, latent_unet) == COUNTS[name]
-  assert_all_are_known(control, controlnet.read(dict(control.config)), controlnet)
+  assert assert_all_are_mapped(original, module, latent_unet) == COUNTS[name]
+  assert_all_are_mapped(control, controlnet.read(dict(control.config)), controlnet)
 
 
-def test_the_published_autoencoder_is_known_parameter_by_parameter():
+def test_every_parameter_of_the_published_autoencoder_is_mapped():
   torch = pytest.importorskip("torch")
   import diffusers
 
   assert autoencoder.read(SD_VAE) == SD
   with torch.device("meta"):
     original = diffusers.AutoencoderKL(**SD_VAE)
-  assert assert_all_are_known(original, SD, autoencoder) == 83_653_863
+  assert assert_all_are_mapped(original, SD, autoencoder) == 83_653_863
 
 
-def test_keys_of_attention_as_they_were_once_named_are_known():
+def test_old_names_of_attention_keys_are_mapped():
   paths = ["encoder/middle_attention/query/kernel", "encoder/middle_attention/out/bias"]
   keys = ["encoder.mid_block.attentions.0.query.weight", "encoder.mid_block.attentions.0.proj_attn.bias"]
   assert [key for key, _ in autoencoder.TABLE.sources(paths, keys).values()] == keys
@@ -114,7 +114,7 @@ def test_keys_of_attention_as_they_were_once_named_are_known():
   ],
   ids=["sd", "sdxl", "controlnet", "autoencoder"],
 )
-def test_a_model_comes_back_as_it_was_saved(tmp_path, module):
+def test_saving_and_loading_preserves_the_model(tmp_path, module):
   kind = next(kind for kind in pretrained.KINDS.values() if kind.module is type(module))
   shapes = jax.eval_shape(module.init, jax.random.key(0), *kind.inputs(module))["params"]
   rng = np.random.default_rng(0)
@@ -129,7 +129,7 @@ def test_a_model_comes_back_as_it_was_saved(tmp_path, module):
   ("converter", "name"),
   [(latent_unet, "UNet2DConditionModel"), (controlnet, "ControlNetModel"), (autoencoder, "AutoencoderKL")],
 )
-def test_what_a_config_leaves_out_is_what_diffusers_takes_it_to_be(converter, name):
+def test_defaults_equal_those_of_diffusers(converter, name):
   pytest.importorskip("torch")
   import diffusers
 
@@ -145,14 +145,14 @@ def test_what_a_config_leaves_out_is_what_diffusers_takes_it_to_be(converter, na
     ({"only_cross_attention": True}, "only_cross_attention is True"),
     ({"out_channels": 8}, "in_channels is 4 and out_channels 8"),
     ({"down_block_types": ["DownBlock2D", "AttnDownBlock2D"]}, "down_block_types has 'AttnDownBlock2D'"),
-    ({"up_block_types": ["UpBlock2D", "UpBlock2D"]}, "up_block_types is not down_block_types the other way round"),
-    ({"attention_head_dim": [2]}, "for 1, 2 and 2 levels; this model needs one of each at each level"),
-    ({"layers_per_block": [1, 2]}, r"one layers_per_block for all, not \[1, 2\]"),
+    ({"up_block_types": ["UpBlock2D", "UpBlock2D"]}, "up_block_types is not the reverse of down_block_types"),
+    ({"attention_head_dim": [2]}, "for 1, 2 and 2 levels; this model needs one of each for each level"),
+    ({"layers_per_block": [1, 2]}, r"one layers_per_block for all levels, not \[1, 2\]"),
     ({"addition_embed_type": "text_time"}, "addition_time_embed_dim is None"),
     ({"addition_embed_type": "image"}, "addition_embed_type is 'image'"),
   ],
 )
-def test_a_u_net_that_is_not_known_is_refused(settings, problem):
+def test_unsupported_u_nets(settings, problem):
   with pytest.raises(ValueError, match=problem):
     latent_unet.read(latent_unet.write(SMALL) | settings)
 
@@ -165,6 +165,6 @@ def test_a_u_net_that_is_not_known_is_refused(settings, problem):
     ({"up_block_types": ["UpDecoderBlock2D"]}, "this model needs 4 UpDecoderBlock2D"),
   ],
 )
-def test_an_autoencoder_that_is_not_known_is_refused(settings, problem):
+def test_unsupported_autoencoders(settings, problem):
   with pytest.raises(ValueError, match=problem):
     autoencoder.read(autoencoder.write(SD) | settings)

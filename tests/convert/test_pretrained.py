@@ -3,6 +3,7 @@
 import json
 import shutil
 import tracemalloc
+from unittest import mock
 
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
@@ -162,6 +163,10 @@ def test_weights_may_lie_in_several_files(folder):
   index.write_text(json.dumps({"weight_map": {**files, "another": "model-00001-of-00002.safetensors"}}))
   with pytest.raises(ValueError, match="00001-of-00002.safetensors lacks another, which model.safetensors.index.json"):
     pretrained.load(folder)
+  for outside in ("../model-00001-of-00002.safetensors", str(folder / "model-00001-of-00002.safetensors"), 3):
+    index.write_text(json.dumps({"weight_map": {**files, "another": outside}}))
+    with pytest.raises(ValueError, match="index.json names .*, which is no file of its folder"):
+      pretrained.load(folder)
   index.write_text("{}")
   with pytest.raises(ValueError, match="index.json has no weight_map"):
     pretrained.load(folder)
@@ -203,7 +208,7 @@ def test_the_first_configs_meant_the_highest_id_by_their_end_of_text(tmp_path):
   config = json.loads((tmp_path / "config.json").read_text())
   (tmp_path / "config.json").write_text(json.dumps({**config, "eos_token_id": 2}))
   assert pretrained.load(tmp_path)[0] == TEXT
-  with pytest.raises(ValueError, match="2 as end-of-text token means the highest id"):
+  with pytest.raises(ValueError, match="interprets the end-of-text token 2 as the highest id"):
     pretrained.save(tmp_path, TEXT.clone(eos=2), draw(TEXT))
 
 
@@ -269,16 +274,56 @@ def test_what_is_nowhere_is_said_to_be_nowhere(monkeypatch, tmp_path, name):
 def test_from_the_hub_comes_only_what_is_read(monkeypatch, folder):
   asked = []
   monkeypatch.setattr(
-    huggingface_hub, "snapshot_download", lambda name, allow_patterns: asked.append((name, allow_patterns)) or folder
+    huggingface_hub,
+    "snapshot_download",
+    lambda name, revision, allow_patterns: asked.append((name, revision, allow_patterns)) or folder,
   )
   assert pretrained.load("someone/model")[0] == MODULE
-  ((name, patterns),) = asked
+  ((name, revision, patterns),) = asked
   wanted = ["config.json", "tokenizer.json", "spiece.model", "merges.txt", "model.safetensors"]
   wanted += ["model-00001-of-00002.safetensors", "model.safetensors.index.json"]
   wanted += ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model-00001-of-00002.safetensors"]
   others = ["model.fp16.safetensors", "diffusion_pytorch_model.fp16.safetensors", "pytorch_model.bin", "tf_model.h5"]
   kept = huggingface_hub.utils.filter_repo_objects([*wanted, *others], allow_patterns=patterns)
-  assert name == "someone/model" and list(kept) == wanted
+  assert name == "someone/model" and revision is None and list(kept) == wanted
+
+
+@pytest.mark.parametrize("revision", ["v1.0", "refs/pr/3", "0123456789abcdef0123456789abcdef01234567"])
+def test_a_model_of_the_hub_may_be_pinned_to_a_revision(monkeypatch, folder, revision):
+  asked = []
+  download = lambda name, revision, allow_patterns: asked.append((name, revision)) or str(folder)  # noqa: E731
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+  assert pretrained.load(f"someone/model@{revision}")[0] == MODULE
+  assert asked == [("someone/model", revision)]
+
+
+def test_a_folder_may_have_an_at_sign(monkeypatch, folder):
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
+  assert pretrained.locate(folder.rename(folder.with_name("model@home"))) == folder.with_name("model@home")
+
+
+def test_a_revision_that_is_not_there_is_named(monkeypatch):
+  def download(name, revision, allow_patterns):
+    raise huggingface_hub.errors.RevisionNotFoundError("404", response=mock.Mock(headers={}))
+
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+  with pytest.raises(FileNotFoundError, match="^someone/model on the Hugging Face hub has no .* or commit 'v9'$"):
+    pretrained.locate("someone/model@v9")
+  with pytest.raises(FileNotFoundError, match="someone/model@ names no revision after the @"):
+    pretrained.locate("someone/model@")
+
+
+def test_a_pinned_model_comes_from_the_cache_where_there_is_no_network(monkeypatch, tmp_path, folder):
+  monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+  monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+  commit, model = "0123456789abcdef0123456789abcdef01234567", tmp_path / "cache" / "models--someone--model"
+  shutil.copytree(folder, model / "snapshots" / commit)
+  (model / "refs").mkdir()
+  (model / "refs" / "v1").write_text(commit)
+  for revision in ("v1", commit):
+    assert pretrained.locate(f"someone/model@{revision}") == model / "snapshots" / commit
+  with pytest.raises(FileNotFoundError, match="there is no folder someone/model@v2, nor could a model"):
+    pretrained.locate("someone/model@v2")
 
 
 def test_a_repository_may_have_weights_of_half_precision_alone(monkeypatch, tmp_path):
@@ -287,7 +332,7 @@ def test_a_repository_may_have_weights_of_half_precision_alone(monkeypatch, tmp_
   (there / "model.safetensors").rename(there / "model.bf16.safetensors")
   (there / "pytorch_model.bin").touch()
 
-  def download(name, allow_patterns):
+  def download(name, revision, allow_patterns):
     folder.mkdir(exist_ok=True)
     names = [path.name for path in there.iterdir()]
     for file in huggingface_hub.utils.filter_repo_objects(names, allow_patterns=allow_patterns):
@@ -309,6 +354,6 @@ def test_only_what_has_a_layout_is_saved(tmp_path):
   with pytest.raises(ValueError, match=r"its own: norm/bias \(16,\), norm/scale \(16,\); given: norm/scale \(15,\)"):
     pretrained.save(tmp_path, MODULE, params)
   clip = CLIP(VISION, TEXT.clone(projection=13))
-  with pytest.raises(ValueError, match="projections are 12 and 13 wide"):
+  with pytest.raises(ValueError, match="different widths, 12 and 13"):
     pretrained.save(tmp_path, clip, {})
   assert not list(tmp_path.iterdir())

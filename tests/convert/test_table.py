@@ -1,4 +1,4 @@
-"""Mapping tables: names, layouts, and what is said when they do not fit."""
+"""Mapping tables: names, layouts, and error messages."""
 
 import jax
 import numpy as np
@@ -40,7 +40,7 @@ def to_ours(tensors, dtype=np.float32, **options):
   return SMALL.to_ours(tree(), headers, tensors.__getitem__, dtype, **options)
 
 
-def test_there_and_back():
+def test_conversion_can_be_inverted():
   ours = tree()
   theirs = SMALL.to_theirs(ours, np.float32)
   assert {key: tensor.shape for key, tensor in theirs.items()} == {
@@ -57,14 +57,14 @@ def test_there_and_back():
   jax.tree.map(np.testing.assert_array_equal, to_ours(theirs), ours)
 
 
-def test_numbers_are_cast():
+def test_dtypes_are_cast():
   halves = SMALL.to_theirs(tree(), np.float16)
   assert {tensor.dtype for tensor in halves.values()} == {np.dtype(np.float16)}
   assert {leaf.dtype for leaf in jax.tree.leaves(to_ours(halves))} == {np.dtype(np.float32)}
   assert {leaf.dtype for leaf in jax.tree.leaves(to_ours(halves, np.float16))} == {np.dtype(np.float16)}
 
 
-def test_aliases_are_followed_and_the_ignored_is_ignored():
+def test_aliases_and_ignored_keys():
   ours, theirs = tree(), SMALL.to_theirs(tree(), np.float32)
   theirs["head.weight"] = np.zeros(3)
   theirs["old.scale"] = np.float32(7)
@@ -73,7 +73,7 @@ def test_aliases_are_followed_and_the_ignored_is_ignored():
   assert to_ours(theirs)["scale"] == 7
 
 
-def test_all_that_does_not_match_is_listed_at_once():
+def test_all_unmatched_keys_are_listed():
   theirs = SMALL.to_theirs(tree(), np.float32)
   del theirs["conv.weight"], theirs["layers.1.fc.bias"]
   theirs |= {"ahead.weight": np.zeros(3), "layers.2.fc.bias": np.zeros(3)}
@@ -83,11 +83,11 @@ def test_all_that_does_not_match_is_listed_at_once():
     to_ours({key: tensor for key, tensor in SMALL.to_theirs(tree(), np.float32).items() if key != "scale"})
   with pytest.raises(ValueError, match="not one of this model: unknown: ahead.weight$"):
     to_ours({**SMALL.to_theirs(tree(), np.float32), "ahead.weight": np.zeros(3)})
-  with pytest.raises(ValueError, match="no row of the table is for the parameters block_0/gate, other"):
+  with pytest.raises(ValueError, match="the table has no row for the parameters block_0/gate, other"):
     SMALL.to_theirs(tree() | {"other": np.zeros(3), "block_0": {"gate": np.zeros(3)}}, np.float32)
 
 
-def test_wrong_shapes_are_named_with_the_right_ones_before_anything_is_put():
+def test_wrong_shapes_are_listed_before_any_parameter_is_placed():
   theirs, put = SMALL.to_theirs(tree(), np.float32), []
   theirs["layers.1.fc.weight"] = theirs["layers.1.fc.weight"].T
   theirs["scale"] = np.zeros(1)
@@ -96,13 +96,13 @@ def test_wrong_shapes_are_named_with_the_right_ones_before_anything_is_put():
   assert not put
 
 
-def test_numbers_that_a_dtype_cannot_hold_are_refused():
-  with pytest.raises(ValueError, match="scale holds numbers that are not finite in float16"):
+def test_numbers_that_a_dtype_cannot_represent():
+  with pytest.raises(ValueError, match="scale has numbers that are not finite in float16"):
     SMALL.to_theirs({"scale": np.float32(1e5)}, np.float16)
   assert SMALL.to_theirs({"scale": np.float32(1e5)}, np.float32)["scale"] == 1e5
 
 
-def test_settings_there_and_back():
+def test_settings_are_read_and_written():
   settings = (Setting("d", 3, "width"), Setting("act", "relu", known=("gelu",)), Setting("depth", 2, "depth"))
   assert table.read_settings(settings, {"act": "gelu", "d": 4, "other": 5}) == {"width": 4, "depth": 2}
   with pytest.raises(ValueError, match="act is 'relu' in config.json, but this model knows only 'gelu'"):
@@ -111,7 +111,7 @@ def test_settings_there_and_back():
 
 
 @pytest.mark.parametrize(("kind", "full"), [("t5", {"feed_forward_proj": "gated-gelu"}), ("clip", {}), ("vit", {})])
-def test_what_a_config_leaves_out_is_what_transformers_takes_it_to_be(kind, full):
+def test_defaults_equal_those_of_transformers(kind, full):
   import transformers
 
   config = transformers.AutoConfig.for_model(kind, **full)
@@ -182,7 +182,7 @@ DINO = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536,
     ("vit", "ViTModel", DINO, vit_models.DINO_S_16, 21.7),
   ],
 )
-def test_each_parameter_of_the_published_sizes_has_its_place_and_shape(kind, original, config, module, millions):
+def test_every_parameter_of_the_published_models_is_mapped_with_its_shape(kind, original, config, module, millions):
   torch = pytest.importorskip("torch")
   import transformers
   from transformers.core_model_loading import revert_weight_conversion
@@ -190,7 +190,7 @@ def test_each_parameter_of_the_published_sizes_has_its_place_and_shape(kind, ori
   config = transformers.AutoConfig.for_model(kind, **config)
   with torch.device("meta"):
     model = getattr(transformers, original)(config)
-  state = revert_weight_conversion(model, model.state_dict())  # under the names that files have
+  state = revert_weight_conversion(model, model.state_dict())  # under the names in files
 
   entry = pretrained.KINDS[kind]
   assert entry.read({**config.to_dict(), "architectures": [original]}) == module
@@ -204,5 +204,5 @@ def test_each_parameter_of_the_published_sizes_has_its_place_and_shape(kind, ori
 
 
 @pytest.mark.parametrize("entry", [t5.TABLE, clip.TABLE, clip.VISION_TABLE, clip.TEXT_TABLE, vit.TABLE])
-def test_no_row_stands_in_anothers_place(entry):
+def test_keys_and_paths_are_unique(entry):
   assert len({row.key for row in entry.rows}) == len({row.path for row in entry.rows}) == len(entry.rows)

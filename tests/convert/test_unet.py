@@ -1,4 +1,4 @@
-"""U-Nets in diffusers' layout: every parameter has its place, and every setting its meaning or its refusal."""
+"""U-Nets in diffusers' layout: every parameter is mapped, and every setting is supported or an error."""
 
 import inspect
 
@@ -23,18 +23,18 @@ SMALL = UNet(
   time_width=20,
   groups=4,
 )
-SECOND = SMALL.clone(
+SR = SMALL.clone(
   low_res=True, self_attention=False, rescale=1 / 0.7071, activation="gelu", attention=(True, False), out_channels=6
 )
 MODULES = {
   "stage_i": SMALL,
-  "stage_ii": SECOND,
-  "own": SMALL.clone(step="conv"),
-  "around": SECOND.clone(patch=2, image=8, around=True),
+  "stage_ii": SR,
+  "conv_steps": SMALL.clone(step="conv"),
+  "input_skip": SR.clone(patch=2, image=8, around=True),
 }
 
-# What deep-floyd/IF publishes of its stages; the widths of IF-I-M and the sizes of IF-II-L are those that its counts of
-# parameters leave open.
+# The configs that deep-floyd/IF publishes; the widths of IF-I-M and the sizes of IF-II-L are inferred from their number
+# of parameters.
 IF = {
   "out_channels": 6,
   "cross_attention_norm": "group_norm",
@@ -72,7 +72,7 @@ IF_II_L = {
 }
 
 
-SHRUNK = {
+SMALL_SIZES = {
   "attention_head_dim": 4,
   "block_out_channels": [8, 8, 12, 16],
   "cross_attention_dim": 32,
@@ -96,7 +96,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
-def test_a_model_comes_back_as_it_was_saved(tmp_path, module):
+def test_saving_and_loading_preserves_the_model(tmp_path, module):
   params = draw(module)
   pretrained.save(tmp_path, module, params, np.float32)
   loaded, weights = pretrained.load(tmp_path)
@@ -105,35 +105,35 @@ def test_a_model_comes_back_as_it_was_saved(tmp_path, module):
 
 
 @pytest.mark.parametrize("config", [IF_I, IF_II_L], ids=["IF-I", "IF-II"])
-def test_diffusers_reads_what_we_write(tmp_path, config):
+def test_diffusers_loads_our_folders(tmp_path, config):
   torch = pytest.importorskip("torch")
   import diffusers
 
   torch.manual_seed(0)
-  original = diffusers.UNet2DConditionModel(**config | SHRUNK)
+  original = diffusers.UNet2DConditionModel(**config | SMALL_SIZES)
   original.save_pretrained(tmp_path / "theirs")
   pretrained.save(tmp_path / "ours", *pretrained.load(tmp_path / "theirs"), np.float32)
   model, report = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "ours", output_loading_info=True)
   assert not any(report.values())
-  given = torch.randn(2, config["in_channels"], 8, 8), torch.tensor([7, 800]), torch.randn(2, 3, 12)
+  inputs = torch.randn(2, config["in_channels"], 8, 8), torch.tensor([7, 800]), torch.randn(2, 3, 12)
   with torch.no_grad():
-    wanted, found = (x(*given, class_labels=torch.tensor([250, 3])).sample for x in (original, model))
-  np.testing.assert_allclose(found, wanted, atol=1e-5)
+    expected, found = (x(*inputs, class_labels=torch.tensor([250, 3])).sample for x in (original, model))
+  np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_weights_may_lie_in_several_files(tmp_path):
+def test_weights_in_several_files(tmp_path):
   pytest.importorskip("torch")
   import diffusers
 
-  model = diffusers.UNet2DConditionModel(**IF_I | SHRUNK)
-  for name, size in (("whole", "1GB"), ("parts", "50KB")):
+  model = diffusers.UNet2DConditionModel(**IF_I | SMALL_SIZES)
+  for name, size in (("single", "1GB"), ("parts", "50KB")):
     model.save_pretrained(tmp_path / name, max_shard_size=size)
   assert len(list((tmp_path / "parts").glob("diffusion_pytorch_model-*-of-*.safetensors"))) > 1
-  whole, parts = (pretrained.load(tmp_path / name)[1] for name in ("whole", "parts"))
-  jax.tree.map(np.testing.assert_array_equal, parts, whole)
+  single, parts = (pretrained.load(tmp_path / name)[1] for name in ("single", "parts"))
+  jax.tree.map(np.testing.assert_array_equal, parts, single)
 
 
-def test_what_a_config_leaves_out_is_what_diffusers_takes_it_to_be():
+def test_defaults_equal_those_of_diffusers():
   pytest.importorskip("torch")
   import diffusers
 
@@ -147,7 +147,7 @@ def test_what_a_config_leaves_out_is_what_diffusers_takes_it_to_be():
 
 
 @pytest.mark.parametrize(
-  "same",
+  "settings",
   [
     {"time_embedding_act_fn": "gelu", "resnet_skip_time_act": True},
     {"layers_per_block": 1, "blocks": (1, 1)},
@@ -157,9 +157,9 @@ def test_what_a_config_leaves_out_is_what_diffusers_takes_it_to_be():
     {"_diffusers_version": "0.42.1", "use_linear_projection": False, "transformer_layers_per_block": 1},
   ],
 )
-def test_what_means_the_same_is_read_as_the_same(same):
-  fields = {name: value for name, value in same.items() if name in ("blocks", "time_width")}
-  assert unet.read(unet.write(SECOND) | same) == SECOND.clone(**fields)
+def test_equivalent_settings_give_the_same_module(settings):
+  fields = {name: value for name, value in settings.items() if name in ("blocks", "time_width")}
+  assert unet.read(unet.write(SR) | settings) == SR.clone(**fields)
 
 
 @pytest.mark.parametrize(
@@ -188,12 +188,12 @@ def test_what_means_the_same_is_read_as_the_same(same):
     ),
   ],
 )
-def test_a_config_that_is_not_known_is_refused(settings, problem):
+def test_unsupported_configs(settings, problem):
   with pytest.raises(ValueError, match=problem):
     unet.read(unet.write(SMALL) | settings)
 
 
-def test_a_checkpoint_that_does_not_fit_is_refused(folder):
+def test_missing_and_unknown_tensors_of_a_checkpoint(folder):
   path = folder / "diffusion_pytorch_model.safetensors"
   tensors = safetensors.numpy.load_file(path)
   del tensors["mid_block.attentions.0.to_k.bias"]
@@ -216,7 +216,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(folder):
   ],
   ids=["IF-I-M", "IF-I-L", "IF-I-XL", "IF-II-L"],
 )
-def test_each_parameter_of_the_published_sizes_has_its_place_and_shape(config, millions):
+def test_every_parameter_of_the_published_models_is_mapped_with_its_shape(config, millions):
   torch = pytest.importorskip("torch")
   import diffusers
 

@@ -91,7 +91,10 @@ def test_no_row_stands_in_anothers_place():
     ({"hidden_dropout": 0.1}, "hidden_dropout is 0.1"),
     ({"attention_dropout": 0.1}, "attention_dropout is 0.1"),
     ({"ln_elementwise_affine": False}, "ln_elementwise_affine is False"),
-    ({"upsample": True}, "downsample is False and upsample True in config.json, but this model has both or neither"),
+    (
+      {"upsample": True},
+      "downsample is False and upsample True in config.json, but this model needs the same for both",
+    ),
     ({"micro_cond_embed_dim": 25}, "micro_cond_embed_dim is 25 in config.json, but .* of micro_cond_encode_dim, 8"),
   ],
 )

@@ -1,4 +1,4 @@
-"""VQGANs in diffusers' layout: aMUSEd's config is known, what comes back is what was saved, the rest is refused."""
+"""VQGANs in diffusers' layout: aMUSEd's config is supported, saving and loading is exact, others are errors."""
 
 import inspect
 import math
@@ -12,7 +12,7 @@ from dreamjax.convert import pretrained, vqgan
 from dreamjax.models.vqgan import VQGAN
 
 SMALL = VQGAN(widths=(8, 12), blocks=1, latent=4, embedding=3, codebook=20, groups=4)
-# What amused/amused-256 publishes of its VQModel.
+# The VQModel config of amused/amused-256.
 AMUSED = {
   "_class_name": "VQModel",
   "act_fn": "silu",
@@ -38,7 +38,7 @@ def shapes(module):
 
 
 @pytest.mark.parametrize("patch", [1, 2])
-def test_a_model_comes_back_as_it_was_saved(tmp_path, patch):
+def test_saving_and_loading_preserves_the_model(tmp_path, patch):
   rng = np.random.default_rng(0)
   module = SMALL.clone(patch=patch)
   params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes(module))
@@ -48,7 +48,7 @@ def test_a_model_comes_back_as_it_was_saved(tmp_path, patch):
   jax.tree.map(np.testing.assert_array_equal, weights, params)
 
 
-def test_amuseds_tokenizer_is_known_parameter_by_parameter():
+def test_every_parameter_of_amused_s_vqgan_is_mapped():
   torch = pytest.importorskip("torch")
   import diffusers
 
@@ -59,11 +59,11 @@ def test_amuseds_tokenizer_is_known_parameter_by_parameter():
   theirs = {key: tuple(x.shape) for key, x in original.state_dict().items()}
   ours = shapes(module)
   assert sum(math.prod(x.shape) for x in jax.tree.leaves(ours)) == sum(map(math.prod, theirs.values()))
-  made = vqgan.TABLE.sources(flatten_dict(ours, sep="/"), theirs)
-  assert {key for key, _ in made.values()} == set(theirs)
+  sources = vqgan.TABLE.sources(flatten_dict(ours, sep="/"), theirs)
+  assert {key for key, _ in sources.values()} == set(theirs)
 
 
-def test_what_a_config_leaves_out_is_what_diffusers_takes_it_to_be():
+def test_defaults_equal_those_of_diffusers():
   pytest.importorskip("torch")
   import diffusers
 
@@ -80,6 +80,6 @@ def test_what_a_config_leaves_out_is_what_diffusers_takes_it_to_be():
     ({"up_block_types": ["AttnUpDecoderBlock2D", "UpDecoderBlock2D"]}, "but this model needs 2 UpDecoderBlock2D"),
   ],
 )
-def test_a_config_that_is_not_known_is_refused(settings, problem):
+def test_unsupported_configs(settings, problem):
   with pytest.raises(ValueError, match=problem):
     vqgan.read(vqgan.write(SMALL) | settings)

@@ -6,8 +6,8 @@ import transformers
 
 from dreamjax.data import identifiers
 from dreamjax.data import tokenizer as ours
-from dreamjax.data.identifiers import candidates, choose, fill, objection
-from dreamjax.data.tokenizer import Tokenizer
+from dreamjax.data.identifiers import candidates, choose, fill, normalize, tokens
+from dreamjax.data.tokenizer import Tokenizer, Tokenizers
 
 OFTEN = ["a red dog on the beach", "a blue cat in the snow", "a red cat wearing a hat"] * 50
 SELDOM = ["qux wug zorp vim 42 l'x sprite", "qux wug vim 42 l'x", "wug l'x vim qux 42 zax"] * 4
@@ -24,7 +24,7 @@ def clips(lines):
     vocab_size=400, special_tokens=["?"], end_of_word_suffix="</w>", show_progress=False
   )
   model.train_from_iterator(lines, trainer)
-  return transformers.PreTrainedTokenizerFast(tokenizer_object=model, unk_token="?")
+  return transformers.PreTrainedTokenizerFast(tokenizer_object=model, unk_token="?", pad_token="?")
 
 
 @pytest.fixture(scope="module", params=["T5's", "CLIP's"])
@@ -39,9 +39,9 @@ def test_candidates_are_short_words_that_come_back_as_one_token(tokenizer):
   vocabulary = tokenizer.inner.get_vocab()
   for word in found:
     assert 1 <= len(word) <= 3 and word.isalpha()
-    (piece,) = tokenizer.pieces(word)
+    (piece,) = tokenizer.inner.tokenize(word)
     assert RARE[0] * len(vocabulary) - 1 <= vocabulary[piece] <= RARE[1] * len(vocabulary)
-    assert piece in tokenizer.pieces(f"a photo of a {word} dog on the beach")
+    assert piece in tokenizer.inner.tokenize(f"a photo of a {word} dog on the beach")
 
 
 def test_frequent_words_come_first_and_can_be_left_out(tokenizer):
@@ -69,11 +69,77 @@ def test_the_range_of_the_paper():
   assert [round(share * 32128) for share in identifiers.RARE] == [5000, 10000]
 
 
-def test_what_is_no_single_token_is_objected_to(tokenizer):
-  assert objection(tokenizer, "wug") is None
-  for identifier in ("xxyst", "wug qux", "a wug", "wug,"):
-    assert f"'{identifier}' is not one token but" in objection(tokenizer, identifier)
-  assert "not one token but 0" in objection(tokenizer, "")
+CAPITALS = ["US is a QUX place", "us wug QUX a dog"] * 20
+
+
+def as_a_prompt_has_it(tokenizer, identifier):
+  """The tokens between those of "a" and of "dog", by the tokenizer's own call."""
+  rows = [ids[mask].tolist() for ids, mask in zip(*tokenizer([f"a {identifier} dog", "a dog"]), strict=True)]
+  return [i for i in rows[0] if i not in rows[1]]
+
+
+@pytest.mark.parametrize("lowers", [False, True])
+def test_a_candidate_survives_what_a_prompt_goes_through(lowers):
+  tokenizer = Tokenizer(ours.train(OFTEN + CAPITALS, 420), 12, lowers)
+  found = candidates(tokenizer, (0.0, 1.0))
+  assert {"us", "wug"} <= set(found) and ("US" in found) == ("QUX" in found) == (not lowers)
+  for word in found:
+    if word not in ("a", "dog"):
+      assert [tokenizer.inner.decode([i]) for i in as_a_prompt_has_it(tokenizer, word)] == [word]
+
+
+def test_common_texts_are_lower_cased_as_well():
+  tokenizer = Tokenizer(ours.train(OFTEN + CAPITALS, 420), 12, lowers=True)
+  assert "us" in candidates(tokenizer, (0.0, 1.0))
+  assert "us" not in candidates(tokenizer, (0.0, 1.0), common=["a US dog"])
+
+
+def test_the_tokens_are_those_that_a_prompt_gets():
+  lowering = Tokenizer(ours.train(OFTEN + CAPITALS, 420), 20, lowers=True)
+  for identifier in ("US", "us", "wug us", "QUX", "sks"):
+    assert tokens(lowering, identifier) == as_a_prompt_has_it(lowering, identifier) != []
+  assert tokens(lowering, "US") == tokens(lowering, "us")
+  assert tokens(Tokenizer(lowering.inner, 20), "US") != tokens(lowering, "US")
+
+
+def test_a_word_that_a_tokenizer_spells_otherwise_at_the_start_of_a_text_is_that_within_a_prompt():
+  model = tokenizers.Tokenizer(tokenizers.models.BPE())
+  model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+  model.train_from_iterator(OFTEN + SELDOM, tokenizers.trainers.BpeTrainer(vocab_size=300, show_progress=False))
+  tokenizer = Tokenizer(transformers.PreTrainedTokenizerFast(tokenizer_object=model, pad_token="[PAD]"), 12)
+  assert tokens(tokenizer, "wug") == [tokenizer.inner.convert_tokens_to_ids("Ġwug")]
+
+
+def test_a_user_s_own_identifier_is_what_the_tokenizer_reads():
+  inner = ours.train(OFTEN + CAPITALS, 420)
+  assert normalize(Tokenizer(inner, 12, lowers=True), " SKS ") == "sks"
+  assert normalize(Tokenizer(inner, 12), " SKS  dog ") == "SKS dog"
+
+
+def test_an_identifier_that_does_not_survive_is_refused(tokenizer):
+  assert normalize(tokenizer, "wug") == "wug"
+  for identifier in ("", " ", "<unk>" if tokenizer.inner.unk_token == "<unk>" else "日"):
+    with pytest.raises(ValueError, match="the identifier '.*' does not survive in a prompt"):
+      normalize(tokenizer, identifier)
+  with pytest.warns(UserWarning, match="truncated"), pytest.raises(ValueError, match="'wug .* does not survive"):
+    tokens(tokenizer, "wug " * 11)
+
+
+def test_an_identifier_is_the_same_token_for_every_tower():
+  first, second = (ours.train(OFTEN + lines, 420) for lines in (SELDOM, SELDOM[::-1] + CAPITALS))
+  alike = Tokenizers([Tokenizer(first, 12), Tokenizer(first, 12)])
+  assert candidates(alike, RARE) == candidates(alike.all[0], RARE)
+  assert tokens(alike, "wug") == tokens(alike.all[0], "wug")
+  mixed = Tokenizers([Tokenizer(first, 12), Tokenizer(second, 12)])
+  for word in candidates(mixed, (0.0, 1.0)):
+    assert tokens(mixed.all[0], word) == tokens(mixed.all[1], word)
+  assert tokens(mixed.all[0], "wug") != tokens(mixed.all[1], "wug") and "wug" not in candidates(mixed, (0.0, 1.0))
+  with pytest.raises(ValueError, match="the identifier 'wug' has different tokens for each tower"):
+    tokens(mixed, "wug")
+  capitals = Tokenizer(second, 12)
+  assert "US" in candidates(capitals, (0.0, 1.0))
+  lowering = Tokenizers([capitals, Tokenizer(second, 12, lowers=True)])
+  assert "us" in candidates(lowering, (0.0, 1.0)) and "US" not in candidates(lowering, (0.0, 1.0))
 
 
 def test_the_identifier_stands_in_each_place_of_v():

@@ -39,3 +39,20 @@ def test_a_folder_that_holds_images_is_refused(tmp_path):
   with pytest.raises(FileExistsError, match="holds images already"):
     image_folder.write(tmp_path, [])
   image_folder.write(tmp_path, [], overwrite=True)
+
+
+def test_a_member_is_inside_of_its_folder(tmp_path):
+  folder = tmp_path / "folder"
+  (folder / "sub").mkdir(parents=True)
+  (tmp_path / "outside.png").touch()
+  (folder / "out.png").symlink_to("../outside.png")
+  (folder / "sub" / "up").symlink_to(tmp_path)
+  (folder / "in.png").symlink_to("sub/other.png")
+  for name in ("a.png", "sub/a.png", "sub/../a.png", "in.png", "..a.png"):
+    assert image_folder.member(folder, name) == folder / name
+  outside = ["../outside.png", "..", str(tmp_path / "outside.png"), "out.png", "sub/up/outside.png", "a\0.png", 3, None]
+  for name in outside:
+    with pytest.raises(ValueError, match="is no file inside"):
+      image_folder.member(folder, name)
+  (tmp_path / "link").symlink_to(folder)
+  assert image_folder.member(tmp_path / "link", "a.png") == tmp_path / "link" / "a.png"

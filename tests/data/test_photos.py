@@ -230,7 +230,15 @@ class TestCaptions:
     with pytest.raises(ValueError, match=r"there is none for 2\.png$"):
       self.write(folder, *self.LINES[:2])()
 
-  @pytest.mark.parametrize("name", ["9.png", ["0.png"], "sub/0.png"])
+  @pytest.mark.parametrize("name", ["../1.png", "/etc/1.png", "link.png", ["0.png"], None])
+  def test_the_metadata_names_what_is_outside_the_folder(self, folder, tmp_path_factory, name):
+    outside = tmp_path_factory.mktemp("outside") / "1.png"
+    painted(seed=7).save(outside)
+    (folder / "link.png").symlink_to(outside)
+    with pytest.raises(ValueError, match=r"metadata\.jsonl:2: .* is no file inside "):
+      self.write(folder, self.LINES[0], {"file_name": name, "text": "a dog"})()
+
+  @pytest.mark.parametrize("name", ["9.png", "sub/0.png"])
   def test_the_metadata_names_what_is_not_there(self, folder, name):
     with pytest.raises(ValueError, match=r"metadata\.jsonl:2 names .*, which is no image in the folder"):
       self.write(folder, self.LINES[0], {"file_name": name, "text": "a dog"})()
@@ -252,7 +260,7 @@ class TestCaptions:
 
   def test_text_of_another_encoding(self, folder):
     (folder / "0.txt").write_bytes("schön".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"0\.txt is no text in UTF-8"):
+    with pytest.raises(ValueError, match=r"0\.txt is not text in UTF-8"):
       read_photos(folder, 8, "dog", with_captions=True)
 
 

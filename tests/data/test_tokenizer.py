@@ -7,7 +7,7 @@ import pytest
 import sentencepiece
 
 from dreamjax.data import tokenizer as tokenizers
-from dreamjax.data.tokenizer import Tokenizer
+from dreamjax.data.tokenizer import Tokenizer, Tokenizers
 
 LINES = ["a red dog on the beach", "a blue cat in the snow", "a red cat wearing a hat", "what is said often"] * 30
 
@@ -37,7 +37,8 @@ def test_the_vocabulary_has_the_size_asked_for_and_t5s_special_tokens(trained):
 
 
 def test_rows_are_padded_and_cut_before_the_end_token(trained):
-  ids, mask = Tokenizer(trained, 5)(["a red dog", "a red dog on the beach in the snow", ""])
+  with pytest.warns(UserWarning, match="a text of 10 tokens is truncated to 5, the rest has no effect: 'a red dog on"):
+    ids, mask = Tokenizer(trained, 5)(["a red dog", "a red dog on the beach in the snow", ""])
   assert ids.shape == mask.shape == (3, 5) and ids.dtype == np.int32
   assert ids[0, 3] == trained.eos_token_id and ids[0, 4] == trained.pad_token_id
   assert ids[1, 4] == trained.eos_token_id
@@ -47,10 +48,23 @@ def test_rows_are_padded_and_cut_before_the_end_token(trained):
 
 def test_a_saved_tokenizer_is_loaded_again(trained, tmp_path: pathlib.Path):
   trained.save_pretrained(tmp_path)
-  again = Tokenizer.load(tmp_path, 8)
+  again = Tokenizer.load(tmp_path, 20)
   texts = ["a red dog", "naïve café 🙂"]
-  np.testing.assert_array_equal(again(texts)[0], Tokenizer(trained, 8)(texts)[0])
-  assert again.pieces("a red dog") == ["▁a", "▁red", "▁dog"]
+  np.testing.assert_array_equal(again(texts)[0], Tokenizer(trained, 20)(texts)[0])
+
+
+def test_a_text_that_just_fits_is_not_warned_about(trained):
+  ids, mask = Tokenizer(trained, 4)(["a red dog"])
+  assert mask.all() and ids[0, -1] == trained.eos_token_id
+
+
+def test_several_towers_lower_texts_as_each_of_them_does(trained):
+  lowering, plain = Tokenizer(trained, 8, lowers=True), Tokenizer(trained, 8)
+  ids, mask = Tokenizers([lowering, plain])(["A Red dog"])
+  np.testing.assert_array_equal(ids[:, 0], lowering(["a red dog"])[0])
+  np.testing.assert_array_equal(ids[:, 1], plain(["A Red dog"])[0])
+  np.testing.assert_array_equal(mask, lowering(["a red dog"])[1])
+  assert Tokenizers([lowering, plain]).lowers and Tokenizers([lowering, plain]).all == (lowering, plain)
 
 
 def test_a_folder_of_deepfloyd_if_holds_pieces_of_sentencepiece_alone(tmp_path: pathlib.Path):

@@ -11,19 +11,19 @@ from dreamjax.diffusion.process import KINDS
 from dreamjax.diffusion.schedules import BetaTable, Cosine
 
 
-def draw(count, rows=5):
-  return jnp.asarray(np.random.default_rng(0).standard_normal((count, rows, 4, 4, 3), np.float32))
+def draw(count, batch_size=5):
+  return jnp.asarray(np.random.default_rng(0).standard_normal((count, batch_size, 4, 4, 3), np.float32))
 
 
-def test_it_is_the_weighted_mean_of_the_rows_squared_errors():
-  prediction, target = draw(2, rows=3)
+def test_the_loss_is_the_weighted_mean_of_the_squared_errors():
+  prediction, target = draw(2, batch_size=3)
   errors = np.mean((np.float64(prediction) - target) ** 2, axis=(1, 2, 3))
   np.testing.assert_allclose(squared_error(prediction, target), errors, rtol=1e-6)
   found = denoising_loss(prediction, target, jnp.array([1.0, 0.0, 2.5]))
   np.testing.assert_allclose(found, (errors[0] + 2.5 * errors[2]) / 3, rtol=1e-6)
 
 
-def test_weights_per_row_are_separate_losses():
+def test_weights_express_separate_losses_of_subject_and_prior():
   prediction, target = draw(2)
   n, m, prior = 2, 3, 0.7
   weights = jnp.array([5 / n] * n + [prior * 5 / m] * m)
@@ -37,14 +37,14 @@ def test_weights_per_row_are_separate_losses():
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-8)
 
 
-def test_a_row_of_weight_zero_has_no_gradient():
+def test_an_example_of_weight_zero_has_no_gradient():
   prediction, target = draw(2)
   gradient = jax.jit(jax.grad(denoising_loss))(prediction, target, jnp.array([1.0, 0.0, 1.0, 1.0, 1.0]))
   assert np.all(gradient[1] == 0)
   assert np.all(gradient[0] != 0)
 
 
-def test_it_is_computed_in_float32():
+def test_the_loss_is_computed_in_float32():
   prediction, target = np.full((1, 2, 2, 1), 100, jnp.bfloat16), np.full((1, 2, 2, 1), 99.9, np.float32)
   loss = jax.jit(denoising_loss)(prediction, target, np.ones(1, jnp.bfloat16))
   assert loss.dtype == jnp.float32
@@ -52,7 +52,7 @@ def test_it_is_computed_in_float32():
 
 
 @pytest.mark.parametrize("schedule", [Cosine(), BetaTable("linear")], ids=str)
-def test_min_snr_is_its_definition(schedule):
+def test_min_snr_equals_its_definition(schedule):
   t = jnp.array([0.001, 0.1, 0.3, 0.5, 0.9, 1.0])
 
   @jax.jit
@@ -71,7 +71,7 @@ def test_min_snr_is_its_definition(schedule):
   np.testing.assert_allclose(found["v", 5], min_snr(t, schedule, "v"), rtol=1e-5)
 
 
-def test_min_snr_means_the_same_whatever_is_predicted():
+def test_min_snr_gives_the_same_loss_for_every_kind_of_prediction():
   schedule, t = Cosine(), jnp.array([0.1, 0.5, 0.9])
 
   @jax.jit
@@ -81,11 +81,11 @@ def test_min_snr_means_the_same_whatever_is_predicted():
     found = {kind: process.convert(x0 + 0.1 * off, x_t, t, schedule, "x0", kind) for kind in KINDS}
     return [denoising_loss(found[kind], targets[kind], min_snr(t, schedule, kind)) for kind in KINDS]
 
-  first, second, third = losses(*draw(3, rows=3))
+  first, second, third = losses(*draw(3, batch_size=3))
   np.testing.assert_allclose([second, third], [first, first], rtol=1e-3)
 
 
-def test_min_snr_is_finite_where_there_is_no_noise():
+def test_min_snr_is_finite_at_time_0():
   weights = jax.jit(lambda t: [min_snr(t, BetaTable("linear"), kind) for kind in ("x0", "eps", "v")])
   np.testing.assert_allclose(np.ravel(weights(jnp.zeros(1))), [5, 0, 0], rtol=1e-6)
 

@@ -1,7 +1,7 @@
-"""Samplers against diffusers' schedulers: every x_t that the network sees on the way, and the image at the end.
+"""Samplers compared with diffusers' schedulers: every x_t that enters the network, and the final image.
 
-diffusers has alpha_bar in float32 and subtracts it from 1, which near the clean end leaves few digits of sigma^2: its
-schedulers are some 1e-5 off themselves. Here they get the same table in float64, and agree to 3e-6.
+diffusers computes 1 - alpha_bar in float32, which leaves few digits of sigma^2 near the clean end: its schedulers are
+some 1e-5 off. Here they are given the same table in float64, and agree to 3e-6.
 """
 
 from functools import partial
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamjax.diffusion import guidance, process, samplers
+from dreamjax.diffusion import process, samplers, thresholding
 from dreamjax.diffusion.schedules import BetaTable, spaced_times
 
 diffusers = pytest.importorskip("diffusers")
@@ -26,7 +26,7 @@ SCALED_LINEAR = BetaTable("scaled_linear", start=0.00085, end=0.012)
 
 
 def network(x_t, time, lib):
-  """Some function, the same in both libraries; its second half of channels is a variance."""
+  """Computes an arbitrary function, the same in both libraries: a prediction and a variance."""
   return lib.tanh(1.3 * x_t + time), lib.sin(3 * x_t - 2 * time)
 
 
@@ -35,11 +35,11 @@ def x_start():
 
 
 def run(sampler, table, times, doubled, monkeypatch, **kwargs):
-  """All x_t of a sampling, and the noise of its steps."""
-  seen = []
+  """Returns every x_t of a sampler, and the noise of its steps."""
+  inputs = []
 
   def predict(x_t, t):
-    jax.debug.callback(lambda x: seen.append(np.asarray(x)), x_t, ordered=True)
+    jax.debug.callback(lambda x: inputs.append(np.asarray(x)), x_t, ordered=True)
     prediction, values = network(x_t, process.per_example(t), jnp)
     return jnp.concatenate([prediction, values], axis=-1) if doubled else prediction
 
@@ -49,7 +49,7 @@ def run(sampler, table, times, doubled, monkeypatch, **kwargs):
     kwargs["keys"] = jax.random.split(jax.random.key(0), len(x_start()))
   end = sampler(predict, jnp.asarray(x_start()), times, table, **kwargs)
   jax.effects_barrier()
-  return [*seen, np.asarray(end)], noise
+  return [*inputs, np.asarray(end)], noise
 
 
 def to_torch(x):
@@ -57,11 +57,11 @@ def to_torch(x):
 
 
 def their_run(scheduler, table, timesteps, noise, doubled, monkeypatch, **kwargs):
-  """All x_t of diffusers' sampling with the same noise."""
+  """Returns every x_t of diffusers' scheduler with the same noise."""
   module = __import__(type(scheduler).__module__, fromlist=["randn_tensor"])
   if noise is not None:
-    drawn = iter(noise)  # neither drawn nor needed in the last step
-    monkeypatch.setattr(module, "randn_tensor", lambda *args, **kwargs: to_torch(next(drawn)))
+    noises = iter(noise)  # the last step samples none
+    monkeypatch.setattr(module, "randn_tensor", lambda *args, **kwargs: to_torch(next(noises)))
   x = to_torch(x_start())
   xs = [x]
   for k in timesteps.tolist():
@@ -81,13 +81,13 @@ def scheduler_of(cls, table, kind, **config):
 
 
 def agree(ours, theirs):
-  """To 3e-6 of the greatest number there is at each step."""
+  """Asserts equality to 3e-6 of the maximum of each step."""
   assert len(ours) == len(theirs) == STEPS + 1
   for step, (a, b) in enumerate(zip(ours, theirs, strict=True)):
     np.testing.assert_allclose(a, b, rtol=0, atol=3e-6 * max(1, np.abs(b).max()), err_msg=f"before step {step}")
 
 
-IF = partial(guidance.dynamic_threshold, ratio=0.95, maximum=1.5)
+IF = partial(thresholding.dynamic_threshold, percentile=0.95, max_threshold=1.5)
 IF_CONFIG = {"thresholding": True, "dynamic_thresholding_ratio": 0.95, "sample_max_value": 1.5}
 
 
@@ -96,10 +96,10 @@ IF_CONFIG = {"thresholding": True, "dynamic_thresholding_ratio": 0.95, "sample_m
   [
     (COSINE, "eps", "linspace", "learned", IF, {"variance_type": "learned_range", **IF_CONFIG}),
     (LINEAR, "v", "leading", 1.0, None, {"variance_type": "fixed_large", "clip_sample": False}),
-    (SCALED_LINEAR, "x0", "trailing", 0.0, guidance.static_threshold, {"variance_type": "fixed_small"}),
+    (SCALED_LINEAR, "x0", "trailing", 0.0, thresholding.static_threshold, {"variance_type": "fixed_small"}),
   ],
 )
-def test_ancestral_is_ddpm(table, kind, spacing, gamma, threshold, config, monkeypatch):
+def test_ancestral(table, kind, spacing, gamma, threshold, config, monkeypatch):
   doubled = gamma == "learned"
   times = spaced_times(table, STEPS, spacing)
   ours, noise = run(samplers.ancestral, table, times, doubled, monkeypatch, kind=kind, gamma=gamma, threshold=threshold)
@@ -135,5 +135,5 @@ def test_dpm_solver(table, kind, threshold, config, monkeypatch):
   ours, _ = run(samplers.dpm_solver, table, times, doubled, monkeypatch, kind=kind, threshold=threshold)
   scheduler = scheduler_of(diffusers.DPMSolverMultistepScheduler, table, kind, **config)
   timesteps = table.timestep(jnp.asarray(times[:-1], jnp.float32))
-  scheduler.set_timesteps(timesteps=np.asarray(timesteps).tolist())
+  scheduler.set_timesteps(timesteps=np.asarray(timesteps, int).tolist())
   agree(ours, their_run(scheduler, table, scheduler.timesteps, None, doubled, monkeypatch))

@@ -1,4 +1,4 @@
-"""The forward process, predictions and posteriors: identities, and the definitions in float64."""
+"""The forward process, conversions of predictions and posteriors: identities, and comparisons with float64."""
 
 from functools import partial
 import itertools
@@ -25,14 +25,14 @@ def per_row(*values):
   return [np.float64(value).reshape(-1, 1, 1, 1) for value in values]
 
 
-def shares(schedule, t):
+def factors(schedule, t):
   return per_row(*jax.jit(lambda t: (schedule.alpha(t), schedule.sigma(t)))(t))
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
-def test_each_row_is_noised_at_its_own_time(schedule):
+def test_each_image_is_noised_at_its_own_time(schedule):
   x0, eps = draw(2)
-  alpha, sigma = shares(schedule, TIMES)
+  alpha, sigma = factors(schedule, TIMES)
   found = jax.jit(partial(process.diffuse, schedule=schedule))(x0, eps, TIMES)
   np.testing.assert_allclose(found, alpha * x0 + sigma * eps, atol=1e-6)
 
@@ -54,9 +54,9 @@ def test_every_prediction_converts_to_every_other(schedule):
     np.testing.assert_allclose(converted[1:-1], exact[to][1:-1], atol=3e-5, err_msg=f"{source} to {to}")
 
 
-def test_targets_are_their_definitions():
+def test_targets_equal_their_definitions():
   x0, eps = draw(2)
-  alpha, sigma = shares(Cosine(), TIMES)
+  alpha, sigma = factors(Cosine(), TIMES)
   found = {kind: process.target(*map(jnp.asarray, (x0, eps, TIMES)), Cosine(), kind) for kind in process.KINDS}
   np.testing.assert_array_equal(found["eps"], eps)
   np.testing.assert_array_equal(found["x0"], x0)
@@ -75,8 +75,8 @@ def test_conversions_are_finite_at_both_ends(schedule):
   found = convert(prediction, x_t, TIMES)
   for pair, converted in found.items():
     assert np.all(np.isfinite(converted)), pair
-  # Nothing that a schedule reaches is distorted: at t = 1 x0 is what it says, however small alpha is.
-  alpha, sigma = shares(schedule, TIMES)
+  # The bound of the divisors is below what schedules reach: at t = 1 x0 is exact, however small alpha is.
+  alpha, sigma = factors(schedule, TIMES)
   expected = (np.float64(x_t) - sigma * prediction) / alpha
   np.testing.assert_allclose(found["eps", "x0"][-1], expected[-1], rtol=1e-3)
 
@@ -86,7 +86,7 @@ def test_the_posterior_is_bayes_rule(schedule):
   x_t, x0 = draw(2)
   t = np.array([1.0, 0.9, 0.5, 0.2, 0.002, 0.7, 0.3], np.float32)
   s = np.array([0.999, 0.3, 0.45, 0.001, 0.001, 0.1, 0.2], np.float32)
-  (a_t, s_t), (a_s, s_s) = shares(schedule, t), shares(schedule, s)
+  (a_t, s_t), (a_s, s_s) = factors(schedule, t), factors(schedule, s)
   # x_s | x0 ~ N(a_s x0, s_s^2) and x_t | x_s ~ N(a x_s, b), whose precisions add up.
   a = a_t / a_s
   b = s_t**2 - a**2 * s_s**2
@@ -118,23 +118,23 @@ def test_the_posterior_of_the_clean_end_is_x0():
   assert np.all(np.isfinite(middle))
 
 
-def test_the_learned_variance_is_the_range_of_nichol_and_dhariwal():
+def test_the_learned_variance_is_that_of_nichol_and_dhariwal():
   (values,) = draw(1)
-  k, before = 400, 300
+  k, previous = 400, 300
   alpha_bar = np.cumprod(1 - TABLE.betas())
-  beta = 1 - alpha_bar[k] / alpha_bar[before]
-  small = beta * (1 - alpha_bar[before]) / (1 - alpha_bar[k])
+  beta = 1 - alpha_bar[k] / alpha_bar[previous]
+  small = beta * (1 - alpha_bar[previous]) / (1 - alpha_bar[k])
   fraction = (np.float64(values) + 1) / 2
   expected = np.exp(fraction * np.log(beta) + (1 - fraction) * np.log(small))
 
   @jax.jit
-  def find(values, k, before):
-    return process.ancestral_variance(process.learned_gamma(values), TABLE.time(k), TABLE.time(before), TABLE)
+  def find(values, k, previous):
+    return process.ancestral_variance(process.learned_gamma(values), TABLE.time(k), TABLE.time(previous), TABLE)
 
-  np.testing.assert_allclose(find(values, np.full(7, k), np.full(7, before)), expected, rtol=1e-5)
+  np.testing.assert_allclose(find(values, np.full(7, k), np.full(7, previous)), expected, rtol=1e-5)
 
 
-def test_noise_depends_on_the_image_s_own_key_alone():
+def test_noise_depends_on_the_image_s_own_key_only():
   keys, shape = jax.random.split(jax.random.key(0), 4), (8, 8, 3)
 
   @jax.jit
@@ -147,25 +147,25 @@ def test_noise_depends_on_the_image_s_own_key_alone():
   assert abs(noise.std() - 1) < 0.1
 
 
-def test_augmentation_noises_each_image_at_its_level():
+def test_augmentation_noises_each_image_to_its_level():
   low_res = np.random.default_rng(0).standard_normal((4, 32, 32, 3), np.float32)
   keys = jax.random.split(jax.random.key(0), 4)
 
   @jax.jit
   def augment(low_res, timesteps, keys):
-    seen = process.augment(low_res, TABLE.time(timesteps), keys, TABLE)
-    return seen, process.draw_noise(keys, low_res.shape[1:])
+    augmented = process.augment(low_res, TABLE.time(timesteps), keys, TABLE)
+    return augmented, process.draw_noise(keys, low_res.shape[1:])
 
   found, start = map(np.asarray, augment(low_res, np.array([-1, 250, 999, 250]), keys))
   np.testing.assert_array_equal(found[0], low_res[0])
-  drawn = {1: (found[1] - np.sqrt(1 - 0.1541) * low_res[1]) / np.sqrt(0.1541), 2: found[2]}
-  for row, noise in drawn.items():
+  noises = {1: (found[1] - np.sqrt(1 - 0.1541) * low_res[1]) / np.sqrt(0.1541), 2: found[2]}
+  for i, noise in noises.items():
     assert abs(noise.std() - 1) < 0.05
-    others = np.stack([low_res[row], noise, start[row], start[3]]).reshape(4, -1)
+    others = np.stack([low_res[i], noise, start[i], start[3]]).reshape(4, -1)
     assert np.abs(np.corrcoef(others) - np.eye(4)).max() < 0.1  # the sampler may start from the same keys
 
 
-def test_the_maths_is_float32_whatever_comes_in():
+def test_everything_is_computed_in_float32():
   x0, eps = np.asarray(draw(2), jnp.bfloat16)
   diffuse = jax.jit(partial(process.diffuse, schedule=TABLE))
   np.testing.assert_array_equal(diffuse(x0, eps, TIMES), diffuse(np.float32(x0), np.float32(eps), TIMES))

@@ -1,4 +1,4 @@
-"""Schedules and grids of times: against their definitions in float64, and against diffusers' tables."""
+"""Schedules and time grids, compared with their definitions in float64 and with diffusers' tables."""
 
 import functools
 
@@ -24,7 +24,7 @@ def program(schedule):
 
 
 def values(schedule, t):
-  """alpha, sigma and the log signal-to-noise ratio at a thousand times, so that one program does for all tests."""
+  """Returns alpha, sigma and log SNR at 1,000 times: one shape, so that each schedule is compiled once."""
   assert len(t) == 1000
   return [np.asarray(value) for value in program(schedule)(np.asarray(t, np.float32))]
 
@@ -34,7 +34,7 @@ def times_of(table):
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
-def test_tables_are_those_of_diffusers(table):
+def test_tables_equal_those_of_diffusers(table):
   diffusers = pytest.importorskip("diffusers")
   theirs = diffusers.DDPMScheduler(table.steps, table.start, table.end, table.name)
   np.testing.assert_allclose(table.betas(), theirs.betas.numpy(), rtol=1e-5, atol=1e-7)  # theirs are float32
@@ -53,13 +53,13 @@ def test_tables_are_exact_at_their_timesteps(table):
   np.testing.assert_allclose(sigma, np.sqrt(1 - alpha_bars(table)), rtol=3e-6)
 
 
-def test_the_noise_of_if_is_that_of_the_published_timesteps():
+def test_if_noise_at_published_timesteps():
   _, sigma, _ = values(TABLES[0], times_of(TABLES[0]))
   np.testing.assert_allclose(sigma[[0, 13, 100, 250]] ** 2, [4.128e-5, 1.020e-3, 2.842e-2, 0.1541], rtol=5e-4)
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
-def test_a_table_is_clean_at_its_start_and_without_jumps_between_timesteps(table):
+def test_a_table_is_clean_at_time_0_and_continuous_between_timesteps(table):
   alpha, sigma, log_snr = values(table, np.arange(1000) / 2000)
   assert (alpha[0], sigma[0], log_snr[0]) == (1, 0, np.inf)
   assert table.timestep(jnp.zeros(())) == -1
@@ -67,13 +67,13 @@ def test_a_table_is_clean_at_its_start_and_without_jumps_between_timesteps(table
   np.testing.assert_allclose(np.float64(alpha[1::2]) ** 2, expected, rtol=1e-5)
 
 
-def test_cosine_is_its_definition_to_both_ends():
+def test_cosine_equals_its_definition_up_to_both_ends():
   t = np.float64(np.sin(np.linspace(0, np.pi / 2, 1000, dtype=np.float32)) ** 2)  # close together at both ends
   low, high = np.arctan(np.exp(-7.0)), np.arctan(np.exp(8.0))
   expected = -2 * np.log(np.tan(low + t * (high - low))) - 1.25
   np.testing.assert_allclose(values(SHIFTED, t)[2], expected, atol=3e-5)
   alpha, _, log_snr = values(Cosine(), t)
-  np.testing.assert_allclose(alpha, np.cos(np.pi / 2 * t), atol=1e-4)  # which it is but for the ends
+  np.testing.assert_allclose(alpha, np.cos(np.pi / 2 * t), atol=1e-4)  # but for the ends
   np.testing.assert_allclose([log_snr[0], log_snr[-1]], [20, -20], atol=1e-5)
 
 
@@ -99,7 +99,7 @@ def test_drawn_times_are_uniform(schedule):
 
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
 @pytest.mark.parametrize("steps", [1, 7, 50, 1000])
-def test_spacings_are_those_of_diffusers(spacing, steps):
+def test_spacings_equal_those_of_diffusers(spacing, steps):
   diffusers = pytest.importorskip("diffusers")
   table, offset = TABLES[0], 1 if steps in (7, 50) else 0
   times = spaced_times(table, steps, spacing, offset)
@@ -107,6 +107,18 @@ def test_spacings_are_those_of_diffusers(spacing, steps):
     theirs = scheduler(timestep_spacing=spacing, steps_offset=offset)
     theirs.set_timesteps(steps)
     np.testing.assert_allclose(times * table.steps - 1, [*theirs.timesteps.tolist(), -1], atol=1e-9)
+
+
+@pytest.mark.parametrize("steps", [50, 1000, 4000])
+def test_every_timestep_of_a_table_is_whole(steps):
+  table = BetaTable("linear", steps)
+  np.testing.assert_array_equal(table.timestep(table.time(jnp.arange(steps))), np.arange(steps))
+  np.testing.assert_array_equal(table.timestep(jnp.array([table.min_time, 0.5, 1.0])), [0, steps // 2 - 1, steps - 1])
+  np.testing.assert_allclose(table.timestep(jnp.float32(0.5 + 0.3 / steps)), steps / 2 - 0.7, rtol=1e-4)
+
+
+def test_continuous_time_counts_1000_timesteps():
+  np.testing.assert_allclose(Cosine().timestep(jnp.array([Cosine().min_time, 0.25, 1.0])), [-1, 249, 999])
 
 
 def test_uniform_times():
@@ -124,7 +136,7 @@ def test_uniform_times():
     (lambda: spaced_times(TABLES[0], 0, "leading"), "1 to 1000 steps"),
     (lambda: spaced_times(TABLES[0], 1001, "leading"), "1 to 1000 steps"),
     (lambda: spaced_times(TABLES[0], 10, "even"), "unknown spacing 'even'"),
-    (lambda: spaced_times(TABLES[0], 1000, "leading", offset=1), "beyond the table's last timestep, 999"),
+    (lambda: spaced_times(TABLES[0], 1000, "leading", offset=1), "exceeds the table's last timestep, 999"),
   ],
 )
 def test_bad_inputs(call, message):

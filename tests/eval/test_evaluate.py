@@ -76,7 +76,7 @@ def test_one_photo_has_no_ceiling_and_no_copies(red, encoders, folder, paint):
   made, _ = red
   scores = evaluate(made, folder("one", [paint("red", 10)]), encoders)["scores"]
   for name in ("dino_real", "clip_i_real", "copies"):
-    assert scores[name]["mean"] is None and scores[name]["note"].startswith("undefined: one real image only")
+    assert scores[name]["mean"] is None and scores[name]["note"].startswith("undefined: a single real image")
   assert scores["dino"]["mean"] > 0.5
 
 
@@ -137,7 +137,7 @@ def test_intervals_are_of_subjects_where_there_are_several(several, encoders):
 def test_subjects_with_one_photo_are_named_beside_the_ceiling_of_the_others(several, encoders):
   scores = evaluate(*several, encoders)["scores"]
   assert scores["dino_real"]["n"] == 6 and scores["dino_real"]["mean"] > 0.9
-  assert scores["dino_real"]["note"].startswith("undefined for green: one real image only")
+  assert scores["dino_real"]["note"].startswith("undefined for green: a single real image")
 
 
 def test_one_subject_may_have_its_photos_above_the_folders_of_distractors(red, several, encoders, folder, paint):
@@ -153,7 +153,7 @@ def test_pres_compares_members_of_the_class_with_the_subject(red, several, encod
     [[cosine(a, b) for b in embedded(red[1], encoders.dino)] for a in embedded(members, encoders.dino)]
   )
   assert evaluate(*red, encoders, prior=members)["scores"]["pres"]["mean"] == pytest.approx(expected, abs=1e-5)
-  with pytest.raises(ValueError, match="has images for nobody by name, and the subjects are blue, green, red"):
+  with pytest.raises(ValueError, match="has images for none by name, and the subjects are blue, green, red"):
     evaluate(*several, encoders, prior=members)
 
 
@@ -240,21 +240,32 @@ class TestBadInput:
     with pytest.raises(ValueError, match="metadata.jsonl:5 is no JSON object with a file_name"):
       evaluate(*red, encoders)
 
+  @pytest.mark.parametrize("name", ["../secret.png", "/secret.png", "sub/../../secret.png", "link.png", 3])
+  def test_metadata_that_names_a_file_outside_the_folder(self, red, encoders, paint, name):
+    secret = red[0].parent / "secret.png"
+    Image.fromarray(paint("red", 0)).save(secret)
+    (red[0] / "link.png").symlink_to(secret)
+    name = str(secret) if name == "/secret.png" else name
+    with (red[0] / "metadata.jsonl").open("a") as file:
+      file.write(json.dumps({"file_name": name, "text": "a red toy"}) + "\n")
+    with pytest.raises(ValueError, match=r"metadata.jsonl:5: .* is no file inside .*made"):
+      evaluate(*red, encoders)
+
   def test_prompts_that_are_no_text(self, red, encoders, folder, paint):
     made = folder("numbers", [paint("red", 0)], [{"text": 3}])
-    with pytest.raises(ValueError, match="00.png: its prompt is 3, and must be text"):
+    with pytest.raises(ValueError, match="00.png: its prompt is 3, but must be text"):
       evaluate(made, red[1], encoders)
 
   def test_labels_that_the_probe_does_not_know(self, red, encoders, folder, paint):
     made = folder("purple", [paint("red", 0)], [{"text": "a red toy", "colour": "purple"}])
-    with pytest.raises(ValueError, match="00.png: the probe knows no colour 'purple', only red, green, blue, white"):
+    with pytest.raises(ValueError, match="00.png: the probe has no colour 'purple', only red, green, blue, white"):
       evaluate(made, red[1], encoders)
 
   def test_subjects_without_photos(self, several, red, encoders, folder, paint):
     folder("all/made/purple", [paint("red", 0)])
     with pytest.raises(ValueError, match="has no real images of purple, only of blue, green, red, white"):
       evaluate(several[0], several[1], encoders)
-    with pytest.raises(ValueError, match="has no real images of blue, green, purple, red, only of nobody by name"):
+    with pytest.raises(ValueError, match="has no real images of blue, green, purple, red, only of none by name"):
       evaluate(several[0], red[0], encoders)
 
   def test_images_beside_sub_folders(self, several, encoders, folder, paint):
@@ -264,5 +275,5 @@ class TestBadInput:
 
   def test_encoders_that_give_no_numbers(self, red, encoders):
     broken = dataclasses.replace(encoders, dino=lambda images: np.full((len(images), 4), np.nan))
-    with pytest.raises(ValueError, match="the encoder dino makes no finite numbers of .*00.png"):
+    with pytest.raises(ValueError, match="the encoder dino returns numbers that are not finite for .*00.png"):
       evaluate(*red, broken)

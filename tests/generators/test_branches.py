@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from dreamjax import generators
+from dreamjax.diffusion import process
+from dreamjax.diffusion.schedules import Cosine
 from dreamjax.generators import sampling
 from dreamjax.generators.branches import Branch, diffusion_weights, evaluate, group_branches, masked_weights, mix
 from dreamjax.generators.cascade import Sampling
@@ -51,6 +53,22 @@ def test_a_learned_variance_is_not_mixed():
   outputs = jnp.arange(8.0).reshape(2, 1, 1, 1, 4)
   mixed = mix(outputs, jnp.array([-1.0, 2.0]), learned_variance=True)
   np.testing.assert_allclose(mixed[0, 0, 0], [8, 9, 6, 7])
+
+
+def test_guidance_of_v_and_of_x0_are_equal():
+  schedule, t, rng = Cosine(), jnp.array([0.2, 0.5, 0.8]), np.random.default_rng(0)
+  x_t, outputs = rng.standard_normal((3, 4, 4, 2), np.float32), rng.standard_normal((2, 3, 4, 4, 2), np.float32)
+  weights = jnp.array([-2.0, 3.0])
+  x0 = jnp.stack([process.convert(output, x_t, t, schedule, "v", "x0") for output in outputs])
+  guided = process.convert(mix(outputs, weights), x_t, t, schedule, "v", "x0")
+  np.testing.assert_allclose(mix(x0, weights), guided, atol=1e-5)
+
+
+def test_each_image_may_have_its_own_weights():
+  outputs = np.random.default_rng(0).standard_normal((2, 3, 4, 5), np.float32)
+  found = mix(outputs, jnp.array([[1.0, 0.0, -6.0], [0.0, 1.0, 7.0]]))
+  wanted = [outputs[0, 0], outputs[1, 1], 7 * outputs[1, 2] - 6 * outputs[0, 2]]
+  np.testing.assert_allclose(found, np.stack(wanted), atol=1e-5)
 
 
 @pytest.fixture(scope="module")

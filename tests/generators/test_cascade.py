@@ -7,9 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors
+import safetensors.numpy
 
 from dreamjax import generators, theta
-from dreamjax.generators import branches
+from dreamjax.convert import pretrained
+from dreamjax.generators import branches, pipelines
 from dreamjax.generators import cascade as cascades
 from dreamjax.generators import generator as generator_lib
 from dreamjax.generators.cascade import Sampling, Stage
@@ -186,8 +189,40 @@ def test_a_theta_is_bound_to_its_generator(tiny_cascade, tmp_path):
   found = generators.load_theta(tmp_path / "dog.safetensors", generator, params)
   assert found.card == made.card and set(found.thetas) == {"base"}
   other = dataclasses.replace(generator, name="other")
-  with pytest.raises(ValueError, match="was trained beside tiny"):
-    theta.load(tmp_path / "dog.safetensors", Base(other.name, "0" * 64))
+  with pytest.raises(ValueError, match="was trained with tiny and does not fit other, whose part 'text' has the hash"):
+    theta.load(tmp_path / "dog.safetensors", Base(other.name, {**made.card.base.hashes, "text": "0" * 64}))
+
+
+def test_a_theta_of_one_stage_loads_with_other_stages_and_without(tiny_cascade, tmp_path, monkeypatch):
+  both, params = tiny_cascade
+  one = dataclasses.replace(both, stages=both.stages[:1])
+  first, other = {"text": params["text"], "base": params["base"]}, {**params, "sr": params["base"]}
+  low = LoRA.init(jax.random.key(0), params["base"], 1)
+  for trained, own, others in ((both, params, [(one, first), (both, other)]), (one, first, [(both, params)])):
+    Personalisation({"base": low}, Card(trained.base(own), "qx", "dog", {})).save(tmp_path / "theta")
+    for another, its in others:
+      assert set(generators.load_theta(tmp_path / "theta", another, its).thetas) == {"base"}
+  Personalisation({"base": low, "sr": low}, Card(both.base(params), "qx", "dog", {})).save(tmp_path / "theta")
+  with pytest.raises(ValueError, match="whose part 'sr' is missing"):
+    generators.load_theta(tmp_path / "theta", one, first)
+  base = both.base(params)
+  monkeypatch.setattr(generator_lib, "content_hash", lambda *_: pytest.fail("the hashes are known"))
+  generators.load_theta(tmp_path / "theta", both, params, base)
+
+
+def test_a_file_of_the_first_format_is_bound_to_all_parameters(tiny_cascade, tmp_path):
+  generator, params = tiny_cascade
+  low = LoRA.init(jax.random.key(0), params["base"], 1)
+  Personalisation({"base": low}, Card(generator.base(params), "qx", "dog", {})).save(tmp_path / "new")
+  with safetensors.safe_open(tmp_path / "new", "np") as file:
+    metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}
+  del metadata["base_hashes"]
+  metadata |= {"format": "dreamjax theta 1", "base_hash": theta.content_hash(params)}
+  safetensors.numpy.save_file(tensors, tmp_path / "old", metadata)
+  for base in (None, generator.base(params)):
+    assert set(generators.load_theta(tmp_path / "old", generator, params, base).thetas) == {"base"}
+  with pytest.raises(ValueError, match="whose set of parameters has the hash"):
+    generators.load_theta(tmp_path / "old", generator, {**params, "sr": params["base"]})
 
 
 @pytest.mark.parametrize(
@@ -204,6 +239,26 @@ def test_a_folder_that_is_no_generator_is_refused(tmp_path, index, message):
   (tmp_path / "model_index.json").write_text(index)
   with pytest.raises(ValueError, match=message):
     generators.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../base", "/base", "a/b", "..", "", 3])
+def test_a_stage_is_no_path_out_of_the_folder(tmp_path, name):
+  index = {"_class_name": "DreamjaxCascade", "name": "", "text_encoder": "", "length": 1, "stages": [{"name": name}]}
+  (tmp_path / "model_index.json").write_text(json.dumps(index))
+  with pytest.raises(ValueError, match="no index of a generator: "):
+    generators.load(tmp_path)
+
+
+def test_a_repository_of_the_hub_may_be_pinned_to_a_revision(tiny_cascade, tiny_folder, monkeypatch):
+  asked = []
+  monkeypatch.setattr(pretrained, "locate", lambda name, parts=False: asked.append(name) or tiny_folder)
+  monkeypatch.setattr(pipelines, "KNOWN", ("DreamjaxCascade",))
+  monkeypatch.setattr(pipelines, "load", lambda folders, *_: tiny_cascade)
+  generators.load("someone/model@v1.0+someone/model-II@refs/pr/3")
+  assert asked == ["someone/model@v1.0", "someone/model-II@refs/pr/3"]
+  for name in ("someone/model@", "someone@v1/model"):
+    with pytest.raises(FileNotFoundError, match="nor a generator of that name"):
+      generators.load(name)
 
 
 def test_an_unknown_name_is_refused():

@@ -119,7 +119,7 @@ def test_a_theta_that_changes_nothing_draws_what_the_generator_does(tiny_masked)
     stage.name: Adapters.init(jax.random.key(0), params[stage.name]["transformer"], 2, stage.transformer.adapted)
     for stage in generator.stages
   }
-  for a, b in zip(*(drawn(tiny_masked, PROMPTS[:1] * 2, thetas) for thetas in ([idle], [])), strict=True):
+  for a, b in zip(*(drawn(tiny_masked, PROMPTS[:1] * 2, some) for some in ([idle], [])), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-4)
 
 

@@ -138,8 +138,8 @@ def test_variants_of_half_precision_are_read(pipelines, tmp_path, variant):
 def test_a_pipeline_comes_from_the_hub_without_what_is_not_read(pipelines, tmp_path, monkeypatch):
   asked = []
 
-  def download(name, allow_patterns):
-    asked.append(name)
+  def download(name, revision, allow_patterns):
+    asked.append((name, revision))
     folder = pipelines.folder("sdxl")
     for path in (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()):
       if list(huggingface_hub.utils.filter_repo_objects([path], allow_patterns=allow_patterns)):
@@ -152,7 +152,7 @@ def test_a_pipeline_comes_from_the_hub_without_what_is_not_read(pipelines, tmp_p
   monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
   generator, params = generators.load("someone/sd-xl")
   wanted, same = generators.load(pipelines.folder("sdxl"))
-  assert asked == ["someone/sd-xl"] and generator.stages == wanted.stages
+  assert asked == [("someone/sd-xl", None)] and generator.stages == wanted.stages
   jax.tree.map(np.testing.assert_array_equal, params, same)
   with pytest.raises(FileNotFoundError, match="nor a generator of that name"):
     generators.load(tmp_path.name + "/none/such")

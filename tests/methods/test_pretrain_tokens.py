@@ -1,4 +1,4 @@
-"""The training of token stages: their tokens are those of the images, both stages learn, and what is saved draws."""
+"""The training of token stages: tokens are those of the images, both stages learn, and the saved generator samples."""
 
 import jax
 import jax.numpy as jnp
@@ -55,23 +55,23 @@ def descend(task, steps):
   step = jax.jit(lambda theta, rows, key: jax.value_and_grad(task.loss, has_aux=True)(theta, task.frozen, rows, key))
   theta, losses = task.theta, []
   for i in range(steps):
-    (loss, _), gradient = step(theta, task.batches(i), jax.random.key(i))
+    (loss, _), gradient = step(theta, task.batch(i), jax.random.key(i))
     losses.append(float(loss))
     theta = jax.tree.map(lambda x, g: x - 0.01 * jnp.sign(g), theta, gradient)
   return losses, theta
 
 
 def test_both_stages_learn_and_are_joined(folders, data, tmp_path):
-  judged = []
+  scored = []
 
-  def judge(images, texts):
-    judged.append(list(zip(images, texts, strict=True)))
+  def scorer(images, texts):
+    scored.append(list(zip(images, texts, strict=True)))
     return {"class": 1.0}
 
   for which in ("base", "sr"):
-    task = tokens.task(config(folders, which), data, data, judge)
+    task = tokens.TokensTask(config(folders, which), data, data, scorer)
     vqgan, params = pretrained.load(folders / ("small" if which == "base" else "large"))
-    rows = task.batches(0)
+    rows = task.batch(0)
     side = 4 if which == "base" else 8
     images = jnp.asarray(data.load_images(np.arange(2))).astype(jnp.float32) / 127.5 - 1
     small = images.reshape(2, side, 8 // side, side, 8 // side, 3).mean(axis=(2, 4))
@@ -80,7 +80,7 @@ def test_both_stages_learn_and_are_joined(folders, data, tmp_path):
     assert (rows.low is None) == (which == "base")
     losses, theta = descend(task, 60)
     assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:5])
-    assert task.measure(theta) == {"class": 1.0} and len(judged[-1]) == 32  # as many as are shown
+    assert task.measure(theta) == {"class": 1.0} and len(scored[-1]) == 32  # as many as are shown
     assert task.show(theta).images.shape == (32, side, side, 3)
     task.save(theta, tmp_path / which)
   joining.join([str(tmp_path / "base"), str(tmp_path / "sr")], str(folders / "t5"), tmp_path / "whole")
@@ -90,20 +90,20 @@ def test_both_stages_learn_and_are_joined(folders, data, tmp_path):
   assert drawn.shape == (4, 8, 8, 3) and np.abs(drawn[0] - drawn[2]).max() > 0.01
 
 
-def test_enlarging_asks_only_the_branches_that_count(folders, data, monkeypatch):
-  asked, draw = [], masked.draw_tokens
+def test_super_resolution_evaluates_only_branches_with_weight(folders, data, monkeypatch):
+  evaluated, draw = [], masked.draw_tokens
 
   def watched(*args):
-    asked.append(args[5].shape)
+    evaluated.append(args[5].shape)
     return draw(*args)
 
   monkeypatch.setattr(masked, "draw_tokens", watched)
   for guidance in (0.0, 1.0):
-    task = tokens.task(config(folders, "sr", decoding={"steps": 1, "lambda_b": guidance}), data, data)
+    task = tokens.TokensTask(config(folders, "sr", decoding={"steps": 1, "lambda_b": guidance}), data, data)
     task.show(task.theta)
-  assert asked == [(2, 1), (2, 2)]
+  assert evaluated == [(2, 1), (2, 2)]
 
 
 def test_a_folder_without_a_vqgan_is_refused(folders, data):
   with pytest.raises(ValueError, match="t5 holds a T5Encoder, but a VQGAN is wanted there"):
-    tokens.task(config(folders, "base", vqgan=str(folders / "t5")), data, data)
+    tokens.TokensTask(config(folders, "base", vqgan=str(folders / "t5")), data, data)

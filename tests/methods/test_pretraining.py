@@ -1,4 +1,4 @@
-"""The losses that encoders are trained with, and a few steps of each training."""
+"""The losses of the encoders, and a few steps of each of their trainings."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ from dreamjax.data.examples import Examples
 from dreamjax.data.preprocessing import Preprocessor
 from dreamjax.data.tokenizer import Tokenizer
 from dreamjax.methods.pretraining import classifier, contrastive, text
-from dreamjax.methods.pretraining.task import in_pieces, initial, signed, warm
+from dreamjax.methods.pretraining.task import in_batches, init_params, load_matching, signed
 from dreamjax.models.resnet import Classifier, ResNet
 from dreamjax.models.vit import ViT
 from dreamjax.parallel import sharding
@@ -24,9 +24,9 @@ WORDS = {"class": ("dog", "cat"), "colour": ("red", "green", "blue")}
 
 def examples(n, seed):
   """Squares in three colours at two heights, two of each subject."""
-  draw = np.random.default_rng(seed)
-  cls, colour = (np.repeat(draw.integers(0, k, n // 2), 2) for k in (2, 3))
-  images = draw.integers(0, 40, (n, 16, 16, 3), dtype=np.uint8)
+  rng = np.random.default_rng(seed)
+  cls, colour = (np.repeat(rng.integers(0, k, n // 2), 2) for k in (2, 3))
+  images = rng.integers(0, 40, (n, 16, 16, 3), dtype=np.uint8)
   for i in range(n):
     images[i, 8 * cls[i] : 8 * cls[i] + 8, :, colour[i]] += 200
   captions = [f"a {WORDS['colour'][k]} {WORDS['class'][c]} on the beach" for c, k in zip(cls, colour, strict=True)]
@@ -55,13 +55,13 @@ VIT = {"image": 16, "patch": 8, "width": 16, "depth": 1, "heads": 2, "mlp": 16}
 
 
 def descend(task, steps, rate):
-  """Loss before and after some steps of plain gradient descent."""
+  """The loss at each of some steps of plain gradient descent, and the parameters after them."""
   step = jax.jit(
     lambda theta, batch: jax.value_and_grad(task.loss, has_aux=True)(theta, None, batch, jax.random.key(0))
   )
   theta, losses = task.theta, []
   for i in range(steps):
-    (loss, _), gradient = step(theta, task.batches(i))
+    (loss, _), gradient = step(theta, task.batch(i))
     losses.append(float(loss))
     theta = jax.tree.map(lambda x, g: x - rate * g, theta, gradient)
   return losses, theta
@@ -69,43 +69,43 @@ def descend(task, steps, rate):
 
 def test_contrast_is_the_symmetric_cross_entropy_of_cosines():
   a, b = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32)
-  loss, right = contrastive.contrast(jnp.asarray(a), jnp.asarray(b), 7.0)
+  loss, accuracy = contrastive.contrast(jnp.asarray(a), jnp.asarray(b), 7.0)
   cosines = np.array([[x @ y / np.linalg.norm(x) / np.linalg.norm(y) for y in b] for x in a])
   p = np.exp(7.0 * cosines)
   expected = -np.mean([np.log(p[i, i] / p[i].sum()) + np.log(p[i, i] / p[:, i].sum()) for i in range(5)]) / 2
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
-  np.testing.assert_allclose(right, np.mean(cosines.argmax(1) == np.arange(5)), rtol=1e-6)
+  np.testing.assert_allclose(accuracy, np.mean(cosines.argmax(1) == np.arange(5)), rtol=1e-6)
 
 
 def test_cross_entropy_counts_known_labels_only():
   logits = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)
   labels = np.array([2, -1, 0, 1])
-  loss, right = classifier.cross_entropy({"colour": jnp.asarray(logits)}, {"colour": jnp.asarray(labels)})
+  loss, accuracy = classifier.cross_entropy({"colour": jnp.asarray(logits)}, {"colour": jnp.asarray(labels)})
   log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
   known = [0, 2, 3]
   np.testing.assert_allclose(loss, -np.mean([log_p[i, labels[i]] for i in known]), rtol=1e-5)
-  np.testing.assert_allclose(right["colour"], np.mean([logits[i].argmax() == labels[i] for i in known]), rtol=1e-6)
+  np.testing.assert_allclose(accuracy["colour"], np.mean([logits[i].argmax() == labels[i] for i in known]), rtol=1e-6)
   nobody, _ = classifier.cross_entropy({"colour": jnp.asarray(logits)}, {"colour": jnp.full(4, -1)})
   assert float(nobody) == 0.0
 
 
-def test_in_pieces_is_the_function_of_the_whole():
+def test_in_batches_equals_the_function_of_all_inputs():
   x = jnp.arange(22.0).reshape(11, 2)
-  np.testing.assert_array_equal(in_pieces(lambda y: 2 * y, x, size=4), 2 * x)
+  np.testing.assert_array_equal(in_batches(lambda y: 2 * y, x, size=4), 2 * x)
 
 
 def test_signed_covers_the_range():
   np.testing.assert_allclose(signed(jnp.array([0, 255], jnp.uint8)), [-1.0, 1.0])
 
 
-def test_parameters_are_born_where_they_belong_and_others_take_their_places_there(monkeypatch):
+def test_parameters_are_initialised_sharded_and_those_that_are_loaded_into_them_too(monkeypatch):
   monkeypatch.setattr(sharding, "_MIN_SHARDED", 1)
   model = Classifier(heads=WORDS, image=16, widths=(8, 8), blocks=1)
   inputs = jax.random.key(0), jnp.zeros((1, 16, 16, 3))
   mesh = sharding.make_mesh((1, 8, 1))
-  alone, born = initial(model, *inputs), initial(model, *inputs, mesh=mesh)
-  for params in (born, warm(born, jax.device_get(alone))):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), params, alone)
+  unsharded, sharded = init_params(model, *inputs), init_params(model, *inputs, mesh=mesh)
+  for params in (sharded, load_matching(sharded, jax.device_get(unsharded))):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), params, unsharded)
     leaves = jax.tree.leaves(params)
     assert [x.sharding for x in leaves] == jax.tree.leaves(sharding.param_shardings(params, mesh))
     assert sum(x.addressable_shards[0].data.size for x in leaves) < 0.2 * sum(x.size for x in leaves)
@@ -113,7 +113,7 @@ def test_parameters_are_born_where_they_belong_and_others_take_their_places_ther
 
 def test_the_classifier_learns_and_its_saved_model_is_the_same(data, tmp_path):
   model = {"image": 16, "widths": (8, 8), "blocks": 1}
-  task = classifier.task(config(model=model, augment=AUGMENT), *data)
+  task = classifier.ClassifierTask(config(model=model, augment=AUGMENT), *data)
   losses, theta = descend(task, 25, 0.1)
   assert losses[-1] < 0.5 * losses[0]
   measured = task.measure(theta)
@@ -129,11 +129,11 @@ def test_the_classifier_learns_and_its_saved_model_is_the_same(data, tmp_path):
     np.testing.assert_allclose(theirs[name], scores, atol=0.03)  # it is stored in half precision
 
 
-def test_clip_learns_to_pair_images_with_captions(data, tokenizer, tmp_path):
+def test_clip_learns_to_match_images_and_captions(data, tokenizer, tmp_path):
   model = {
     "vision": {**VIT, "projection": 8}, "text": {"width": 16, "depth": 1, "heads": 2, "mlp": 16, "projection": 8},
   }  # fmt: skip
-  task = contrastive.captions_task(config(model=model, augment=AUGMENT), *data, tokenizer)
+  task = contrastive.CLIPTask(config(model=model, augment=AUGMENT), *data, tokenizer)
   losses, theta = descend(task, 30, 0.3)
   assert losses[-1] < losses[0] - 0.3
   task.save(theta, tmp_path)
@@ -150,18 +150,18 @@ def test_clips_image_tower_starts_from_another_models_blocks(data, tokenizer, tm
     "vision": {**VIT, "projection": 8}, "text": {"width": 16, "depth": 1, "heads": 2, "mlp": 16, "projection": 8},
   }  # fmt: skip
   made = config(model=model, augment=AUGMENT, start=str(tmp_path))
-  tower = contrastive.captions_task(made, *data, tokenizer).theta["params"]["vision"]
+  tower = contrastive.CLIPTask(made, *data, tokenizer).theta["params"]["vision"]
   jax.tree.map(np.testing.assert_array_equal, tower["block_0"], start["block_0"])
   np.testing.assert_array_equal(tower["embed"]["positions"], start["embed"]["positions"])
   assert "embed_norm" in tower and "bias" not in tower["embed"]["patches"]
 
 
-def test_photos_of_one_subject_are_drawn_together(data, tmp_path):
+def test_a_batch_holds_two_photos_of_each_subject(data, tmp_path):
   made = config(model=RESNET, augment=AUGMENT, temperature=0.2, classes=1, batch=8, parts=2, only={})
-  task = contrastive.photos_task(made, *data)
+  task = contrastive.PhotosTask(made, *data)
   seen = set()
   for i in range(8):
-    images = task.batches(i)["images"].astype(int)
+    images = task.batch(i)["images"].astype(int)
     assert images.shape == (8, 16, 16, 3)
     halves = [np.stack([p[:8].mean((0, 1)), p[8:].mean((0, 1))]).round(-2) for p in images]
     for a, b in zip(halves[:4], halves[4:], strict=True):
@@ -173,11 +173,11 @@ def test_photos_of_one_subject_are_drawn_together(data, tmp_path):
   task.save(theta, tmp_path)
   assert pretrained.load(tmp_path)[0] == ResNet(**RESNET)
   made.start = str(tmp_path)
-  more = contrastive.photos_task(made, *data).theta
+  more = contrastive.PhotosTask(made, *data).theta
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-3), more, theta)
 
 
-def test_pairs_are_two_photos_of_one_subject_among_those_asked_for(data):
+def test_pairs_are_two_photos_of_one_subject_among_those_of_the_config(data):
   pairs = contrastive._Pairs(data[0], {"colour": "green"})
   subjects = np.repeat(np.arange(len(pairs.classes)), 40)
   one, other = pairs.draw(np.random.default_rng(0), subjects).T
@@ -190,10 +190,10 @@ def test_pairs_are_two_photos_of_one_subject_among_those_asked_for(data):
     contrastive._Pairs(alone, {})
 
 
-def test_the_text_encoder_fills_in_and_names(data, tokenizer, tmp_path):
+def test_the_text_encoder_learns_to_predict_tokens_and_labels(data, tokenizer, tmp_path):
   model = {"width": 16, "head_width": 8, "heads": 2, "mlp": 32, "depth": 1}
   made = config(model=model, length=10, hidden=2, rare=0.5)
-  task = text.task(made, *data, tokenizer)
+  task = text.TextTask(made, *data, tokenizer)
   losses, theta = descend(task, 40, 0.3)
   assert losses[-1] < 0.6 * losses[0]
   assert task.measure(theta)["held_out_class"] > 0.9
@@ -201,29 +201,30 @@ def test_the_text_encoder_fills_in_and_names(data, tokenizer, tmp_path):
   assert pretrained.load(tmp_path)[0].width == 16
 
 
-def test_what_is_hidden_is_chosen_among_the_tokens():
+def test_masked_positions_are_tokens_rather_than_padding():
   ids = jnp.arange(40).reshape(4, 10) + 3
   mask = jnp.arange(10)[None] < jnp.array([10, 7, 5, 2])[:, None]
   kept = 0
   for seed in range(50):
-    shown, places = jax.device_get(text.hide(jax.random.key(seed), ids, mask, 3, 2))
+    masked, positions = jax.device_get(text.mask_tokens(jax.random.key(seed), ids, mask, 3, 2))
     for row in range(4):
-      assert len(set(places[row])) == 3 and (np.sort(places[row])[: min(3, mask[row].sum())] < mask[row].sum()).all()
-      changed = np.flatnonzero(shown[row] != ids[row])
-      assert set(changed) <= set(places[row]) and (shown[row][changed] == 2).all()
-    kept += 12 - (shown != ids).sum()
+      length = mask[row].sum()
+      assert len(set(positions[row])) == 3 and (np.sort(positions[row])[: min(3, length)] < length).all()
+      changed = np.flatnonzero(masked[row] != ids[row])
+      assert set(changed) <= set(positions[row]) and (masked[row][changed] == 2).all()
+    kept += 12 - (masked != ids).sum()
   assert 60 < kept < 180  # one of five
 
 
-def test_rare_pieces_are_strewn_in_behind_the_first_and_nothing_else_changes(data, tokenizer):
-  rare = set(text.rare_pieces(tokenizer, data[0].captions(range(64))).tolist())
+def test_rare_tokens_are_inserted_after_the_first_and_nothing_else_changes(data, tokenizer):
+  rare = set(text.rare_tokens(tokenizer, data[0].captions(range(64))).tolist())
   used = set(tokenizer(data[0].captions(range(64)))[0].reshape(-1).tolist())
   assert rare and not rare & used
   model = {"width": 16, "head_width": 8, "heads": 2, "mlp": 32, "depth": 1}
-  task = text.task(config(model=model, length=12, hidden=2, rare=1.0), *data, tokenizer)
-  batch = task.batches(0)
+  task = text.TextTask(config(model=model, length=12, hidden=2, rare=1.0), *data, tokenizer)
+  batch = task.batch(0)
   plain = {tuple(row) for row in tokenizer(data[0].captions(range(64)))[0].tolist()}
   for ids, mask in zip(batch["ids"].tolist(), batch["mask"].tolist(), strict=True):
-    places = [i for i, piece in enumerate(ids) if piece in rare]
-    assert len(places) == 1 and 1 <= places[0] <= 3 and sum(mask) == ids.index(1) + 1
-    assert tuple(ids[: places[0]] + ids[places[0] + 1 :] + [0]) in plain
+    positions = [i for i, token in enumerate(ids) if token in rare]
+    assert len(positions) == 1 and 1 <= positions[0] <= 3 and sum(mask) == ids.index(1) + 1
+    assert tuple(ids[: positions[0]] + ids[positions[0] + 1 :] + [0]) in plain

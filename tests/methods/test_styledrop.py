@@ -315,7 +315,7 @@ def test_what_cannot_be_is_refused_and_leaves_the_workdir(tiny_masked, tiny_casc
   with pytest.raises(ValueError, match="all images are to have one style, not 'in ink style' and 'in red clay style'"):
     run(generator, params, tmp_path, workdir=tmp_path / "x", config=recipe())
   Image.new("RGB", (12, 10)).save(tmp_path / "b.png")
-  with pytest.raises(ValueError, match="differ in size, and are to have one: a.png 9 x 8, b.png 12 x 10"):
+  with pytest.raises(ValueError, match="differ in size, but must have one: a.png 9 x 8, b.png 12 x 10"):
     run(generator, params, tmp_path, workdir=tmp_path / "x", config=recipe())
   assert not (tmp_path / "x").exists()
   assert isinstance(made.thetas["base"], Adapters) and not isinstance(made.thetas["base"], LoRA)

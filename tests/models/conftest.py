@@ -1,4 +1,4 @@
-"""Torch originals beside our modules."""
+"""Helpers that compare our modules with their torch originals."""
 
 import jax
 import numpy as np
@@ -8,17 +8,17 @@ from dreamjax.convert import pretrained
 
 
 def same(ours, theirs, tolerance=1e-4):
-  """Asserts that trees of arrays agree up to `tolerance` of each one's greatest number."""
+  """Asserts that trees of arrays agree up to `tolerance` times the maximum of each array."""
   assert jax.tree.structure(ours) == jax.tree.structure(theirs)
   for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
     name = jax.tree_util.keystr(path)
-    # A key's bias moves all logits of a query alike, so its gradient is zero but for rounding.
-    greatest = 1.0 if name.endswith("key']['bias']") else np.abs(b).max()
-    np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * greatest, err_msg=name)
+    # The bias of a key adds the same to all logits of a query, so its gradient is zero but for rounding.
+    scale = 1.0 if name.endswith("key']['bias']") else np.abs(b).max()
+    np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale, err_msg=name)
 
 
 class Twin:
-  """A torch model, all its parameters random, and our module with the same ones."""
+  """A torch model with random parameters, and our module with the same parameters."""
 
   def __init__(self, original, folder):
     import torch
@@ -33,7 +33,7 @@ class Twin:
     return pretrained.load(self.folder / name)
 
   def gradients(self, loss):
-    """Those of a torch loss, as our tree: they go the way of the parameters."""
+    """Returns the gradients of a torch loss as a tree of ours, converted as parameters are."""
     loss.backward()
     for parameter in self.original.parameters():
       parameter.data = parameter.grad
@@ -43,13 +43,13 @@ class Twin:
 @pytest.fixture
 def twin(tmp_path):
   torch = pytest.importorskip("torch")
-  torch.manual_seed(0)  # for the original, which the test builds
+  torch.manual_seed(0)  # the test builds the original
   return lambda original: Twin(original, tmp_path)
 
 
 @pytest.fixture
 def draw():
-  """Variables that a module may be applied with: drawn by numpy, since XLA takes long to compile many draws."""
+  """Samples variables of a module, with numpy, since XLA takes long to compile many samplings."""
 
   def draw(module, *inputs):
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Stable Diffusion's autoencoder against diffusers' `AutoencoderKL`."""
+"""Stable Diffusion's autoencoder compared with diffusers' `AutoencoderKL`."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import pytest
 from dreamjax.models.autoencoder import Autoencoder
 
 
-def test_latents_reconstructions_and_gradients_are_those_of_the_original(twin, assert_same):
+def test_latents_reconstructions_and_gradients_equal_the_original(twin, assert_same):
   torch = pytest.importorskip("torch")
   import diffusers
 
@@ -30,21 +30,21 @@ def test_latents_reconstructions_and_gradients_are_those_of_the_original(twin, a
 
   def loss(params, images):
     z = module.apply({"params": params}, images, jnp.asarray(eps), method="encode")
-    made = module.apply({"params": params}, z, method="decode")
-    return jnp.sum(made * weights), (z, made)
+    reconstructions = module.apply({"params": params}, z, method="decode")
+    return jnp.sum(reconstructions * weights), (z, reconstructions)
 
   (_, ours), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(pair.params, images)
   pixels = torch.tensor(images.transpose(0, 3, 1, 2), requires_grad=True)
   gaussian = original.encode(pixels).latent_dist
   z = (gaussian.mean + gaussian.std * torch.tensor(eps.transpose(0, 3, 1, 2)) - 0.1) * 0.4
-  made = original.decode(z / 0.4 + 0.1).sample
-  wanted = pair.gradients((made * torch.tensor(weights.transpose(0, 3, 1, 2))).sum())
-  turned = [x.detach().numpy().transpose(0, 2, 3, 1) for x in (z, made)]
-  assert_same(ours, tuple(turned))
-  assert_same(gradients, (wanted, pixels.grad.numpy().transpose(0, 2, 3, 1)), 1e-3)
+  reconstructions = original.decode(z / 0.4 + 0.1).sample
+  expected = pair.gradients((reconstructions * torch.tensor(weights.transpose(0, 3, 1, 2))).sum())
+  theirs = [x.detach().numpy().transpose(0, 2, 3, 1) for x in (z, reconstructions)]
+  assert_same(ours, tuple(theirs))
+  assert_same(gradients, (expected, pixels.grad.numpy().transpose(0, 2, 3, 1)), 1e-3)
 
 
-def test_images_that_cannot_be_halved_are_refused():
+def test_images_that_cannot_be_downsampled():
   module = Autoencoder(widths=(4, 4), blocks=1, latent=3, groups=4)
-  with pytest.raises(ValueError, match="images of 8x9 cannot be divided into squares of 2x2"):
+  with pytest.raises(ValueError, match="height and width of 8x9 images are not divisible by 2"):
     jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 8, 9, 3)))

@@ -17,7 +17,7 @@ FEATURES = {
     *[(64, {})] * 2, "M", *[(128, {})] * 2, "M", *[(256, {})] * 3, "M", *[(512, {})] * 3, "M", *[(512, {})] * 3,
   ],
 }  # fmt: skip
-TAPS = {"alex": (1, 4, 7, 9, 11), "vgg": (3, 8, 15, 22, 29)}  # the ReLUs that the authors compare
+LAYERS = {"alex": (1, 4, 7, 9, 11), "vgg": (3, 8, 15, 22, 29)}  # the ReLUs that the authors compare
 SIZES = {"alex": (96, 64), "vgg": (48, 33)}
 
 
@@ -41,9 +41,9 @@ def torch_distance(net, features, weights, x, y):
   total = torch.zeros(len(x))
   for i, layer in enumerate(features):
     h = [layer(a) for a in h]
-    if i in TAPS[net]:
+    if i in LAYERS[net]:
       units = [a / (a.square().sum(1, keepdim=True).sqrt() + 1e-10) for a in h]
-      w = weights[TAPS[net].index(i)]
+      w = weights[LAYERS[net].index(i)]
       total = total + ((units[0] - units[1]).square() * w[:, None, None]).sum(1).mean((1, 2))
   return total.detach().numpy()
 
@@ -60,11 +60,11 @@ def state_of(features, weights):
 
 
 @pytest.mark.parametrize(("net", "images"), [("alex", "alex"), ("vgg", "vgg")], indirect=["images"])
-def test_distances_are_those_of_the_definition(net, images):
+def test_distances_equal_the_definition(net, images):
   torch = pytest.importorskip("torch")
   torch.manual_seed(0)
   features = torch_features(net)
-  weights = [torch.rand(features[i - 1].out_channels) for i in TAPS[net]]
+  weights = [torch.rand(features[i - 1].out_channels) for i in LAYERS[net]]
   lpips, params = from_torch(state_of(features, weights))
   found = jax.jit(lpips.apply)({"params": params}, *map(jnp.asarray, images))
   expected = torch_distance(net, features, weights, *images)
@@ -73,8 +73,8 @@ def test_distances_are_those_of_the_definition(net, images):
 
 
 @pytest.mark.parametrize(("net", "images"), [("alex", "alex"), ("vgg", "vgg")], indirect=["images"])
-@pytest.mark.filterwarnings("ignore::UserWarning:torchvision")  # the authors name weights as it once wished
-def test_distances_are_those_of_the_authors_package(net, images):
+@pytest.mark.filterwarnings("ignore::UserWarning:torchvision")  # of the authors' deprecated arguments
+def test_distances_equal_the_authors_package(net, images):
   lpips = pytest.importorskip("lpips", exc_type=(ImportError, RuntimeError))  # torchvision may not fit torch
   torch = pytest.importorskip("torch")
   torch.manual_seed(0)
@@ -94,7 +94,7 @@ def random_params():
 
 
 @pytest.mark.parametrize("images", ["alex"], indirect=True)
-def test_it_is_a_distance(random_params, images):
+def test_distances_are_symmetric_and_grow(random_params, images):
   x, y = map(jnp.asarray, images)
   distance = jax.jit(lambda *pair: LPIPS("alex").apply({"params": random_params}, *pair))
   np.testing.assert_allclose(distance(x, x), 0, atol=1e-12)
@@ -116,16 +116,16 @@ def published_names(random_params):
   return state
 
 
-def test_both_namings_of_the_weights_are_read(random_params):
+def test_both_namings_of_the_weights_are_accepted(random_params):
   state = published_names(random_params)
-  twice = {name.replace("lin", "lins."): x for name, x in state.items() if name.startswith("lin")}
-  lpips, read = from_torch(state | twice | {"scaling_layer.shift": np.zeros((1, 3, 1, 1))})
+  duplicates = {name.replace("lin", "lins."): x for name, x in state.items() if name.startswith("lin")}
+  lpips, params = from_torch(state | duplicates | {"scaling_layer.shift": np.zeros((1, 3, 1, 1))})
   assert lpips == LPIPS("alex")
-  for found, expected in zip(jax.tree.leaves(read), jax.tree.leaves(random_params), strict=True):
+  for found, expected in zip(jax.tree.leaves(params), jax.tree.leaves(random_params), strict=True):
     np.testing.assert_array_equal(found, expected)
 
 
-def test_weights_that_do_not_fit_are_named(random_params):
+def test_all_problems_of_the_weights_are_listed(random_params):
   state = published_names(random_params)
   state["classifier.1.weight"] = state.pop("net.slice4.8.bias")
   state["lin2.model.1.weight"] = np.zeros((1, 7, 1, 1))
@@ -133,7 +133,7 @@ def test_weights_that_do_not_fit_are_named(random_params):
     from_torch(state)
   for part in (
     "net.slice4.8.bias is missing",
-    "lin2.model.1.weight is of shape (1, 7, 1, 1) instead of (1, 384, 1, 1)",
+    "lin2.model.1.weight has shape (1, 7, 1, 1) instead of (1, 384, 1, 1)",
     "classifier.1.weight is unknown",
   ):
     assert part in str(error.value)

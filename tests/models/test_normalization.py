@@ -1,4 +1,4 @@
-"""Our group norm against flax's and torch's."""
+"""Our group norm compared with flax's."""
 
 from flax import linen as nn
 import jax
@@ -20,7 +20,7 @@ def variables(channels):
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 6, 12), (2, 5, 12)])
-def test_values_and_gradients_are_those_of_flax(shape):
+def test_values_and_gradients_equal_flax(shape):
   x, weights = np.random.default_rng(0).standard_normal((2, *shape), np.float32)
   x = 3 * x + 5
   ours, theirs = GroupNorm(4), nn.GroupNorm(4, epsilon=1e-5, use_fast_variance=False)
@@ -28,11 +28,11 @@ def test_values_and_gradients_are_those_of_flax(shape):
   def loss(module):
     return jax.jit(jax.value_and_grad(lambda p, x: jnp.sum(module.apply(p, x) * weights), argnums=(0, 1)))
 
-  found, wanted = (loss(module)(variables(12), x) for module in (ours, theirs))
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), found, wanted)
+  found, expected = (loss(module)(variables(12), x) for module in (ours, theirs))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), found, expected)
 
 
-def test_what_is_masked_does_not_count():
+def test_masked_positions_have_no_effect():
   x = jax.random.normal(jax.random.key(0), (2, 5, 8))
   mask = jnp.arange(5)[None] < jnp.array([3, 5])[:, None]
   norm, params = GroupNorm(2), variables(8)

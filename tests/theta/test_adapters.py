@@ -91,7 +91,7 @@ def test_adapters_are_the_equation_behind_each_module(params, moved, shared):
 
 def test_adapters_come_back_from_a_file(tmp_path, params, moved):
   theta = moved(begin(params, True))
-  base = Base("toybox-muse", "0" * 64)
+  base = Base("toybox-muse", {"base": "0" * 64})
   thetas.save(tmp_path / "theta", {"base": theta}, Card(base, "", "", {}), np.float32)
   loaded = thetas.load(tmp_path / "theta", base).thetas["base"]
   assert jax.tree.structure(loaded) == jax.tree.structure(theta) and loaded.places == MODULE.adapted
@@ -106,7 +106,7 @@ def test_branches_side_by_side_are_each_branch_alone(params, moved):
   wanted = [thetas.apply(MODULE, params, theta, *INPUTS) for theta in several]
   run = jax.jit(jax.vmap(lambda branch: thetas.apply(MODULE, params, branch, *INPUTS)))
   np.testing.assert_allclose(run(StackedThetas.of(params, several)), jnp.stack(wanted), atol=1e-4)
-  with pytest.raises(ValueError, match="full weights and embeddings are no branch"):
+  with pytest.raises(ValueError, match="full weights and embeddings cannot be stacked"):
     StackedThetas.of(params, [None, Full.init(params, "mlp")])
 
 
@@ -136,7 +136,7 @@ def test_a_soft_prompt_is_more_tokens_of_text(tmp_path, params):
   alone = [thetas.apply(MODULE, params, one, *INPUTS) for one in several]
   run = jax.jit(jax.vmap(lambda branch: thetas.apply(MODULE, params, branch, *INPUTS)))
   np.testing.assert_allclose(run(StackedThetas.of(params, several)), jnp.stack(alone), atol=1e-4)
-  base = Base("toybox-muse", "0" * 64)
+  base = Base("toybox-muse", {"base": "0" * 64})
   thetas.save(tmp_path / "theta", {"base": theta}, Card(base, "", "", {}), np.float32)
   loaded = thetas.load(tmp_path / "theta", base).thetas["base"]
   np.testing.assert_array_equal(loaded.weights["tokens"], theta.weights["tokens"])
@@ -150,5 +150,5 @@ def test_a_soft_prompt_that_cannot_be_is_refused(params):
     thetas.apply(MODULE, params, SoftPrompt({"tokens": jnp.zeros((2, 5))}), *INPUTS)
   dense = muse.nn.Dense(3)
   variables = dense.init(jax.random.key(0), text)
-  with pytest.raises(ValueError, match="told a text and its mask, not for Dense"):
+  with pytest.raises(ValueError, match="take a text and its mask, not for Dense"):
     thetas.apply(dense, variables["params"], SoftPrompt.init(jax.random.key(0), text[0], 1), text)

@@ -1,6 +1,7 @@
 """Personalisations as files: they come back, and are refused where they are damaged, foreign or for another base."""
 
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,21 @@ import safetensors
 import safetensors.numpy
 
 from dreamjax import theta as thetas
-from dreamjax.theta import Base, Card, Full, LoRA, content_hash
+from dreamjax.theta import (
+  ALL_PARTS,
+  Adapters,
+  Base,
+  Card,
+  Embeddings,
+  Full,
+  LoRA,
+  SoftPrompt,
+  content_hash,
+)
 
-BASE = Base("toybox-cascade", "0123456789abcdef" * 4)
+FIRST_FORMAT = pathlib.Path(__file__).parent / "data" / "format_1"
+
+BASE = Base("toybox-cascade", {"text": "0123456789abcdef" * 4, "base": "a" * 64, "sr": "b" * 64})
 CARD = Card(BASE, "pdb", "dog", {"steps": 200, "seed": 0, "images": ["a.jpg", "ü.png"]})
 
 
@@ -21,6 +34,10 @@ def parts(make, moved):
   _, params, _ = make("convnet")
   low = LoRA.init(jax.random.key(0), params, 2, alpha=0.3)
   return {"base": moved(low), "sr": moved(Full.init(params, "out|norm"))}
+
+
+def numbers(*shape):
+  return np.arange(np.prod(shape), dtype=np.float32).reshape(shape) / 64 - 0.25
 
 
 def close(a, b, **tolerance):
@@ -60,7 +77,7 @@ def test_any_program_can_read_what_a_file_is(tmp_path, parts):
     metadata = file.metadata()
   assert json.loads(metadata["kind"]) == {"base": {"kind": "lora", "scale": 0.15}, "sr": {"kind": "full"}}
   assert json.loads(metadata["recipe"]) == CARD.recipe
-  assert (metadata["base_model"], metadata["base_hash"]) == BASE
+  assert (metadata["base_model"], json.loads(metadata["base_hashes"])) == BASE
   assert (metadata["identifier"], metadata["class_noun"]) == ("pdb", "dog")
 
 
@@ -76,13 +93,80 @@ def test_a_loaded_theta_does_what_the_saved_one_did(tmp_path, make, parts):
     np.testing.assert_allclose(run(loaded[part].merge(params), None), wanted, rtol=0, atol=2e-2)
 
 
-def test_a_theta_for_other_weights_is_refused(tmp_path, parts):
-  thetas.save(tmp_path / "theta", parts, CARD)
-  other = Base("toybox-cascade-2", "f" * 64)
-  with pytest.raises(ValueError, match=r"beside toybox-cascade \(0123456789ab\).* not fit toybox-cascade-2 \(ffffffff"):
-    thetas.load(tmp_path / "theta", other)
-  renamed, _ = thetas.load(tmp_path / "theta", Base("a copy of it", BASE.hash))
-  close(renamed["sr"], parts["sr"])
+class TestBases:
+  @pytest.fixture
+  def path(self, tmp_path, parts):
+    thetas.save(tmp_path / "theta", {"base": parts["base"]}, CARD)
+    return tmp_path / "theta"
+
+  def test_parts_that_it_does_not_need_may_be_missing_or_others(self, path, parts):
+    for change in ({}, {"sr": "f" * 64}, {"another": "f" * 64}):
+      loaded, card = thetas.load(path, Base("a copy", {**BASE.hashes, **change}))
+      close(loaded["base"], parts["base"], rtol=1e-3, atol=1e-6)
+      assert card == CARD
+    assert thetas.parts_needed(path) == ("text", "base")
+    thetas.load(path, Base("the first stage alone", {part: BASE.hashes[part] for part in ("text", "base")}))
+
+  @pytest.mark.parametrize("part", ["text", "base"])
+  def test_other_weights_of_a_part_that_it_needs_are_refused(self, path, part):
+    message = rf"with toybox-cascade and does not fit other, whose part '{part}' has the hash ffffffffffff, not"
+    with pytest.raises(ValueError, match=message):
+      thetas.load(path, Base("other", {**BASE.hashes, part: "f" * 64}))
+    with pytest.raises(ValueError, match=f"whose part '{part}' is missing: a theta works only with the weights"):
+      thetas.load(path, Base("other", {name: x for name, x in BASE.hashes.items() if name != part}))
+
+  def test_an_autoencoder_is_needed_where_there_is_one(self, path, tmp_path, parts):
+    base = Base("latent", {**BASE.hashes, "autoencoder": "c" * 64})
+    thetas.save(path, {"base": parts["base"]}, Card(base, "", "", {}))
+    with pytest.raises(ValueError, match="whose part 'autoencoder' is missing"):
+      thetas.load(path, BASE)
+    thetas.load(path, base)
+
+  def test_a_card_has_the_hashes_of_all_parts_that_are_tuned(self, tmp_path, parts):
+    card = Card(Base("tiny", {"text": "a" * 64, "base": "b" * 64}), "", "", {})
+    with pytest.raises(ValueError, match="the card's base tiny has no hash of sr"):
+      thetas.save(tmp_path / "theta", parts, card)
+
+  def test_one_hash_identifies_all_parts_in_any_order(self):
+    assert Base("copy", dict(reversed(BASE.hashes.items()))).hash == BASE.hash
+    changed = [Base("other", {**BASE.hashes, part: "f" * 64}).hash for part in BASE.hashes]
+    swapped = Base("swapped", {**BASE.hashes, "base": BASE.hashes["sr"], "sr": BASE.hashes["base"]}).hash
+    assert len({BASE.hash, swapped, *changed}) == 5
+
+
+class TestFirstFormat:
+  """Files of "dreamjax theta 1", written by the code that had that format: their card has one hash, of all parts."""
+
+  PARAMS = {
+    "text": {"tokens": {"embedding": numbers(9, 4)}},
+    "base": {"layer_0": {"mlp": {"hidden": {"kernel": numbers(4, 6)}, "out": {"kernel": numbers(6, 4)}}}},
+    "sr": {"conv": {"kernel": numbers(3, 3, 2, 4), "bias": numbers(4)}},
+  }
+  TABLES = {"down": numbers(4, 3), "up": numbers(3, 4), "own_down": numbers(1, 3), "own_up": numbers(1, 4)}
+  THETAS = {
+    "full": ("sr", Full({"conv": {"bias": numbers(4) + 1}})),
+    "embeddings": ("text", Embeddings({"tokens": {"embedding": numbers(2, 4) + 1}}, (3, 8))),
+    "lora": ("base", LoRA({"layer_0": {"mlp": {"out": {"down": numbers(6, 2), "up": numbers(2, 4)}}}}, 0.5)),
+    "adapters": ("base", Adapters({"row_0": TABLES}, (("layer_0/mlp",),))),
+    "prompt": ("base", SoftPrompt({"tokens": numbers(2, 4)})),
+  }
+
+  @pytest.mark.parametrize("kind", THETAS)
+  def test_they_load(self, kind, tmp_path):
+    path, (part, theta) = FIRST_FORMAT / f"{kind}.safetensors", self.THETAS[kind]
+    assert thetas.parts_needed(path) == (ALL_PARTS,)
+    base = Base("tiny", {ALL_PARTS: content_hash(self.PARAMS)})
+    made = thetas.load(path, base)
+    close(made.thetas, {part: theta}, rtol=0, atol=0)
+    assert made.card == Card(base, "qx", "dog", {"steps": 3, "kind": kind})
+    made.save(tmp_path / "again")
+    close(thetas.load(tmp_path / "again", base).thetas, made.thetas, rtol=0, atol=0)
+
+  def test_other_weights_of_any_part_are_refused(self):
+    other = {**self.PARAMS, "sr": {"conv": {**self.PARAMS["sr"]["conv"], "bias": numbers(4) + 1}}}
+    base = Base("other", {ALL_PARTS: content_hash(other)})
+    with pytest.raises(ValueError, match="with tiny and does not fit other, whose set of parameters has the hash"):
+      thetas.load(FIRST_FORMAT / "lora.safetensors", base)
 
 
 class TestBadFiles:

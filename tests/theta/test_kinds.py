@@ -264,7 +264,7 @@ def test_embeddings_are_refused_where_they_do_not_belong():
   for ids, message in (
     ([], "one token or more"),
     ([3, 3], "each once"),
-    ([3, 20], "knows no token 20"),
+    ([3, 20], "has no token 20"),
     ([-1], "no token -1"),
   ):
     with pytest.raises(ValueError, match=message):
@@ -277,5 +277,5 @@ def test_embeddings_are_refused_where_they_do_not_belong():
     theta.merge({"tokens": {"embedding": jnp.ones((9, 8))}})
   with pytest.raises(ValueError, match="changes tokens/embedding, which this model does not have"):
     theta.merge({"out": {"kernel": jnp.ones((2, 2))}})
-  with pytest.raises(ValueError, match="embeddings are no branch"):
+  with pytest.raises(ValueError, match="embeddings cannot be stacked"):
     thetas.StackedThetas.of(params, [theta])

@@ -1,4 +1,4 @@
-"""Scenes that several files look at, each drawn by one compiled program."""
+"""Scenes that several test files share, each batch rendered by one compiled program."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ EIGHT = 8
 
 
 def in_eights(function):
-  """A batched function that is compiled once, for eight at a time; the last ones are filled up."""
+  """A batched function that is compiled once, for batches of eight; the last one is padded."""
   program = jax.jit(function)
 
   def run(*inputs):
@@ -43,7 +43,7 @@ def build():
 
 @pytest.fixture(scope="session")
 def draw():
-  """Batched frames from scenes, with one ray per pixel, through its middle."""
+  """Batched frames from scenes, with one ray per pixel, through its centre."""
   return in_eights(lambda scenes: jax.lax.map(lambda scene: render.render(scene, RESOLUTION, 1), scenes))
 
 
@@ -56,5 +56,5 @@ def scenes(stream, build):
 
 @pytest.fixture(scope="session")
 def frames(scenes, draw):
-  """What they look like."""
+  """The rendered scenes."""
   return draw(scenes)

@@ -1,4 +1,4 @@
-"""Albums: drawn once, kept, continued."""
+"""Albums: rendered once, kept, resumed."""
 
 import json
 
@@ -24,7 +24,7 @@ def test_an_album_holds_the_streams_examples(drawn):
   assert captions.parse(drawn[1].captions([4])[0]).cls == int(labels.cls[4]) and len(drawn[1]) == 6
 
 
-def test_photos_in_a_row_show_the_same_subject(drawn):
+def test_consecutive_photos_show_the_same_subject(drawn):
   labels = drawn[1].labels
   for name in ("cls", "subject", "colour", "marking"):
     pairs = getattr(labels, name).reshape(3, 2)
@@ -33,13 +33,13 @@ def test_photos_in_a_row_show_the_same_subject(drawn):
   assert any(a != b for a, b in labels.context.reshape(3, 2))
 
 
-def test_with_one_photo_each_the_first_of_every_row_is_the_same(drawn):
+def test_with_one_photo_each_the_first_photo_of_every_subject_is_the_same(drawn):
   alone = source.Stream(seed=3, resolution=16).labels(jnp.arange(6))
   np.testing.assert_array_equal(alone.subject[::2], drawn[1].labels.subject[::2])
   np.testing.assert_array_equal(alone.context[::2], drawn[1].labels.context[::2])
 
 
-def test_an_album_is_continued_where_it_was_cut_off(drawn, tmp_path, monkeypatch):
+def test_an_album_is_resumed_where_it_was_interrupted(drawn, tmp_path, monkeypatch):
   monkeypatch.setattr(album, "_CHUNK", 4)
 
   def cut(n):

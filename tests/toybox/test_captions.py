@@ -1,4 +1,4 @@
-"""Tests of the captions: what `caption` says, `parse` reads back."""
+"""Tests of the captions: `parse` returns the labels that `caption` describes."""
 
 import dataclasses
 import random
@@ -51,7 +51,7 @@ def samples() -> list[Labels]:
 
 
 def names(text: str) -> dict[str, str]:
-  """What a caption says, by name, without what it does not say."""
+  """The labels that a caption mentions, by name."""
   parsed = captions.parse(text)
   said = {}
   for name, table in tables(vocabulary.CLASSES[parsed.cls]).items():
@@ -70,7 +70,7 @@ def test_round_trip(samples):
     assert parsed.context is not None or vocabulary.CONTEXTS[labels.context] == "studio", text
 
 
-def test_every_label_is_said_sometimes_and_colour_marking_and_state_are_left_out_sometimes(samples):
+def test_every_label_is_mentioned_sometimes_and_colour_marking_and_state_are_omitted_sometimes(samples):
   parsed = [captions.parse(captions.caption(labels)) for labels in samples]
   for name, table in (("colour", "COLOURS"), ("marking", "MARKINGS"), ("context", "CONTEXTS"), ("style", "STYLES")):
     said = {getattr(p, name) for p in parsed} - {None}
@@ -86,7 +86,7 @@ def test_articles_and_spaces(samples):
     assert not re.search(r"\ba [aeiou]|\ban [^aeiou]|  |^ | $", text), text
 
 
-def test_what_floats_does_nothing_else_in_the_same_breath():
+def test_the_state_of_a_floating_subject_is_not_mentioned_before_the_context():
   texts = {captions.caption(make(state="running", context="water", paraphrase=seed)) for seed in range(200)}
   assert any("running" in text for text in texts)
   assert not any("running floating" in text for text in texts)
@@ -102,14 +102,14 @@ def test_paraphrases(labels):
   assert captions.caption(labels) == captions.caption(labels)
 
 
-def test_arrays_are_as_good_as_ints():
+def test_labels_may_be_arrays():
   labels = make(other_cls="car", style="mosaic", paraphrase=7)
   arrays = Labels(**{field.name: np.array(getattr(labels, field.name)) for field in dataclasses.fields(Labels)})
   assert captions.caption(arrays) == captions.caption(labels)
   assert captions.matches(captions.parse(captions.caption(arrays)), arrays)
 
 
-def test_colour_and_style_are_only_said_when_asked(samples):
+def test_colour_and_style_can_be_omitted(samples):
   for labels in samples:
     assert captions.parse(captions.caption(labels, colour=False)).colour is None
     text = captions.caption(labels, style=False)
@@ -117,7 +117,7 @@ def test_colour_and_style_are_only_said_when_asked(samples):
     assert dataclasses.replace(captions.parse(captions.caption(labels)), style=0) == captions.parse(text), text
 
 
-def test_held_out_styles_are_only_named_when_they_are_the_label(samples):
+def test_held_out_styles_are_mentioned_only_if_they_are_the_label(samples):
   for labels in samples:
     text = captions.caption(labels)
     named = {style for style in vocabulary.HELD_OUT_STYLES if style in text}
@@ -236,7 +236,7 @@ def test_a_caption_without_a_class_is_an_error(text):
   assert "\n" not in str(error.value)
 
 
-def test_matches_sees_every_disagreement():
+def test_matches_finds_every_disagreement():
   labels = make(
     marking="striped", state="running", context="snow", accessory="cape", prop="shiny", style="mosaic", other_cls="car"
   )
@@ -247,6 +247,6 @@ def test_matches_sees_every_disagreement():
     assert not captions.matches(dataclasses.replace(parsed, **{name: index + 1}), labels), name
 
 
-def test_a_place_that_is_said_is_read():
+def test_the_wording_of_a_context_is_parsed():
   for i, name in enumerate(vocabulary.CONTEXTS):
     assert captions.parse(f"a [V] dog {captions.where(i)}").context == i, name

@@ -1,4 +1,4 @@
-"""The renderer against the geometry that it draws, written out a second time in numpy."""
+"""The renderer compared with an independent implementation of the scene's geometry in numpy."""
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ def surface_distance(scene, points):
 
 
 def pixel_points(scene, frame):
-  """The scene points that the pixels' middles show, and where those are in the image."""
+  """The scene points at the pixels' centres, and their positions in the image."""
   size = frame.depth.shape[0]
   rows, columns = np.meshgrid(np.arange(size), np.arange(size), indexing="ij")
   xy = jnp.asarray((np.stack([columns, rows], -1).reshape(-1, 2) + 0.5) / size, jnp.float32)
@@ -52,14 +52,14 @@ def test_depth_puts_every_pixel_on_a_surface(scenes, frames):
   for i in range(8):
     scene, frame = at(scenes, i), at(frames, i)
     points, _ = pixel_points(scene, frame)
-    solid = np.asarray(frame.depth).reshape(-1) < 30  # beyond, float32 and grazing rays blur the ground
+    solid = np.asarray(frame.depth).reshape(-1) < 30  # beyond, float32 and grazing rays are inaccurate
     distance, _ = surface_distance(scene, points[solid])
     assert solid.mean() > 0.3
     assert np.quantile(distance, 0.99) < 2e-3
     assert distance.max() < 2e-2
 
 
-def test_projection_undoes_unprojection(scenes, frames):
+def test_projection_inverts_unprojection(scenes, frames):
   scene, frame = at(scenes, 1), at(frames, 1)
   points, xy = pixel_points(scene, frame)
   back, depth = render.project(scene.camera, jnp.asarray(points))
@@ -75,7 +75,7 @@ def test_mask_is_where_the_subject_is_nearest(scenes, frames, draw):
   empty = draw(scenes.replace(quadrics=without_subject(scenes.quadrics), boxes=without_subject(scenes.boxes)))
   further, mask = np.asarray(empty.depth / frames.depth), np.asarray(frames.mask) > 0.5
   assert not np.asarray(empty.mask).any()
-  assert mask[further > 1.001].all() and (further[mask] > 1.00001).all()  # a foot may all but touch the ground
+  assert mask[further > 1.001].all() and (further[mask] > 1.00001).all()  # a foot may nearly touch the ground
   assert mask.mean((1, 2)).min() > 0.03
 
 
@@ -109,7 +109,7 @@ def test_visible_keypoints_lie_on_the_mask(scenes, frames):
   assert seen >= 8
 
 
-def test_a_wall_before_the_camera_hides_the_keypoints(scenes, frames, draw):
+def test_a_wall_in_front_of_the_camera_hides_the_keypoints(scenes, frames, draw):
   """The first box becomes a wall halfway between camera and subject."""
   boxes, camera = scenes.boxes, scenes.camera
   right, up, forward = jax.vmap(render.camera_axes)(camera)
@@ -143,7 +143,7 @@ def test_what_is_in_shadow_is_darker(scenes, frames, draw):
 
 @pytest.fixture(scope="module")
 def smooth(scenes):
-  """The scenes as they are drawn for use: with several rays per pixel, so that no single grazing ray decides."""
+  """The scenes rendered with several rays per pixel, as users get them, so that no single grazing ray decides."""
   return render.render_batch(scenes, 32)
 
 
@@ -167,7 +167,7 @@ def test_an_image_does_not_depend_on_the_number_of_devices(scenes, smooth):
 
 
 def one_part(profile=scene_lib.ELLIPSOID, radii=(0.4, 0.7, 0.3), seed=0):
-  """A single part, askew, as `Primitives`."""
+  """A single rotated part, as `Primitives`."""
   q, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))
   q *= np.sign(np.linalg.det(q))
   return scene_lib.Primitives(
@@ -194,8 +194,8 @@ PROFILES = {
 
 
 @pytest.mark.parametrize("shape", [*PROFILES, "box", "plain ellipsoid"])
-def test_rays_meet_each_solid_where_they_enter_it(shape):
-  """Against marching along the rays in small steps and asking whether each point is inside."""
+def test_rays_hit_each_solid_where_they_enter_it(shape):
+  """Compared with marching along the rays in small steps and testing whether each point is inside."""
   is_box = shape == "box"
   parts = one_part(PROFILES.get(shape, scene_lib.ELLIPSOID))
   rng = np.random.default_rng(1)
@@ -226,7 +226,7 @@ def test_rays_leave_a_solid_from_inside():
   np.testing.assert_allclose(intersect.hit_box(ready, jnp.asarray(0), origin, direction), 0.7, rtol=1e-5)
 
 
-def test_compacting_moves_the_absent_parts_back_and_says_where_each_went(scenes):
+def test_compacting_moves_the_absent_parts_to_the_end_and_returns_the_new_indices(scenes):
   parts = at(scenes.quadrics, 0)
   shuffled = jax.tree.map(lambda x: x[::-1], parts)
   compacted, new = intersect.compact(shuffled)

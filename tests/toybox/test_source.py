@@ -1,4 +1,4 @@
-"""The stream, and what is held out of it."""
+"""The stream, and its held-out splits."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ def test_training_examples_hold_nothing_that_is_held_out(train):
     assert not pairs & source.HELD_OUT_COMBINATIONS
 
 
-def test_training_captions_name_nothing_that_is_held_out(train):
+def test_training_captions_mention_nothing_that_is_held_out(train):
   held_out_styles = {vocabulary.STYLES.index(name) for name in vocabulary.HELD_OUT_STYLES}
   for i in range(10_000):
     labels = jax.tree.map(lambda x, i=i: int(x[i]), train)
@@ -53,7 +53,7 @@ def test_training_examples_hold_all_the_rest(train):
   assert len(states) == sum(map(len, vocabulary.STATES.values()))
 
 
-def test_each_split_holds_what_it_is_named_for():
+def test_each_split_holds_what_its_name_says():
   subjects, combinations, styles = (host_labels(split, 500) for split in ("subjects", "combinations", "styles"))
   assert subjects.subject.min() >= source.TRAIN_SUBJECTS
   pairs = {
@@ -83,7 +83,7 @@ def test_shares_are_kept(train):
     assert abs(observed - share) < 5 * np.sqrt(share * (1 - share) / n)
 
 
-def test_a_variety_limits_what_is_drawn():
+def test_a_variety_limits_the_labels():
   labels = host_labels(
     "train", 300, classes=("dog", "cat"), contexts=("snow",), styles=("mosaic",), subjects=3, other_share=0.5
   )
@@ -111,7 +111,7 @@ def test_streams_differ_by_seed_and_split():
       assert (runs[i].paraphrase != runs[j].paraphrase).mean() > 0.9
 
 
-def test_a_resumed_stream_goes_on_where_it_was(stream):
+def test_a_resumed_stream_continues(stream):
   labels = jax.jit(stream.labels)
   first, resumed = (jax.device_get(labels(jnp.arange(start, start + 40))) for start in (0, 20))
   jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[20:], b[:20]), first, resumed)

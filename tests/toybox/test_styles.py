@@ -1,4 +1,4 @@
-"""The drawing styles, on a made-up image: a shaded ball on a floor before a blue sky."""
+"""The drawing styles, on a synthetic image: a shaded ball on a floor in front of a blue sky."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ STYLES = range(len(vocabulary.STYLES))
 
 
 def ball_image(x=0.0, radius=0.55, colour=(0.85, 0.15, 0.1)):
-  """The image of a ball, with its depth, normals and mask, as the renderer would give them."""
+  """The image of a ball, with its depth, normals and mask, in the renderer's format."""
   steps = (np.arange(SIZE) + 0.5) / SIZE * 2 - 1
   u, v = np.meshgrid(steps - x, -steps)
   inside = u**2 + v**2 < radius**2
@@ -32,7 +32,7 @@ def ball_image(x=0.0, radius=0.55, colour=(0.85, 0.15, 0.1)):
 
 @pytest.fixture(scope="module")
 def draw():
-  """Draws batches of images, each in its style: the one program of this file."""
+  """Applies a style to each image of a batch: the only compiled program of this file."""
 
   @jax.jit
   def draw(style, images, seeds):
@@ -69,7 +69,7 @@ def test_a_key_fixes_the_drawing_and_another_changes_it(draw, drawings):
   np.testing.assert_array_equal(again, drawings)
   other = draw(list(STYLES), [ball_image()] * len(STYLES), [1] * len(STYLES))
   changed = [np.abs(other[i] - drawings[i]).mean() > 1e-3 for i in STYLES]
-  assert sum(changed) >= len(STYLES) - 4  # a few, such as pixel art, leave nothing to chance
+  assert sum(changed) >= len(STYLES) - 4  # a few, such as pixel art, have no randomness
 
 
 def test_styles_differ_from_each_other(drawings):
@@ -112,7 +112,7 @@ def test_drawings_in_one_hue_have_no_other(drawings, name, strongest, weakest):
   assert np.mean(drawing[..., strongest] - drawing[..., weakest]) > 0.1
 
 
-def test_a_sticker_shows_nothing_of_what_was_behind(draw):
+def test_a_sticker_shows_no_background(draw):
   rgb, depth, normal, mask = ball_image()
   other = jnp.where(mask[..., None] > 0, rgb, jnp.asarray([0.9, 0.1, 0.8])[None, None])
   style = vocabulary.STYLES.index("sticker")

@@ -1,4 +1,4 @@
-"""Reads back from disk what the stream draws, with TensorFlow out of reach."""
+"""What is read from disk is what the stream renders, without TensorFlow."""
 
 import dataclasses
 import sys
@@ -12,7 +12,7 @@ from dreamjax.toybox import source, tfds_toybox, vocabulary
 from dreamjax.toybox.intersect import FAR
 from dreamjax.toybox.tfds_toybox import Toybox, ToyboxConfig
 
-# Of every kind of label there is some that training may not see; of all there is enough to be seen in few images.
+# Some labels of each kind are held out from training; all that remain are frequent enough to occur in few images.
 VARIETY = source.Variety(
   classes=("dog", "cat"),
   contexts=("beach", "cobblestone street", "blue house", "studio"),
@@ -21,7 +21,7 @@ VARIETY = source.Variety(
   other_share=0.5,
 )
 SIZE = 32
-# Two files and a half of training images.
+# Two and a half files of training images.
 CONFIG = ToyboxConfig(
   "test", seed=5, variety=VARIETY, resolution=32, counts={"train": 80, "subjects": 32, "combinations": 32, "styles": 32}
 )
@@ -53,7 +53,7 @@ def toys(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def drawn():
-  """The stream's batches per split, as large as those that are built, so that nothing is compiled twice."""
+  """The stream's batches per split, as large as those of the builder, so that nothing is compiled twice."""
   batches = {}
   for split, count in CONFIG.counts.items():
     stream = source.Stream(CONFIG.seed, split, VARIETY, CONFIG.resolution)
@@ -62,7 +62,7 @@ def drawn():
 
 
 def assert_same(read, batches, index):
-  """Compares an example that was read with the one of this index among those drawn."""
+  """Compares an example that was read with the one of this index in the stream's batches."""
   drawn, index = batches[index // SIZE], index % SIZE
   assert read.keys() == drawn.keys()
   assert read["caption"].decode() == drawn["caption"][index]
@@ -84,7 +84,7 @@ def test_every_split_holds_the_streams_examples_in_order(toys, drawn, split):
     assert_same(one, drawn[split], index)
 
 
-def test_what_is_compared_is_no_empty_image(drawn):
+def test_the_compared_images_are_not_empty(drawn):
   first = drawn["train"][0]
   assert np.ptp(first["image"]) > 0.5
   assert set(np.unique(first["mask"])) == {0, 0.25, 0.5, 0.75, 1}
@@ -137,7 +137,7 @@ def test_another_config_of_the_same_name_is_not_mistaken_for_it(toys):
   data_dir = toys.data_dir_root
   Toybox(config=dataclasses.replace(CONFIG), data_dir=data_dir)
   for change in ({"seed": 6}, {"variety": source.Variety()}, {"resolution": 8}, {"counts": {"train": 80}}):
-    with pytest.raises(ValueError, match="drawn by another config"):
+    with pytest.raises(ValueError, match="rendered by another config"):
       Toybox(config=dataclasses.replace(CONFIG, **change), data_dir=data_dir)
 
 
@@ -150,12 +150,12 @@ def test_configs_are_found_by_name(tmp_path):
   assert toys.info.features["image"].shape == (32, 32, 3)
 
 
-def test_configs_that_draw_nothing_are_refused():
+def test_configs_without_examples_are_refused():
   with pytest.raises(ValueError, match="did you mean 'styles'"):
     ToyboxConfig("wrong", counts={"style": 3})
   with pytest.raises(ValueError, match="at least one image"):
     ToyboxConfig("wrong", counts={"train": 0})
-  with pytest.raises(ValueError, match="nothing to draw"):
+  with pytest.raises(ValueError, match="nothing to render"):
     ToyboxConfig("wrong", counts={})
-  with pytest.raises(ValueError, match="nothing to draw"):
+  with pytest.raises(ValueError, match="nothing to render"):
     ToyboxConfig("wrong", resolution=0)

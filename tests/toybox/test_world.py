@@ -11,7 +11,7 @@ from dreamjax.toybox.scene import Owner
 
 
 def make_labels(cls, subject, **more):
-  """Labels of one image of a subject in the studio, as it is unless more is said."""
+  """Labels of one image of a subject in the studio, its own where no others are given."""
   number = vocabulary.CLASSES.index(cls)
   who = identity.identity(jnp.asarray(number), jnp.asarray(subject))
   values = dict.fromkeys((f.name for f in Labels.__dataclass_fields__.values()), 0) | {
@@ -35,7 +35,7 @@ def test_backgrounds_are_affine_in_their_jitter(name):
   rig.check_affine(backgrounds.RIGS[name])
 
 
-def test_a_builder_that_is_not_affine_is_found_out():
+def test_a_builder_that_is_not_affine_is_refused():
   bad = rig.Rig(lambda b, t, v: b.ball((t.a * t.b, 0, 0), 1.0), ("a", "b"))
   with pytest.raises(ValueError, match="part 0"):
     rig.check_affine(bad)
@@ -103,7 +103,7 @@ def test_recolouring_changes_the_coat_and_nothing_else(build, draw):
   np.testing.assert_allclose(np.asarray(frames.rgb[0])[~mask], np.asarray(frames.rgb[1])[~mask], atol=0.02)
 
 
-def test_properties_and_accessories_are_seen(build, draw):
+def test_properties_and_accessories_are_visible(build, draw):
   """Shiny, cube shaped and every accessory change the image where the toy is."""
   labels = [make_labels("rabbit", 9)]
   labels += [make_labels("rabbit", 9, prop=p) for p in range(1, len(vocabulary.PROPERTIES))]
@@ -115,7 +115,7 @@ def test_properties_and_accessories_are_seen(build, draw):
 
 
 def test_the_subject_fills_half_of_the_image(stream, build, draw):
-  """Its outline, with what it wears, spans at least half of the image's height or width, and is not cut off."""
+  """Its outline, with what it wears, spans at least half of the image's height or width, and is inside it."""
   labels = stream.labels(jnp.arange(64, 128))
   alone = np.flatnonzero((np.asarray(labels.other_cls) < 0) & (np.asarray(labels.accessory) == 0))[:24]
   scenes = build(jax.tree.map(lambda x: x[alone], labels), jax.random.split(jax.random.key(6), len(alone)))
@@ -124,7 +124,7 @@ def test_the_subject_fills_half_of_the_image(stream, build, draw):
     assert max(np.ptp(rows), np.ptp(columns)) + 1 >= 0.5 * len(mask)
 
 
-def test_a_second_toy_stands_beside_the_subject(build):
+def test_a_second_toy_is_next_to_the_subject(build):
   labels = make_labels("dog", 2, other_cls=vocabulary.CLASSES.index("car"), other_subject=7)
   scenes = build(stack(labels, labels), jax.random.split(jax.random.key(8), 2))
   for i in range(2):
@@ -166,21 +166,21 @@ def test_one_trait_of_each_group_is_chosen():
       assert (members.mean(0) > 0).all()
 
 
-def test_people_are_told_apart_by_at_least_ten_attributes():
+def test_people_differ_in_at_least_ten_attributes():
   face = classes.RIGS["face"]
   assert len(face.ranges) + len(face.choices) + len(("skin", "eye colour", "hair colour", "freckles")) >= 10
   hair = face.choices[0]
   assert len(hair) >= 6
 
 
-def test_every_class_has_a_place_for_every_accessory():
+def test_every_class_has_an_anchor_for_every_accessory():
   tables = classes.tables()
   sizes = tables.geometry[:, :, -1 - len(classes.ANCHORS) : -1, 9:, 0]
   assert (sizes > 0.03).all()
   assert set(accessories.RIGS) == set(vocabulary.ACCESSORIES)
 
 
-def test_names_say_the_labels():
+def test_names_are_those_of_the_labels():
   named = names(make_labels("dog", 3, other_cls=5, other_subject=2, context=0))
   assert (named["class"], named["subject"], named["other_class"], named["context"]) == ("dog", 3, "car", "jungle")
   assert names(make_labels("cat", 1))["other_class"] is None
@@ -198,6 +198,6 @@ def test_photos_show_one_subject_as_it_is():
 @pytest.mark.parametrize(
   "arguments", [("dragon", 0), ("dog", -1), ("dog", 0, 0), ("dog", 0, 3, 0, 0), ("dog", 0, 3, 0, 32, "cubism")]
 )
-def test_photos_refuse_what_they_cannot_take(arguments):
+def test_photos_of_bad_arguments_are_refused(arguments):
   with pytest.raises(ValueError, match="dragon|at least|cubism"):
     source.photos(*arguments)

@@ -1,4 +1,4 @@
-"""Training networks from nothing: those that come with dreamjax, or your own on your images.
+"""Training networks from random parameters: those that come with dreamjax, or your own on your images.
 
-Each module turns a config and `data.examples.Examples` into a `Task`; `dreamjax pretrain` fits and saves it.
+Each module derives a `task.Task` from a config and `data.examples.Examples`; `dreamjax pretrain` trains and saves it.
 """

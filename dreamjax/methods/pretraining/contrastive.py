@@ -1,13 +1,13 @@
 """Contrastive learning: images with captions (CLIP), or photos of one subject with each other.
 
-With n pairs of embeddings a, b of length one and a temperature tau, each pair is to be told from the other n - 1:
+For n pairs of embeddings a, b of unit length and a temperature tau, each a must be matched to its own b among all n:
 
   (1) loss = -mean_i [ log softmax_j(a_i . b_j / tau)_i + log softmax_j(b_i . a_j / tau)_i ] / 2
 
 Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (2021), figure 3, learn tau.
-With two photos of one subject in the places of image and caption this is instance discrimination (Chen et al., "A
-Simple Framework for Contrastive Learning of Visual Representations", 2020), with another photo where they have another
-crop: no label is used, only which photos show the same thing.
+With two photos of one subject in place of image and caption this is instance discrimination (Chen et al., "A Simple
+Framework for Contrastive Learning of Visual Representations", 2020), with another photo where they have another crop:
+no label is used, only which photos show the same subject.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ from dreamjax.data.examples import Examples, epochs
 from dreamjax.data.preprocessing import whole
 from dreamjax.data.tokenizer import Tokenizer
 from dreamjax.eval.metrics import unit
-from dreamjax.methods.pretraining.task import Task, in_pieces, initial, signed, warm
+from dreamjax.methods.pretraining.task import Task, in_batches, init_params, load_matching, signed
 from dreamjax.models.clip import CLIP, TextTower, VisionTower
 from dreamjax.models.resnet import ResNet
 
@@ -36,151 +36,186 @@ _LARGEST_SCALE = 100.0  # of the logits, as in CLIP
 def contrast(
   a: Float[Array, "n d"], b: Float[Array, "n d"], scale: Float[Array, ""] | float
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-  """Eq. 1, with scale = 1 / tau, and the share of a's that are nearest to their own b."""
+  """Computes eq. 1, with scale = 1 / tau, and the share of a's whose nearest b is their own."""
   logits = scale * unit(a) @ unit(b).T
   own = jnp.diagonal(logits)
-  losses = [(jax.nn.logsumexp(rows, axis=1) - own).mean() for rows in (logits, logits.T)]
+  losses = [(jax.nn.logsumexp(x, axis=1) - own).mean() for x in (logits, logits.T)]
   return sum(losses) / 2, jnp.where(jnp.argmax(logits, axis=1) == jnp.arange(a.shape[0]), 1.0, 0.0).mean()
 
 
-def keep_patches(key: jax.Array, rows: int, patches: int, share: float) -> Int[Array, "b k"]:
-  """Which patches of each image are looked at: a random share of them.
+def keep_patches(key: jax.Array, batch_size: int, patches: int, share: float) -> Int[Array, "b k"]:
+  """Draws the indices of a random share of each image's patches, the network's input.
 
-  Contrastive training needs no more, and is as much faster (Li et al., "Scaling Language-Image Pre-training via
-  Masking", 2023).
+  Contrastive training does as well without the others, and is faster by their share (Li et al., "Scaling Language-Image
+  Pre-training via Masking", 2023).
   """
-  order = jnp.argsort(jax.random.uniform(key, (rows, patches)), axis=1)
+  order = jnp.argsort(jax.random.uniform(key, (batch_size, patches)), axis=1)
   return order[:, : max(1, round(share * patches))]
 
 
-def captions_task(
-  config: ml_collections.ConfigDict,
-  examples: Examples,
-  held_out: Examples,
-  tokenizer: Tokenizer,
-  mesh: jax.sharding.Mesh | None = None,
-) -> Task:
-  """CLIP: images and their captions.
+class CLIPTask(Task):
+  """The training of CLIP on images and their captions."""
 
-  With a `config.start`, the folder of a model, training goes on from its parameters; if that is a vision transformer,
-  they are the image tower's.
-  """
-  model = CLIP(
-    VisionTower(**config.model.vision),
-    TextTower(
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    examples: Examples,
+    held_out: Examples,
+    tokenizer: Tokenizer,
+    mesh: jax.sharding.Mesh | None = None,
+  ) -> None:
+    """Initialises the parameters, from those of the model in the folder `config.start` if it is given.
+
+    If that model is no CLIP, its parameters are taken for the image tower.
+
+    Args:
+      config: see `configs/pretrain_encoders.py`, "clip".
+      examples: captioned images to train on.
+      held_out: those to evaluate on.
+      tokenizer: of the captions.
+      mesh: devices over which parameters are sharded; see `parallel.sharding`.
+    """
+    self.config, self.examples, self.held_out, self.tokenizer = config, examples, held_out, tokenizer
+    text = TextTower(
       vocab=len(tokenizer.inner), length=tokenizer.length, eos=tokenizer.inner.eos_token_id, **config.model.text
-    ),
-  )
-  augment, order = Augment(**config.augment), epochs(len(examples), config.batch_size, config.seed)
-  side = model.vision.image
-  ids = jnp.zeros((1, tokenizer.length), jnp.int32)
-  theta = {"params": initial(model, jax.random.key(config.seed), jnp.zeros((1, side, side, 3)), ids, mesh=mesh)}
-  if config.start:
-    other, params = pretrained.load(config.start)
-    theta["params"] = warm(theta["params"], params if isinstance(other, CLIP) else {"vision": params})
+    )
+    self.model = CLIP(VisionTower(**config.model.vision), text)
+    self._augment, self._order = Augment(**config.augment), epochs(len(examples), config.batch_size, config.seed)
+    self._side = self.model.vision.image
+    inputs = jnp.zeros((1, self._side, self._side, 3)), jnp.zeros((1, tokenizer.length), jnp.int32)
+    self.theta = {"params": init_params(self.model, jax.random.key(config.seed), *inputs, mesh=mesh)}
+    if config.start:
+      other, params = pretrained.load(config.start)
+      params = params if isinstance(other, CLIP) else {"vision": params}
+      self.theta["params"] = load_matching(self.theta["params"], params)
+    self._embed = jax.jit(lambda theta, images, ids: self.model.apply(theta, signed(images), ids)[:2])
 
-  def loss(theta: Any, frozen: None, batch: Any, key: jax.Array):
-    dropped, changed = jax.random.split(key)
-    kept = keep_patches(dropped, len(batch["ids"]), (side // model.vision.patch) ** 2, config.keep)
-    images, texts, log_scale = model.apply(theta, augment(changed, signed(batch["images"])), batch["ids"], kept)
-    value, right = contrast(images, texts, jnp.minimum(jnp.exp(log_scale), _LARGEST_SCALE))
-    return value, {"right": right}
+  def loss(self, theta: Any, frozen: None, batch: Any, key: jax.Array) -> tuple[Array, dict[str, Array]]:
+    """Computes eq. 1 of augmented images, a share of whose patches is kept, and captions."""
+    del frozen
+    patch_key, augment_key = jax.random.split(key)
+    patches = (self._side // self.model.vision.patch) ** 2
+    kept = keep_patches(patch_key, len(batch["ids"]), patches, self.config.keep)
+    augmented = self._augment(augment_key, signed(batch["images"]))
+    images, texts, log_scale = self.model.apply(theta, augmented, batch["ids"], kept)
+    value, accuracy = contrast(images, texts, jnp.minimum(jnp.exp(log_scale), _LARGEST_SCALE))
+    return value, {"accuracy": accuracy}
 
-  def batches(i: int) -> Any:
-    indices = order(i)
-    return {"images": examples.load_images(indices), "ids": tokenizer(examples.captions(indices))[0]}
+  def batch(self, i: int) -> Any:
+    """Returns the images of update i and the token ids of their captions."""
+    indices = self._order(i)
+    return {"images": self.examples.load_images(indices), "ids": self.tokenizer(self.examples.captions(indices))[0]}
 
-  apply = jax.jit(lambda theta, images, ids: model.apply(theta, signed(images), ids)[:2])
-
-  def measure(theta: Any) -> dict[str, float]:
-    """Share of images whose own caption is the nearest of 64."""
-    spread = np.random.default_rng(0).permutation(len(held_out))[:1024]  # photos of one subject stand together
-    inputs = held_out.load_images(spread), tokenizer(held_out.captions(spread))[0]
-    images, texts = in_pieces(lambda x: apply(theta, *x), inputs)
-    scores = [contrast(images[i : i + 64], texts[i : i + 64], 1.0)[1] for i in range(0, len(spread), 64)]
+  def measure(self, theta: Any) -> dict[str, float]:
+    """Computes the share of held-out images whose own caption is the nearest of 64."""
+    # In random order, since photos of one subject are next to each other.
+    indices = np.random.default_rng(0).permutation(len(self.held_out))[:1024]
+    inputs = self.held_out.load_images(indices), self.tokenizer(self.held_out.captions(indices))[0]
+    images, texts = in_batches(lambda x: self._embed(theta, *x), inputs)
+    scores = [contrast(images[i : i + 64], texts[i : i + 64], 1.0)[1] for i in range(0, len(indices), 64)]
     return {"held_out_64_way": float(np.mean(scores))}
 
-  def save(theta: Any, folder: pathlib.Path) -> None:
-    pretrained.save(folder, model, theta["params"])
-    whole(side).save(folder)
-    tokenizer.inner.save_pretrained(folder)
+  def save(self, theta: Any, folder: pathlib.Path) -> None:
+    """Writes the model, how images are prepared for it, and its tokenizer."""
+    pretrained.save(folder, self.model, theta["params"])
+    whole(self._side).save(folder)
+    self.tokenizer.inner.save_pretrained(folder)
 
-  return Task(theta, loss, batches, measure, save)
 
+class PhotosTask(Task):
+  """The training of an image encoder on pairs of photos of one subject.
 
-def photos_task(
-  config: ml_collections.ConfigDict, examples: Examples, held_out: Examples, mesh: jax.sharding.Mesh | None = None
-) -> Task:
-  """Photos of one subject, told from photos of others; half of a batch is of subjects of few classes.
-
-  Which subjects look alike is not learned from labels, but who is compared with whom is chosen by the label "class":
-  the images of a batch are hard to tell apart.
+  No label says which subjects look alike, but the subjects of a batch are chosen by the label "class": all are of few
+  classes, which makes their photos hard to distinguish.
   """
-  model = ResNet(**config.model)
-  augment = Augment(**config.augment)
-  image = jnp.zeros((1, model.image, model.image, 3))
-  theta = {"params": initial(model, jax.random.key(config.seed), image, mesh=mesh)}
-  if config.start:
-    theta = {"params": warm(theta["params"], pretrained.load(config.start)[1])}
-  pairs = _Pairs(examples, config.only)
-  present = np.unique(pairs.classes)
 
-  def loss(theta: Any, frozen: None, batch: Any, key: jax.Array):
-    images = augment(key, signed(batch["images"]))
-    # In parts, for a CPU's caches are small; each image is contrasted with all of the batch nevertheless.
-    out = jnp.concatenate([model.apply(theta, part) for part in jnp.split(images, config.parts)])
-    value, right = contrast(*jnp.split(out, 2), 1.0 / config.temperature)
-    return value, {"right": right}
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    examples: Examples,
+    held_out: Examples,
+    mesh: jax.sharding.Mesh | None = None,
+  ) -> None:
+    """Initialises the parameters.
 
-  def batches(i: int) -> Any:
-    draw = np.random.default_rng((config.seed, i))
-    few = draw.choice(present, min(config.classes, len(present)), replace=False)
-    alike = np.flatnonzero(np.isin(pairs.classes, few))
-    indices = pairs.draw(draw, draw.choice(alike, config.batch_size // 2, replace=False))
-    return {"images": examples.load_images(indices.T.reshape(-1))}
+    Args:
+      config: see `configs/pretrain_encoders.py`, "dino".
+      examples: photos to train on, two or more of a subject.
+      held_out: those to evaluate on.
+      mesh: devices over which parameters are sharded; see `parallel.sharding`.
 
-  apply = jax.jit(lambda theta, images: model.apply(theta, signed(images)))
-  judged = _Pairs(held_out, config.only)
+    Raises:
+      ValueError: if there are no two photos of any subject.
+    """
+    self.config, self.examples, self.held_out = config, examples, held_out
+    self.model, self._augment = ResNet(**config.model), Augment(**config.augment)
+    image = jnp.zeros((1, self.model.image, self.model.image, 3))
+    self.theta = {"params": init_params(self.model, jax.random.key(config.seed), image, mesh=mesh)}
+    if config.start:
+      self.theta = {"params": load_matching(self.theta["params"], pretrained.load(config.start)[1])}
+    self._pairs, self._held_out_pairs = _Pairs(examples, config.only), _Pairs(held_out, config.only)
+    self._embed = jax.jit(lambda theta, images: self.model.apply(theta, signed(images)))
 
-  def measure(theta: Any) -> dict[str, float]:
-    """Share of photos to which another photo of the same subject is nearer than those of 32 others of its class."""
-    indices = judged.draw(np.random.default_rng(0), np.arange(len(judged.classes)))
-    embeddings = unit(in_pieces(lambda images: apply(theta, images), held_out.load_images(indices.T.reshape(-1))))
-    one, other = np.split(np.asarray(embeddings), 2)
+  def loss(self, theta: Any, frozen: None, batch: Any, key: jax.Array) -> tuple[Array, dict[str, Array]]:
+    """Computes eq. 1 of augmented photos, whose second half shows the subjects of the first."""
+    del frozen
+    images = self._augment(key, signed(batch["images"]))
+    # The network is applied to parts that fit into a CPU's caches; each photo is contrasted with the whole batch.
+    parts = jnp.split(images, self.config.parts)
+    embeddings = jnp.concatenate([self.model.apply(theta, part) for part in parts])
+    value, accuracy = contrast(*jnp.split(embeddings, 2), 1.0 / self.config.temperature)
+    return value, {"accuracy": accuracy}
+
+  def batch(self, i: int) -> Any:
+    """Returns two photos of each of update i's subjects, all first ones before all second ones."""
+    classes = self._pairs.classes
+    rng = np.random.default_rng((self.config.seed, i))
+    present = np.unique(classes)
+    few = rng.choice(present, min(self.config.classes, len(present)), replace=False)
+    candidates = np.flatnonzero(np.isin(classes, few))
+    indices = self._pairs.draw(rng, rng.choice(candidates, self.config.batch_size // 2, replace=False))
+    return {"images": self.examples.load_images(indices.T.reshape(-1))}
+
+  def measure(self, theta: Any) -> dict[str, float]:
+    """Computes the share of photos nearer to one of the same subject than to those of 32 others of its class."""
+    classes = self._held_out_pairs.classes
+    indices = self._held_out_pairs.draw(np.random.default_rng(0), np.arange(len(classes)))
+    images = self.held_out.load_images(indices.T.reshape(-1))
+    embeddings = unit(in_batches(lambda some: self._embed(theta, some), images))
+    first, second = np.split(np.asarray(embeddings), 2)
     right = []
-    for c in np.unique(judged.classes):
-      own = np.flatnonzero(judged.classes == c)[:33]
-      right.append((one[own] @ other[own].T).argmax(1) == np.arange(len(own)))
+    for c in np.unique(classes):
+      own = np.flatnonzero(classes == c)[:33]
+      right.append((first[own] @ second[own].T).argmax(1) == np.arange(len(own)))
     return {"held_out_retrieval": float(np.concatenate(right).mean())}
 
-  def save(theta: Any, folder: pathlib.Path) -> None:
-    pretrained.save(folder, model, theta["params"])
-    whole(model.image).save(folder)
-
-  return Task(theta, loss, batches, measure, save)
+  def save(self, theta: Any, folder: pathlib.Path) -> None:
+    """Writes the encoder and how images are prepared for it."""
+    pretrained.save(folder, self.model, theta["params"])
+    whole(self.model.image).save(folder)
 
 
 class _Pairs:
-  """The subjects of which there are two photos.
+  """The subjects of which there are two photos or more.
 
   Attributes:
-    classes: the class of each.
+    classes: the class of each subject.
   """
 
   def __init__(self, examples: Examples, only: Mapping[str, str]) -> None:
     kept = np.ones(len(examples), bool)
     for name, word in only.items():
       kept &= examples.labels[name] == examples.words[name].index(word)
-    self._places = np.flatnonzero(kept)[np.argsort(examples.subjects[kept], kind="stable")]
-    _, starts, counts = np.unique(examples.subjects[self._places], return_index=True, return_counts=True)
+    self._indices = np.flatnonzero(kept)[np.argsort(examples.subjects[kept], kind="stable")]
+    _, starts, counts = np.unique(examples.subjects[self._indices], return_index=True, return_counts=True)
     self._starts, self._counts = starts[counts > 1], counts[counts > 1]
     if not len(self._starts):
-      raise ValueError("contrasting photos needs two of a subject at least, and there are no two of any")
-    self.classes = examples.labels["class"][self._places[self._starts]]
+      raise ValueError("contrastive training on photos needs two of a subject at least, but there are no two of any")
+    self.classes = examples.labels["class"][self._indices[self._starts]]
 
-  def draw(self, draw: np.random.Generator, subjects: np.ndarray) -> np.ndarray:
-    """Indices of two different photos of each of these subjects, [n, 2]."""
+  def draw(self, rng: np.random.Generator, subjects: np.ndarray) -> np.ndarray:
+    """Draws the indices of two different photos of each of these subjects, [n, 2]."""
     counts = self._counts[subjects]
-    first = draw.integers(0, counts)
-    second = (first + draw.integers(1, counts)) % counts
-    return self._places[self._starts[subjects][:, None] + np.stack([first, second], axis=1)]
+    first = rng.integers(0, counts)
+    second = (first + rng.integers(1, counts)) % counts
+    return self._indices[self._starts[subjects][:, None] + np.stack([first, second], axis=1)]

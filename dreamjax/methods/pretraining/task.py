@@ -1,7 +1,7 @@
-"""What a pretraining is made of."""
+"""What a training from random parameters consists of, and helpers that all of them share."""
 
+import abc
 from collections.abc import Callable
-import dataclasses
 import pathlib
 from typing import Any
 
@@ -14,57 +14,64 @@ from jaxtyping import Array, Float, UInt8
 from dreamjax.parallel import processes
 from dreamjax.parallel.sharding import param_shardings
 from dreamjax.train.logs import Sheet
-from dreamjax.train.step import Loss
 
 
-@dataclasses.dataclass(frozen=True)
-class Task:
-  """A training, but for its optimizer.
+class Task(abc.ABC):
+  """A training without its optimizer.
 
   Attributes:
     theta: the parameters at the start.
-    loss: see `train.step`.
-    batches: batch(i) is what update i sees.
-    measure: how good parameters are on examples that are not trained on, as named scalars.
-    save: writes the trained model into a folder.
-    frozen: what the loss reads besides, see `train.state`.
-    show: images by which a person sees how good parameters are.
+    frozen: the parameters that the loss reads but does not train; see `train.state`.
   """
 
   theta: Any
-  loss: Loss
-  batches: Callable[[int], Any]
-  measure: Callable[[Any], dict[str, float]]
-  save: Callable[[Any, pathlib.Path], None]
   frozen: Any = None
-  show: Callable[[Any], Sheet] | None = None
+
+  @abc.abstractmethod
+  def loss(self, theta: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[Float[Array, ""], dict[str, Any]]:
+    """Returns the loss of a batch and named scalars to log; see `train.step`."""
+
+  @abc.abstractmethod
+  def batch(self, i: int) -> Any:
+    """Returns the batch of update i."""
+
+  @abc.abstractmethod
+  def measure(self, theta: Any) -> dict[str, float]:
+    """Evaluates parameters on held-out examples, as named scalars."""
+
+  @abc.abstractmethod
+  def save(self, theta: Any, folder: pathlib.Path) -> None:
+    """Writes the trained model into a folder."""
+
+  def show(self, theta: Any) -> Sheet | None:
+    """Returns images by which a person judges parameters, or None."""
+    del theta
+    return None
 
 
-def initial(
+def init_params(
   module: nn.Module, key: jax.Array, *inputs: Any, mesh: jax.sharding.Mesh | None = None, **named: Any
 ) -> Any:
-  """The parameters with which a module starts, compiled quickly rather than well, for that runs once.
+  """Initialises the parameters of a module, compiled without optimization, since the program runs only once.
 
   Args:
-    module: which.
+    module: the network.
     key: of the randomness.
-    inputs: to the module.
-    mesh: of devices, on which parameters are born where they belong, for no device might hold all of them; None for the
-      first device alone.
-    named: more inputs.
+    inputs: the module's inputs, of which only shapes and dtypes matter.
+    mesh: devices over which the parameters are sharded from the start, as no device may be able to hold all of them;
+      None for the first device alone.
+    named: the module's inputs by keyword.
   """
-  places = None if mesh is None else param_shardings(jax.eval_shape(module.init, key, *inputs, **named), mesh)
+  sharding = None if mesh is None else param_shardings(jax.eval_shape(module.init, key, *inputs, **named), mesh)
   options = {"xla_backend_optimization_level": 0}
-  return jax.jit(module.init, out_shardings=places, compiler_options=options)(key, *inputs, **named)["params"]
+  return jax.jit(module.init, out_shardings=sharding, compiler_options=options)(key, *inputs, **named)["params"]
 
 
-def warm(params: Any, others: Any) -> Any:
-  """The parameters, those that the others have at the same path and of the same shape taken from them.
-
-  They lie where those lie of which they take the place.
+def load_matching(params: Any, others: Any) -> Any:
+  """Replaces parameters by those of another tree that have the same path and shape, and keeps their shardings.
 
   Raises:
-    ValueError: if there are none.
+    ValueError: if no parameter has the same path and shape.
   """
   own, found = flatten_dict(params), flatten_dict(others)
   same = {
@@ -78,17 +85,17 @@ def warm(params: Any, others: Any) -> Any:
 
 
 def signed(images: UInt8[Array, "*b"]) -> Float[Array, "*b"]:
-  """Images in bytes as numbers in [-1, 1]."""
+  """Converts images from bytes to float32 in [-1, 1]."""
   return images.astype(jnp.float32) / 127.5 - 1.0
 
 
-def in_pieces(function: Callable[[Any], Any], inputs: Any, size: int = 128) -> Any:
-  """A function of a batch, applied to pieces of one size of a larger one; the results are on the host."""
+def in_batches(function: Callable[[Any], Any], inputs: Any, size: int = 128) -> Any:
+  """Applies a function of a batch to a larger one, in batches of one size; the results are fetched to the host."""
   n = jax.tree.leaves(inputs)[0].shape[0]
-  pieces = []
+  outputs = []
   for start in range(0, n, size):
-    piece = jax.tree.map(lambda x, start=start: x[start : start + size], inputs)
-    short = size - jax.tree.leaves(piece)[0].shape[0]
-    padded = jax.tree.map(lambda x, short=short: jnp.pad(x, [(0, short)] + [(0, 0)] * (x.ndim - 1)), piece)
-    pieces.append(jax.tree.map(lambda y, short=short: y[: size - short], processes.fetch(function(padded))))
-  return jax.tree.map(lambda *y: jnp.concatenate(y), *pieces)
+    batch = jax.tree.map(lambda x, start=start: x[start : start + size], inputs)
+    padding = size - jax.tree.leaves(batch)[0].shape[0]
+    padded = jax.tree.map(lambda x, n=padding: jnp.pad(x, [(0, n)] + [(0, 0)] * (x.ndim - 1)), batch)
+    outputs.append(jax.tree.map(lambda y, n=padding: y[: size - n], processes.fetch(function(padded))))
+  return jax.tree.map(lambda *y: jnp.concatenate(y), *outputs)

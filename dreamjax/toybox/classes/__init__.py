@@ -1,4 +1,4 @@
-"""The object classes: one rig each. What a toy of a class looks like is in its builder; who it is, in `identity`."""
+"""The object classes: one rig each. A class's builder defines what its toys share, `identity` how they differ."""
 
 import functools
 
@@ -6,7 +6,7 @@ from dreamjax.toybox import vocabulary
 from dreamjax.toybox.classes import creatures, faces, machines, things
 from dreamjax.toybox.rig import Rig, Tables, make_tables
 
-#: Where accessories sit; every class has all of them.
+#: The anchors of accessories; every class has all of them.
 ANCHORS = ("hat", "eyes", "neck", "back")
 
 RIGS: dict[str, Rig] = {**creatures.RIGS, **machines.RIGS, **things.RIGS, **faces.RIGS}
@@ -14,7 +14,7 @@ RIGS: dict[str, Rig] = {**creatures.RIGS, **machines.RIGS, **things.RIGS, **face
 
 @functools.cache
 def tables() -> Tables:
-  """The classes' blend-shape tables, in the order of `vocabulary.CLASSES`."""
+  """Returns the blend-shape tables of the classes, in the order of `vocabulary.CLASSES`."""
   for name in vocabulary.CLASSES:
     assert RIGS[name].variants == vocabulary.STATES[name], name
   return make_tables([RIGS[name] for name in vocabulary.CLASSES], ANCHORS)

@@ -30,7 +30,7 @@ _HOOF = Paint(Slot.SECONDARY, Slot.SECONDARY)
 
 @dataclasses.dataclass(frozen=True)
 class _Pose:
-  """How a four-legged body is held: feet are offsets from below the shoulder or hip, as (dy, dz)."""
+  """The pose of a four-legged body: feet are offsets from below the shoulder or hip, as (dy, dz)."""
 
   pitch: float = 0.0
   lift: float = 0.0
@@ -50,9 +50,9 @@ def _quadruped(
   b: Builder, state: str, leg: float, width: float, depth: float, length: float, paw: float,
   head: Callable[[], None], tail: Callable[[], None], neck: tuple[float, float],
 ) -> None:  # fmt: skip
-  """Body, legs and paws, with a head and a tail put where they belong.
+  """Body, legs and paws, with a head and a tail in their places.
 
-  `width`, `depth` and `length` are the body's half extents; `neck` is the head's place above and before its front end.
+  `width`, `depth` and `length` are the body's half extents; `neck` is the head's offset from its front, (up, forward).
   """
   pose = _POSES[state]
   rotation = turn(x=-pose.pitch)
@@ -81,7 +81,7 @@ def _quadruped(
 
 
 def _eyes(b: Builder, x: float, y: float, z: float, radius: float, squint: float = 1.0) -> None:
-  """A pair of eyes and the place for glasses before them."""
+  """A pair of eyes, and the anchor of glasses in front of them."""
   for name, sign in SIDES:
     b.quadric(
       (sign * x, y, z),

@@ -1,4 +1,4 @@
-"""Faces: a head and shoulders with enough attributes to tell people apart."""
+"""Faces: a head and shoulders with enough attributes to distinguish people."""
 
 import numpy as np
 
@@ -14,8 +14,8 @@ _FRAME = flat(0.1, 0.1, 0.12, 0.6)
 
 _HAIR_STYLES = ("bald", "short", "bob", "long", "curly", "bun", "mohawk", "swept")
 
-# By expression: height of the mouth's corners against its middle, half width, and how far the brows' inner and outer
-# ends rise.
+# By expression: height of the mouth's corners relative to its centre, half width, and the rise of the brows' inner and
+# outer ends.
 _EXPRESSIONS = {
   "neutral": (0.0, 0.085, 0.0, 0.0),
   "smiling": (0.045, 0.105, 0.012, 0.006),

@@ -86,7 +86,7 @@ def _truck(b: Builder, t: Traits, state: str) -> None:
   wheel = 0.13 + 0.018 * t.wheel
   floor = wheel * 1.2
   width = 0.26 + 0.02 * t.width
-  back = -0.22 - 0.07 * t.length  # middle of the load
+  back = -0.22 - 0.07 * t.length  # centre of the load
   b.box((0, floor, -0.1 - 0.05 * t.length), (0.85 * width, 0.035, 0.6 + 0.06 * t.length), BLACK)
   tall = 0.22 + 0.03 * t.cab
   b.box((0, floor + tall, 0.34), (width, tall, 0.17), _BODY, core=True)

@@ -29,7 +29,7 @@ def _teapot(b: Builder, t: Traits, state: str) -> None:
   pouring = state == "pouring"
   wide, tall = 0.34 + 0.04 * t.width, 0.27 + 0.05 * t.height
 
-  def girth(kind):  # negative, so not there, unless this kind of body is the chosen one
+  def girth(kind):  # negative, so absent, unless this kind of body is the chosen one
     return wide - 0.5 * (1 - kind)
 
   with b.frame((0, 0.36 if pouring else 0.05, 0), turn(x=32 if pouring else 0)):
@@ -74,7 +74,7 @@ def _mushroom(b: Builder, t: Traits, state: str) -> None:
   cap = np.array([0.37 + 0.06 * t.cap, 0.0, 0.37 + 0.06 * t.cap])
   base = stem - 0.04
 
-  def hide(kind):  # makes radii negative, so that the cap is not there, unless this kind is the chosen one
+  def hide(kind):  # makes radii negative, so that the cap is absent, unless this kind is the chosen one
     return np.array([1.0, 0.0, 1.0]) * (kind - 1)
 
   b.quadric(
