@@ -205,7 +205,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
   try:
     recipe = json.loads(path.read_text())
     if missing := {"model", "thetas", "gamma", "prompts", "n", "seed", "negative", "samplings"} - set(recipe):
-      raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+      raise UserError(f"it lacks {', '.join(sorted(missing))}")
   except (ValueError, TypeError) as error:
     raise UserError(f"{path} is no recipe of `dreamjax sample`: {error}") from error
   return recipe

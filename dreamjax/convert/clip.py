@@ -16,6 +16,7 @@ from dreamjax.convert.table import (
   read_settings,
   write_settings,
 )
+from dreamjax.errors import UserError
 from dreamjax.models.clip import CLIP, TextTower, VisionTower
 from dreamjax.models.transformer import ACTIVATIONS
 
@@ -147,7 +148,7 @@ def write_text(module: TextTower) -> dict[str, Any]:
     ValueError: if transformers interprets its `eos` as another id.
   """
   if module.eos == _HIGHEST:
-    raise ValueError(f"transformers interprets the end-of-text token {_HIGHEST} as the highest id: use another one")
+    raise UserError(f"transformers interprets the end-of-text token {_HIGHEST} as the highest id: use another one")
   unknown = {"bos_token_id": None, "pad_token_id": None}  # only the tokenizer knows them, and the defaults are CLIP's
   return {**_write_tower("clip_text_model", TEXT_SETTINGS, module), **unknown}
 
@@ -160,7 +161,7 @@ def write(module: CLIP) -> dict[str, Any]:
   """
   width = module.vision.projection
   if width is None or width != module.text.projection:
-    raise ValueError(f"the projections of the towers have different widths, {width} and {module.text.projection}")
+    raise UserError(f"the projections of the towers have different widths, {width} and {module.text.projection}")
   towers = dict(zip(_TOWERS, (write_vision(module.vision), write_text(module.text)), strict=True))
   return {"model_type": "clip", "architectures": ["CLIPModel"], "projection_dim": width, **towers}
 

@@ -20,6 +20,7 @@ from dreamjax.convert.table import (
   read_settings,
   write_settings,
 )
+from dreamjax.errors import UserError
 from dreamjax.models.latent_unet import LatentUNet, Trunk
 
 
@@ -145,7 +146,7 @@ def read_trunk(config: dict[str, Any], settings: tuple[Setting, ...]) -> dict[st
   fields["attention"] = read_levels(config, "down_block_types", DOWNS)
   lengths = {name: len(fields[name]) for name in ("widths", "heads", "depth", "attention")}
   if len(set(lengths.values())) > 1 or not isinstance(fields["blocks"], int):
-    raise ValueError(
+    raise UserError(
       f"config.json has {lengths['attention']} down_block_types, but attention_head_dim, block_out_channels and "
       f"transformer_layers_per_block for {lengths['heads']}, {levels} and {lengths['depth']} levels; this model needs "
       f"one of each for each level, and one layers_per_block for all levels, not {fields['blocks']}"
@@ -154,7 +155,7 @@ def read_trunk(config: dict[str, Any], settings: tuple[Setting, ...]) -> dict[st
   if config.get("addition_embed_type") == "text_time":
     width = config.get("projection_class_embeddings_input_dim")
     if not isinstance(size_width, int) or not isinstance(width, int) or width <= SIZES * size_width:
-      raise ValueError(
+      raise UserError(
         f"addition_time_embed_dim is {size_width!r} and projection_class_embeddings_input_dim {width!r} in "
         f"config.json, but this model needs numbers, the second more than {SIZES} times the first"
       )
@@ -166,7 +167,7 @@ def read_levels(config: dict[str, Any], name: str, known: dict[str, bool]) -> tu
   """Returns which levels have attention."""
   levels = tuple(config.get(name, ()))
   if unknown := [level for level in levels if level not in known]:
-    raise ValueError(f"{name} has {unknown[0]!r} in config.json, but this model knows only {' and '.join(known)}")
+    raise UserError(f"{name} has {unknown[0]!r} in config.json, but this model knows only {' and '.join(known)}")
   return tuple(known[level] for level in levels)
 
 
@@ -186,9 +187,9 @@ def read(config: dict[str, Any]) -> LatentUNet:
   fields = read_trunk(config, SETTINGS)
   if config.get("in_channels", 4) != config.get("out_channels", 4):
     channels = f"in_channels is {config.get('in_channels', 4)} and out_channels {config.get('out_channels', 4)}"
-    raise ValueError(f"{channels} in config.json, but this model needs the same number of both")
+    raise UserError(f"{channels} in config.json, but this model needs the same number of both")
   if read_levels(config, "up_block_types", UPS) != fields["attention"][::-1]:
-    raise ValueError("up_block_types is not the reverse of down_block_types in config.json, as this model needs")
+    raise UserError("up_block_types is not the reverse of down_block_types in config.json, as this model needs")
   if fields["image"] is None:
     del fields["image"]
   return LatentUNet(**fields)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dreamjax.convert.table import MappingTable, Row
+from dreamjax.errors import UserError
 from dreamjax.models.muse import Muse
 
 _LAYERS = ("layer_{}", "low_layer_{}")
@@ -33,7 +34,7 @@ def read(config: dict[str, Any]) -> Muse:
     ValueError: if a setting is missing.
   """
   if missing := [name for name in _FIELDS if name not in config]:
-    raise ValueError(f"config.json lacks {', '.join(missing)}")
+    raise UserError(f"config.json lacks {', '.join(missing)}")
   return Muse(**{name: config[name] for name in _FIELDS})
 
 

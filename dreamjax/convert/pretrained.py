@@ -17,6 +17,7 @@ import safetensors.numpy
 
 from dreamjax.convert import autoencoder, clip, controlnet, latent_unet, muse, resnet, t5, unet, uvit, vit, vqgan
 from dreamjax.convert.table import Header, MappingTable, Put, leave
+from dreamjax.errors import UserError
 from dreamjax.models.autoencoder import Autoencoder
 from dreamjax.models.clip import CLIP, TextTower, VisionTower
 from dreamjax.models.controlnet import ControlNet
@@ -109,16 +110,16 @@ def load(
   config = read_json(_existing(folder / CONFIG))
   if (model_type := _name(config)) not in KINDS:
     known = ", ".join(KINDS)
-    raise ValueError(f"{folder / CONFIG} describes a model of type {model_type!r}; the known ones are {known}")
+    raise UserError(f"{folder / CONFIG} describes a model of type {model_type!r}; the known ones are {known}")
   kind = KINDS[model_type]
   if not issubclass(kind.module, kinds):
     wanted = " or ".join(kind.__name__ for kind in kinds)
-    raise ValueError(f"{folder} holds a {kind.module.__name__}, but a {wanted} is wanted there")
+    raise UserError(f"{folder} holds a {kind.module.__name__}, but a {wanted} is wanted there")
   try:
     module = kind.read(config)
     wanted = _shapes(kind, module)
   except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-    raise ValueError(f"{folder / CONFIG}: {error}") from error
+    raise UserError(f"{folder / CONFIG}: {error}") from error
   headers = _find_headers(folder, kind.weights)
 
   def read(key: str) -> np.ndarray:
@@ -128,7 +129,7 @@ def load(
   try:
     return module, kind.table.to_ours(wanted, headers, read, dtype, put)
   except ValueError as error:
-    raise ValueError(f"{folder}: {error}") from error
+    raise UserError(f"{folder}: {error}") from error
 
 
 def save(folder: pathlib.Path, module: nn.Module, params: dict[str, Any], dtype: Any = np.float16) -> None:
@@ -152,7 +153,7 @@ def save(folder: pathlib.Path, module: nn.Module, params: dict[str, Any], dtype:
   if own != given:
     lists = {"its own": own - given, "given": given - own}
     problem = "; ".join(f"{what}: {', '.join(f'{p} {s}' for p, s in sorted(leaves))}" for what, leaves in lists.items())
-    raise ValueError(f"the parameters are not those of the module; {problem}")
+    raise UserError(f"the parameters are not those of the module; {problem}")
   tensors = kind.table.to_theirs(params, dtype)
   folder.mkdir(parents=True, exist_ok=True)
   (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
@@ -169,7 +170,7 @@ def _kind(module: nn.Module) -> _Kind:
   kind = next((kind for kind in KINDS.values() if type(module) is kind.module), None)
   if kind is None:
     known = ", ".join(kind.module.__name__ for kind in KINDS.values())
-    raise ValueError(f"no layout is known for {type(module).__name__}, only for {known}")
+    raise UserError(f"no layout is known for {type(module).__name__}, only for {known}")
   return kind
 
 
@@ -222,9 +223,9 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   try:
     found = json.loads(path.read_text())
   except ValueError as error:
-    raise ValueError(f"{path} is no JSON: {error}") from error
+    raise UserError(f"{path} is no JSON: {error}") from error
   if not isinstance(found, dict):
-    raise ValueError(f"{path} holds a {type(found).__name__}, not settings by name")
+    raise UserError(f"{path} holds a {type(found).__name__}, not settings by name")
   return found
 
 
@@ -232,11 +233,11 @@ def open_tensors(path: pathlib.Path) -> Any:
   """Opens a file of tensors; ValueError if it is damaged, or of a format that can run code when it is read."""
   if path.suffix in PICKLES:
     problem = f"{path} can run code when it is read, so it is not"
-    raise ValueError(f"{problem}: where torch is installed, load it and write it by safetensors.torch.save_file")
+    raise UserError(f"{problem}: where torch is installed, load it and write it by safetensors.torch.save_file")
   try:
     return safetensors.safe_open(path, "np")
   except safetensors.SafetensorError as error:
-    raise ValueError(f"{path} is no complete safetensors file: {error}") from error
+    raise UserError(f"{path} is no complete safetensors file: {error}") from error
 
 
 def _find_headers(folder: pathlib.Path, weights: str) -> dict[str, Header]:
@@ -266,11 +267,11 @@ def _read_headers(folder: pathlib.Path, name: str) -> dict[str, Header]:
 def _read_shards(folder: pathlib.Path, index: pathlib.Path) -> dict[str, Header]:
   files = read_json(index).get("weight_map")
   if not isinstance(files, dict):
-    raise ValueError(f"{index} has no weight_map")
+    raise UserError(f"{index} has no weight_map")
   for name in files.values():
     if not isinstance(name, str) or pathlib.PurePath(name).name != name:
-      raise ValueError(f"{index} names {name!r}, which is no file of its folder")
+      raise UserError(f"{index} names {name!r}, which is no file of its folder")
   headers = {name: _read_headers(folder, name) for name in dict.fromkeys(files.values())}
   if missing := [key for key, name in files.items() if key not in headers[name]]:
-    raise ValueError(f"{folder / files[missing[0]]} lacks {missing[0]}, which {index.name} says is there")
+    raise UserError(f"{folder / files[missing[0]]} lacks {missing[0]}, which {index.name} says is there")
   return {key: headers[name][key] for key, name in files.items()}

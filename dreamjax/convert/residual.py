@@ -3,6 +3,7 @@
 from typing import Any
 
 from dreamjax.convert.table import Row, Setting, conv, dense, norm
+from dreamjax.errors import UserError
 
 
 def block(key: str, path: str) -> tuple[Row, ...]:
@@ -57,7 +58,7 @@ def check_levels(config: dict[str, Any], count: int) -> None:
   """Raises ValueError unless a `config.json` has `count` levels of the supported kind."""
   for name, level in LEVELS.items():
     if list(config.get(name, (level,))) != [level] * count:
-      raise ValueError(f"{name} is {config.get(name)} in config.json, but this model needs {count} {level}")
+      raise UserError(f"{name} is {config.get(name)} in config.json, but this model needs {count} {level}")
 
 
 def write_levels(count: int) -> dict[str, list[str]]:

@@ -8,6 +8,8 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 import numpy as np
 
+from dreamjax.errors import UserError
+
 #: put(path, array) places one of our parameters as soon as it is read, for instance on devices, and returns it.
 Put = Callable[[str, np.ndarray], Any]
 
@@ -104,7 +106,7 @@ class MappingTable(NamedTuple):
       else:
         unmatched.append(path)
     if unmatched:
-      raise ValueError(f"the table has no row for the parameters {', '.join(unmatched)}")
+      raise UserError(f"the table has no row for the parameters {', '.join(unmatched)}")
     return matches
 
   def sources(self, paths: Iterable[str], keys: Iterable[str]) -> dict[str, tuple[str, View]]:
@@ -125,7 +127,7 @@ class MappingTable(NamedTuple):
     if missing or unknown:
       lists = {"missing": missing, "unknown": unknown}
       problem = "; ".join(f"{name}: {', '.join(sorted(keys))}" for name, keys in lists.items() if keys)
-      raise ValueError(f"the checkpoint is not one of this model: {problem}")
+      raise UserError(f"the checkpoint is not one of this model: {problem}")
     return {path: (sources[key], view) for key, (path, view) in expected.items()}
 
   def to_ours(
@@ -158,7 +160,7 @@ class MappingTable(NamedTuple):
         problems.append(f"{headers[key].file}: {key} has shape {shape}, but in the model {expected}")
     if problems:
       more = f"; and so on, {len(problems)} in all" if len(problems) > 3 else ""
-      raise ValueError("; ".join(problems[:3]) + more)
+      raise UserError("; ".join(problems[:3]) + more)
     params = {}
     for path, (key, view) in sources.items():
       params[path] = put(path, np.asarray(view.ours(read(key)), dtype, order="C"))
@@ -176,7 +178,7 @@ class MappingTable(NamedTuple):
       with np.errstate(over="ignore"):
         tensors[key] = np.asarray(view.theirs(np.asarray(flat[path])), dtype, order="C")
       if not np.isfinite(tensors[key]).all():
-        raise ValueError(f"{path} has numbers that are not finite in {np.dtype(dtype)}")
+        raise UserError(f"{path} has numbers that are not finite in {np.dtype(dtype)}")
     return tensors
 
   def _rename(self, key: str) -> str:
@@ -213,7 +215,7 @@ def read_settings(settings: Iterable[Setting], config: dict[str, Any]) -> dict[s
     value = config.get(setting.theirs, setting.default)
     if setting.known is not None and value not in setting.known:
       known = " and ".join(map(repr, setting.known))
-      raise ValueError(f"{setting.theirs} is {value!r} in config.json, but this model knows only {known}")
+      raise UserError(f"{setting.theirs} is {value!r} in config.json, but this model knows only {known}")
     if setting.ours is not None:
       fields[setting.ours] = value
   return fields

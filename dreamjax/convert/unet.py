@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from dreamjax.convert.table import MappingTable, Row, Setting, batched, conv, dense, norm, read_settings, write_settings
+from dreamjax.errors import UserError
 from dreamjax.models.unet import ACTIVATIONS, UNet
 
 
@@ -130,7 +131,7 @@ def _meaning(known: dict[tuple[Any, ...], Any], **settings: Any) -> Any:
     if values == choice:
       return meaning
   names, choices = " and ".join(settings), " and ".join(str(list(choice)) for choice in known)
-  raise ValueError(f"{names} are {list(values)} in config.json, but this model knows only {choices}")
+  raise UserError(f"{names} are {list(values)} in config.json, but this model knows only {choices}")
 
 
 def read(config: dict[str, Any]) -> UNet:
@@ -142,12 +143,12 @@ def read(config: dict[str, Any]) -> UNet:
   for setting in SETTINGS:
     value = fields.get(setting.ours)
     if setting.ours in ("image", "head_width", "text_width", "cross_width") and not isinstance(value, int):
-      raise ValueError(f"{setting.theirs} is {value!r} in config.json, but this model needs a number")
+      raise UserError(f"{setting.theirs} is {value!r} in config.json, but this model needs a number")
   widths, blocks = tuple(fields["widths"]), fields["blocks"]
   downs, ups = config.get("down_block_types", ()), config.get("up_block_types", ())
   if not len(widths) == len(downs) == len(ups):
     counts = f"{len(widths)} block_out_channels, {len(downs)} down_block_types and {len(ups)} up_block_types"
-    raise ValueError(f"config.json has {counts}, but this model needs one of each for each level")
+    raise UserError(f"config.json has {counts}, but this model needs one of each for each level")
   pairs = zip(downs, reversed(ups), strict=True)
   fields |= {
     "widths": widths,

@@ -19,6 +19,7 @@ from dreamjax.convert.table import (
   read_settings,
   write_settings,
 )
+from dreamjax.errors import UserError
 from dreamjax.models.uvit import UViT
 
 # Convolutions as linear layers: a 1x1 one; a transposed 2x2 one of stride 2, IOHW, which maps to 2x2 pixels in
@@ -135,11 +136,11 @@ def read(config: dict[str, Any]) -> UViT:
   channels, upsample = (config.get(name, default) for name, default in DEFAULTS.items())
   if upsample != fields["halved"]:
     problem = f"downsample is {fields['halved']} and upsample {upsample} in config.json"
-    raise ValueError(f"{problem}, but this model needs the same for both")
+    raise UserError(f"{problem}, but this model needs the same for both")
   numbers, remainder = divmod(channels, fields["number_width"])
   if remainder:
     problem = f"micro_cond_embed_dim is {channels} in config.json"
-    raise ValueError(f"{problem}, but this model needs a multiple of micro_cond_encode_dim, {fields['number_width']}")
+    raise UserError(f"{problem}, but this model needs a multiple of micro_cond_encode_dim, {fields['number_width']}")
   return UViT(**fields, numbers=numbers)
 
 

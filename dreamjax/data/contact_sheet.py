@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dreamjax.data.image_folder import to_uint8
+from dreamjax.errors import UserError
 
 _GAP = 6
 _MIN_WIDTH = 96  # pixels that a caption needs
@@ -31,7 +32,7 @@ def contact_sheet(images: Sequence[np.ndarray], captions: Sequence[str], columns
     ValueError: if there are no images, or not as many captions as images.
   """
   if not images or len(images) != len(captions):
-    raise ValueError(f"a contact sheet needs images and as many captions, not {len(images)} and {len(captions)}")
+    raise UserError(f"a contact sheet needs images and as many captions, not {len(images)} and {len(captions)}")
   columns = columns or min(8, math.ceil(math.sqrt(len(images))))
   zoom = -(-_MIN_WIDTH // images[0].shape[1])
   height, width = (zoom * size for size in images[0].shape[:2])

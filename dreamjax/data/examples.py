@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from dreamjax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
@@ -59,7 +61,7 @@ def epochs(n: int, size: int, seed: int) -> Callable[[int], np.ndarray]:
   """Returns batches of indices below n, shuffled anew in every epoch; batch i is a pure function of (seed, i)."""
   per_epoch = n // size
   if per_epoch < 1:
-    raise ValueError(f"a batch of {size} cannot be drawn from {n} examples")
+    raise UserError(f"a batch of {size} cannot be drawn from {n} examples")
 
   def batch(i: int) -> np.ndarray:
     epoch, position = divmod(i, per_epoch)

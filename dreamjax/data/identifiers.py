@@ -14,6 +14,7 @@ import re
 import numpy as np
 
 from dreamjax.data.tokenizer import Tokenizer
+from dreamjax.errors import UserError
 
 PLACEHOLDER = "[V]"
 #: The paper's range, as shares of T5's vocabulary.
@@ -66,7 +67,7 @@ def choose(
   """
   found = candidates(tokenizer, rare, common)
   if len(found) < count:
-    raise ValueError(
+    raise UserError(
       f"{count} identifiers are wanted, but the pieces between {rare[0]:.2f} and {rare[1]:.2f} of the vocabulary hold "
       f"only {len(found)} words of {_LONGEST} letters or fewer: choose a wider range, or an identifier of your own"
     )
@@ -93,12 +94,12 @@ def tokens(tokenizer: Tokenizer, identifier: str) -> list[int]:
   """
   found = [_in_a_prompt(tower, [identifier])[0] for tower in tokenizer.all]
   if not identifier.strip() or not all(found):
-    raise ValueError(
+    raise UserError(
       f"the identifier {identifier!r} does not survive in a prompt: it is empty or too long, unknown to the tokenizer "
       "or one of its special tokens, or it merges with the words next to it: choose another one"
     )
   if any(ids != found[0] for ids in found):
-    raise ValueError(f"the identifier {identifier!r} has different tokens for each tower of the text encoder: {found}")
+    raise UserError(f"the identifier {identifier!r} has different tokens for each tower of the text encoder: {found}")
   return found[0]
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dreamjax.errors import UserError
+
 METADATA = "metadata.jsonl"
 
 
@@ -29,7 +31,7 @@ def member(folder: pathlib.Path, name: Any) -> pathlib.Path:
     ValueError: if the name is not text, or leads out of the folder: as an absolute path, by "..", or by a link.
   """
   if not isinstance(name, str) or "\0" in name or not (folder / name).resolve().is_relative_to(folder.resolve()):
-    raise ValueError(f"{name!r} is no file inside {folder}")
+    raise UserError(f"{name!r} is no file inside {folder}")
   return folder / name
 
 

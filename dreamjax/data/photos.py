@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 
 from dreamjax.data.identifiers import PLACEHOLDER
 from dreamjax.data.image_folder import METADATA, member
+from dreamjax.errors import UserError
 
 try:
   import pillow_heif
@@ -144,7 +145,7 @@ def read_photos(
   images, sizes = zip(*[_read_scaled(folder / name, resolution) for name in names], strict=True)
   if one_size and len(set(sizes)) > 1:
     found = ", ".join(f"{name} {width} x {height}" for name, (width, height) in zip(names, sizes, strict=True))
-    raise ValueError(f"the images in {folder} differ in size, but must have one: {found}")
+    raise UserError(f"the images in {folder} differ in size, but must have one: {found}")
   for first, second in _duplicates(images):
     warnings.warn(f"{names[first]} and {names[second]} in {folder} are the same photo", stacklevel=2)
   return Photos(tuple(names), tuple(prompts), images)
@@ -164,7 +165,7 @@ def read_image(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
       if image.mode.startswith("I;16"):
         return np.stack([((np.asarray(image, np.uint32) + 128) // 257).astype(np.uint8)] * 3, axis=-1)
       if image.mode in ("I", "F"):
-        raise ValueError(f"its pixels are numbers without a range (mode {image.mode})")
+        raise UserError(f"its pixels are numbers without a range (mode {image.mode})")
       if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -173,7 +174,7 @@ def read_image(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
     reason = str(error)
     if pillow_heif is None and _is_heif(path):
       reason = "it is a HEIC image, which needs the package pillow-heif: pip install pillow-heif"
-    raise ValueError(f"{path} cannot be read as an image: {reason}") from error
+    raise UserError(f"{path} cannot be read as an image: {reason}") from error
 
 
 def read_square(path: pathlib.Path, resolution: int) -> UInt8[np.ndarray, "r r 3"]:
@@ -202,7 +203,7 @@ def _image_names(folder: pathlib.Path) -> list[str]:
   if skipped := [file.name for file in files if file.name not in (*names, *captions)]:
     warnings.warn(f"skipped in {folder}, since they are hidden or not images: {', '.join(skipped)}", stacklevel=3)
   if not names:
-    raise ValueError(f"there are no images in {folder}: their names end in {', '.join(sorted(SUFFIXES))}")
+    raise UserError(f"there are no images in {folder}: their names end in {', '.join(sorted(SUFFIXES))}")
   return names
 
 
@@ -236,7 +237,7 @@ def _read_captions(folder: pathlib.Path, names: Sequence[str]) -> list[str]:
     files = {name: (folder / name).with_suffix(".txt") for name in names}
     captions = {name: " ".join(_read_text(file).split()) for name, file in files.items() if file.exists()}
   if without := [name for name in names if not captions.get(name)]:
-    raise ValueError(f"captions are asked for, but in {folder} there is none for {', '.join(without)}")
+    raise UserError(f"captions are asked for, but in {folder} there is none for {', '.join(without)}")
   return [captions[name] for name in names]
 
 
@@ -250,17 +251,17 @@ def _read_metadata(path: pathlib.Path, names: Sequence[str]) -> dict[str, str]:
       entry = json.loads(line)
       name, text = entry["file_name"], entry["text"]
     except (ValueError, KeyError, TypeError) as error:
-      raise ValueError(f"{path}:{number} is no JSON object with file_name and text") from error
+      raise UserError(f"{path}:{number} is no JSON object with file_name and text") from error
     if not isinstance(text, str):
-      raise ValueError(f"{path}:{number}: the text must be a string, not {text!r}")
+      raise UserError(f"{path}:{number}: the text must be a string, not {text!r}")
     try:
       member(path.parent, name)
     except ValueError as error:
-      raise ValueError(f"{path}:{number}: {error}") from error
+      raise UserError(f"{path}:{number}: {error}") from error
     if name not in names:
-      raise ValueError(f"{path}:{number} names {name!r}, which is no image in the folder")
+      raise UserError(f"{path}:{number} names {name!r}, which is no image in the folder")
     if name in captions:
-      raise ValueError(f"{path}:{number} names {name!r} a second time")
+      raise UserError(f"{path}:{number} names {name!r} a second time")
     captions[name] = text.strip()
   return captions
 
@@ -269,4 +270,4 @@ def _read_text(path: pathlib.Path) -> str:
   try:
     return path.read_text(encoding="utf-8-sig")  # Windows writes a byte order mark
   except UnicodeDecodeError as error:
-    raise ValueError(f"{path} is not text in UTF-8") from error
+    raise UserError(f"{path} is not text in UTF-8") from error

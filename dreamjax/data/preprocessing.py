@@ -9,6 +9,8 @@ from jaxtyping import Float
 import numpy as np
 from PIL import Image
 
+from dreamjax.errors import UserError
+
 _FILE = "preprocessor_config.json"
 
 
@@ -54,10 +56,10 @@ class Preprocessor:
       elif crop is not None:
         crop = crop, crop
       if crop is None and isinstance(size, int):
-        raise ValueError("images would have different sizes, since they are not cropped")
+        raise UserError("images would have different sizes, since they are not cropped")
       return cls(size, crop, tuple(entry["image_mean"]), tuple(entry["image_std"]), entry.get("resample", 3))
     except (KeyError, ValueError) as error:
-      raise ValueError(f"{path}: {'it lacks ' if isinstance(error, KeyError) else ''}{error}") from error
+      raise UserError(f"{path}: {'it lacks ' if isinstance(error, KeyError) else ''}{error}") from error
 
   def save(self, folder: pathlib.Path) -> None:
     """Writes what `load` reads."""

@@ -15,6 +15,7 @@ from jaxtyping import Float, UInt8
 import numpy as np
 from PIL import Image
 
+from dreamjax.errors import UserError
 from dreamjax.parallel import processes
 
 #: draw(first, count) yields images first, ..., first + count - 1 in order, [h, w, 3] in [-1, 1].
@@ -59,7 +60,7 @@ def complete(
 ) -> UInt8[np.ndarray, "n h w 3"]:
   """Returns the first images of a folder, 00000.png and so on; those that it lacks are sampled. See `read_or_draw`."""
   if count < 1:
-    raise ValueError(f"a set of images has one image or more, not {count}")
+    raise UserError(f"a set of images has one image or more, not {count}")
   processes.on_main_process(lambda: folder.mkdir(parents=True, exist_ok=True))
   there = 0
   while there < count and file(folder, there).is_file():
@@ -100,4 +101,4 @@ def _read_image(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
     with Image.open(path) as image:
       return np.array(image.convert("RGB"))
   except OSError as error:
-    raise ValueError(f"{path} cannot be read: delete it, and it is sampled anew ({error})") from error
+    raise UserError(f"{path} cannot be read: delete it, and it is sampled anew ({error})") from error

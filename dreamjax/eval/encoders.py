@@ -13,6 +13,7 @@ import safetensors.numpy
 from dreamjax.convert import pretrained
 from dreamjax.data.preprocessing import Preprocessor
 from dreamjax.data.tokenizer import Tokenizer
+from dreamjax.errors import UserError
 from dreamjax.models.clip import CLIP
 from dreamjax.models.lpips import from_torch
 from dreamjax.models.resnet import Classifier, ResNet
@@ -130,7 +131,7 @@ def _lpips(
   def distances(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     shapes = {image.shape for pair in pairs for image in pair}
     if len(shapes) > 1:
-      raise ValueError(f"LPIPS compares images of one size, not {' and '.join(map(str, sorted(shapes)))}")
+      raise UserError(f"LPIPS compares images of one size, not {' and '.join(map(str, sorted(shapes)))}")
     return compare(np.asarray(pairs, np.float32) / 127.5 - 1)
 
   return distances

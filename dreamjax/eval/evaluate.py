@@ -20,6 +20,7 @@ import tqdm
 
 from dreamjax.data.image_folder import METADATA, member
 from dreamjax.data.photos import SUFFIXES, read_image
+from dreamjax.errors import UserError
 from dreamjax.eval import metrics
 from dreamjax.eval.encoders import Encoders
 
@@ -143,11 +144,11 @@ def _list_images(folder: pathlib.Path) -> list[tuple[pathlib.Path, dict[str, Any
       metadata = json.loads(line)
       name = metadata.pop("file_name")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-      raise ValueError(f"{folder / METADATA}:{number} is no JSON object with a file_name") from error
+      raise UserError(f"{folder / METADATA}:{number} is no JSON object with a file_name") from error
     try:
       entries.append((member(folder, name), metadata))
     except ValueError as error:
-      raise ValueError(f"{folder / METADATA}:{number}: {error}") from error
+      raise UserError(f"{folder / METADATA}:{number}: {error}") from error
   return sorted(entries, key=lambda entry: entry[0].name)
 
 
@@ -157,7 +158,7 @@ def _list_folders(root: pathlib.Path) -> dict[str, list[tuple[pathlib.Path, dict
     raise FileNotFoundError(f"there is no folder {root}")
   found = {"": _list_images(root)} | {path.name: _list_images(path) for path in sorted(root.iterdir()) if path.is_dir()}
   if not any(found.values()):
-    raise ValueError(f"there are no images in {root}")
+    raise UserError(f"there are no images in {root}")
   return {name: images for name, images in found.items() if images}
 
 
@@ -165,7 +166,7 @@ def _match(generated: pathlib.Path, reference: pathlib.Path) -> tuple[_Images, _
   """Matches generated and real images by subject; real ones of further subjects are kept."""
   made, real = _list_folders(generated), _list_folders(reference)
   if "" in made and len(made) > 1:
-    raise ValueError(f"{generated} holds images both itself and in sub-folders: which are the subject's?")
+    raise UserError(f"{generated} holds images both itself and in sub-folders: which are the subject's?")
   if "" in made:
     name = generated.resolve().name
     made = {name: made.pop("")}
@@ -175,7 +176,7 @@ def _match(generated: pathlib.Path, reference: pathlib.Path) -> tuple[_Images, _
   else:
     real.pop("", None)
   if missing := [name for name in made if name not in real]:
-    raise ValueError(
+    raise UserError(
       f"{reference} has no real images of {', '.join(missing)}, only of {', '.join(real) or 'none by name'}"
     )
   return _table(made), _table(real)
@@ -192,17 +193,17 @@ def _read_prompts(made: _Images, prompts: pathlib.Path | None) -> None:
   if prompts is not None:
     lines = prompts.read_text().splitlines()
     if len(lines) != len(made.paths):
-      raise ValueError(f"{prompts} has {len(lines)} prompts, and there are {len(made.paths)} generated images")
+      raise UserError(f"{prompts} has {len(lines)} prompts, and there are {len(made.paths)} generated images")
     for metadata, line in zip(made.metadata, lines, strict=True):
       metadata["text"] = line
   for path, metadata in zip(made.paths, made.metadata, strict=True):
     if "text" not in metadata and (caption := path.with_suffix(".txt")).exists():
       metadata["text"] = caption.read_text().strip()
     if not isinstance(metadata.get("text", ""), str):
-      raise ValueError(f"{path}: its prompt is {metadata['text']!r}, but must be text")
+      raise UserError(f"{path}: its prompt is {metadata['text']!r}, but must be text")
   without = [path for path, metadata in zip(made.paths, made.metadata, strict=True) if "text" not in metadata]
   if without and len(without) < len(made.paths):
-    raise ValueError(f"{len(without)} of {len(made.paths)} images have no prompt, {without[0]} for one")
+    raise UserError(f"{len(without)} of {len(made.paths)} images have no prompt, {without[0]} for one")
 
 
 def _prompts(made: _Images, identifier: str | None) -> list[str] | None:
@@ -214,7 +215,7 @@ def _prompts(made: _Images, identifier: str | None) -> list[str] | None:
     return texts
   word = re.compile(rf"(?<!\w){re.escape(identifier)}(?!\w)")
   if not any(word.search(text) for text in texts):
-    raise ValueError(f"the identifier {identifier!r} is in none of the prompts, such as {texts[0]!r}")
+    raise UserError(f"the identifier {identifier!r} is in none of the prompts, such as {texts[0]!r}")
   return [" ".join(word.sub(" ", text).split()) for text in texts]
 
 
@@ -251,7 +252,7 @@ def _chunks(items: Sequence) -> Iterator[Sequence]:
 def _check_finite(embedded: np.ndarray, of: Sequence[Any], name: str) -> None:
   for x, what in zip(embedded, of, strict=True):
     if not np.isfinite(x).all():
-      raise ValueError(f"the encoder {name} returns numbers that are not finite for {what}")
+      raise UserError(f"the encoder {name} returns numbers that are not finite for {what}")
 
 
 def _score_likeness(name: str, made: _Images, real: _Images, features, real_features, subjects: Iterable[str]) -> None:
@@ -317,7 +318,7 @@ def _score_probe(made: _Images, features: dict[str, Any], words: Mapping[str, tu
       continue
     for i in indices:
       if made.metadata[i][head] not in words[head]:
-        raise ValueError(
+        raise UserError(
           f"{made.paths[i]}: the probe has no {head} {made.metadata[i][head]!r}, only {', '.join(words[head])}"
         )
     labels = jnp.asarray([words[head].index(made.metadata[i][head]) for i in indices])
@@ -333,7 +334,7 @@ def _score_prior(
     folders = {subjects[0]: folders[""]}
   if sorted(folders) != list(subjects):
     names = ", ".join(filter(None, folders)) or "none by name"
-    raise ValueError(f"{prior} has images for {names}, and the subjects are {', '.join(subjects)}")
+    raise UserError(f"{prior} has images for {names}, and the subjects are {', '.join(subjects)}")
   members = _table(folders)
   features = _embed(members.paths, {"dino": encoders.dino}, "class")["dino"]
   for subject in subjects:

@@ -26,6 +26,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from dreamjax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
@@ -64,7 +66,7 @@ def metric(name: str) -> Metric:
   if name.startswith("accuracy_"):
     return Metric(f"{name.removeprefix('accuracy_')} accuracy", 1, "(8), a probe that was trained on ground truth")
   if name not in METRICS:
-    raise ValueError(f"unknown metric {name!r}; there are: {', '.join(METRICS)}, accuracy_<head of the probe>")
+    raise UserError(f"unknown metric {name!r}; there are: {', '.join(METRICS)}, accuracy_<head of the probe>")
   return METRICS[name]
 
 

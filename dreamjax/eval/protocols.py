@@ -27,6 +27,7 @@ import re
 import string
 from typing import Any, NamedTuple
 
+from dreamjax.errors import UserError
 from dreamjax.eval import metrics
 
 _FOLDER = pathlib.Path(__file__).parent / "published"
@@ -109,7 +110,7 @@ class Row(NamedTuple):
 def published(name: str) -> Protocol:
   """Loads the protocol of a paper, one of `PUBLISHED`."""
   if name not in PUBLISHED:
-    raise ValueError(f"no protocol {name!r} is published; there are: {', '.join(PUBLISHED)}")
+    raise UserError(f"no protocol {name!r} is published; there are: {', '.join(PUBLISHED)}")
   return load(_FOLDER / f"{name}.json")
 
 
@@ -124,7 +125,7 @@ def load(path: pathlib.Path) -> Protocol:
     entry = json.loads(path.read_text())
     return _protocol(entry)
   except ValueError as error:
-    raise ValueError(f"{path}: {error}") from error
+    raise UserError(f"{path}: {error}") from error
 
 
 def rows(protocol: Protocol, identifier: str) -> Iterator[Row]:
@@ -156,20 +157,20 @@ def _protocol(entry: Any) -> Protocol:
   )  # fmt: skip
   for key in ("references", "images_per_prompt"):
     if fields[key] is not None and fields[key] < 1:
-      raise ValueError(f"{key} is {fields[key]}, but must be at least 1")
+      raise UserError(f"{key} is {fields[key]}, but must be at least 1")
   for name in fields["metrics"]:
     metrics.metric(name)
   subjects = tuple(_subject(subject, f"subjects[{i}]") for i, subject in enumerate(fields["subjects"]))
   names = [subject.name for subject in subjects]
   if twice := sorted({name for name in names if names.count(name) > 1}):
-    raise ValueError(f"more than one subject is named {', '.join(twice)}")
+    raise UserError(f"more than one subject is named {', '.join(twice)}")
   prompts = {}
   for kind, entries in fields["prompts"].items():
     _expect(entries, list, f"prompts of kind {kind!r}")
     prompts[kind] = tuple(_prompt(entry, f"prompts of kind {kind!r}[{i}]") for i, entry in enumerate(entries))
   kinds = {subject.kind for subject in subjects}
   if odd := kinds ^ {kind for kind, texts in prompts.items() if texts}:
-    raise ValueError(
+    raise UserError(
       f"there are subjects without prompts, or prompts without subjects, of kind {', '.join(sorted(odd))}"
     )
   return Protocol(**{**fields, "metrics": tuple(fields["metrics"]), "subjects": subjects, "prompts": prompts})
@@ -179,7 +180,7 @@ def _subject(entry: Any, where: str) -> Subject:
   need = {"name": str, "class": str, "kind": str}
   fields = _fields(entry, where, need, {"identifier": str, "number": int, "labels": dict})
   if not _NAME.fullmatch(fields["name"]):
-    raise ValueError(f"{where}: a name is of letters, digits, - and _, not {fields['name']!r}")
+    raise UserError(f"{where}: a name is of letters, digits, - and _, not {fields['name']!r}")
   for head, word in fields.get("labels", {}).items():
     _expect(word, str, f"{where}: the label {head}")
   return Subject(cls=fields.pop("class"), **fields)
@@ -191,7 +192,7 @@ def _prompt(entry: Any, where: str) -> Prompt:
     _expect(word, str | None, f"{where}: the label {head}")
   parts = list(string.Formatter().parse(fields["text"]))
   if odd := [part for part in parts if part[1] is not None and (part[1] not in _PLACEHOLDERS or part[2] or part[3])]:
-    raise ValueError(f"{where}: a placeholder is {{identifier}} or {{class}}, not {{{odd[0][1]}}}")
+    raise UserError(f"{where}: a placeholder is {{identifier}} or {{class}}, not {{{odd[0][1]}}}")
   return Prompt(**fields)
 
 
@@ -200,9 +201,9 @@ def _fields(entry: Any, where: str, need: dict[str, Any], may: dict[str, Any] | 
   known = need | (may or {})
   _expect(entry, dict, where)
   if missing := [key for key in need if key not in entry]:
-    raise ValueError(f"{where} lacks {', '.join(missing)}")
+    raise UserError(f"{where} lacks {', '.join(missing)}")
   if odd := [key for key in entry if key not in known]:
-    raise ValueError(f"{where} has the unknown keys {', '.join(odd)}; known are: {', '.join(known)}")
+    raise UserError(f"{where} has the unknown keys {', '.join(odd)}; known are: {', '.join(known)}")
   for key, value in entry.items():
     _expect(value, known[key], f"{where}: {key}")
   return dict(entry)
@@ -212,4 +213,4 @@ def _expect(value: Any, kind: Any, where: str) -> None:
   if not isinstance(value, kind) or isinstance(value, bool):
     names = {str: "text", int: "a whole number", list: "a list", dict: "an object"}
     wanted = names.get(kind) or f"{names[kind.__args__[0]]} or null"
-    raise ValueError(f"{where} is {value!r:.60}, but must be {wanted}")
+    raise UserError(f"{where} is {value!r:.60}, but must be {wanted}")

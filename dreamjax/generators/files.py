@@ -1,9 +1,9 @@
-"""Generators as folders, and the names of those that come with dreamjax.
+"""Loads and saves generators as folders, and names those that come with dreamjax.
 
-A folder holds `model_index.json`, which describes the stages, and a folder for each network in the layout of
-`convert.pretrained`: for a stage of a cascade "<stage>", for one of masked tokens "<stage>/transformer" and
-"<stage>/vqgan". Where the index says so, the text encoder and its tokenizer lie elsewhere, beside the folder.
-Folders of diffusers' pipelines are read and written as well: `generators.pipelines`.
+A folder holds `model_index.json`, which describes the stages, and one folder for each network in the layout of
+`convert.pretrained`: "<stage>" for a stage of a cascade, "<stage>/transformer" and "<stage>/vqgan" for a stage of
+masked tokens. The text encoder and its tokenizer may be outside the folder; then the index has the relative path.
+Folders in the layout of diffusers' pipelines are read and written by `generators.pipelines`.
 """
 
 from collections.abc import Callable
@@ -24,6 +24,7 @@ from dreamjax.convert.table import Put, leave
 from dreamjax.data import photos
 from dreamjax.data.tokenizer import Tokenizer
 from dreamjax.diffusion.schedules import BetaTable, Cosine, Schedule
+from dreamjax.errors import UserError
 from dreamjax.generators import interop, pipelines
 from dreamjax.generators.cascade import Cascade, Sampling, Spacing, Stage
 from dreamjax.generators.control import ImageControl, check_fits
@@ -43,7 +44,7 @@ _SCHEDULES = {"cosine": Cosine, "table": BetaTable}
 _REPOSITORY = re.compile(r"(\w[\w.-]*)/\w[\w.-]*(@\w[\w./-]*)?")  # owner/model, or owner/model@revision
 _STAGE = re.compile(r"\w[\w-]*")
 
-#: Generators that come with dreamjax: the package that each lies in, and the folder there.
+#: The generators that come with dreamjax, by name: the package that contains each, and its folder in the package.
 SHIPPED = {
   "toybox-cascade": ("dreamjax.toybox", "weights/cascade"),
   "toybox-muse": ("dreamjax.toybox", "weights/muse"),
@@ -53,46 +54,46 @@ SHIPPED = {
 def load(
   name: str | os.PathLike[str], *, dtype: Any = np.float32, put: Put = leave
 ) -> tuple[Cascade | Masked, dict[str, Any]]:
-  """A generator and its parameters.
+  """Loads a generator and its parameters.
 
   Args:
-    name: one of `SHIPPED`, a folder, or else a repository of the Hugging Face hub, such as "owner/model", pinned to a
-      branch, tag or commit by "owner/model@revision". The stages of DeepFloyd IF, which lie in one each, are joined by
-      "+".
-    dtype: of the parameters. In float16 they are bound to the same thetas as in float32, in bfloat16 to none.
-    put: put(path, array) is called with each parameter as soon as it is read, and what it returns takes the array's
-      place; see `to_device`. By default they stay in the host's memory.
+    name: one of `SHIPPED`, a folder, or a repository of the Hugging Face hub, such as "owner/model", or
+      "owner/model@revision" for a branch, tag or commit. The stages of DeepFloyd IF have a folder or repository each;
+      join their names by "+".
+    dtype: of the parameters. A theta fits its base model in float32 and in float16, but in bfloat16 none does.
+    put: put(path, array) is called with each parameter as soon as it is read, and its result takes the array's place in
+      the tree; see `to_device`. By default the parameters stay in the host's memory.
 
   Returns:
-    The description, and the tree of parameters: numpy arrays, unless `put` makes something else of them.
+    The description, and the tree of parameters: numpy arrays, or the results of `put`.
 
   Raises:
-    FileNotFoundError: if there is no such generator, or a file of it is missing.
-    ValueError: if the index or a network is not what it should be.
+    FileNotFoundError: if there is no such generator, or one of its files is missing.
+    UserError: if the index or a network is invalid, or the folders do not go together.
   """
   folders = _locate(name)
   indices = [_read_index(folder / INDEX) for folder in folders]
   if all(index["_class_name"] in pipelines.KNOWN for index in indices):
     return pipelines.load(folders, indices, dtype, put)
   if len(folders) > 1:
-    raise ValueError(f"{name}: only stages of DeepFloyd IF are joined by +")
+    raise UserError(f"{name}: only stages of DeepFloyd IF can be joined by +")
   (folder,), (index,) = folders, indices
   text_folder = folder / index["text_encoder"]
   encoder, encoder_params = network(text_folder, T5Encoder, TEXT, dtype=dtype, put=put)
   family = _FAMILIES[index["_class_name"]]
   params, stages = {TEXT: encoder_params}, []
   for entry in index["stages"]:
-    found = {part: _network(folder, entry["name"], part, dtype, put) for part in family.parts}
+    found = {part: _load_part(folder, entry["name"], part, dtype, put) for part in family.parts}
     networks = {part.field: module for part, (module, _) in found.items()}
     weights = {part.folder: tree for part, (_, tree) in found.items()}
     params[entry["name"]] = weights.get("", weights)
-    stages.append(_stage(folder / INDEX, family, entry, networks))
+    stages.append(_read_stage(folder / INDEX, family, entry, networks))
   tokenizer = Tokenizer.load(text_folder, index["length"], index.get("lowers", False))
   return family.generator(index["name"], encoder, tokenizer, tuple(stages)), params
 
 
 def to_device(path: str, array: np.ndarray) -> jax.Array:
-  """The `put` of `load` that moves parameters to the first device."""
+  """Moves a parameter to the first device; a `put` for `load`."""
   del path
   return jax.device_put(array)
 
@@ -100,16 +101,16 @@ def to_device(path: str, array: np.ndarray) -> jax.Array:
 def load_theta(
   path: pathlib.Path | str, generator: Cascade | Masked, params: Any, base: Base | None = None
 ) -> Personalisation:
-  """Reads a personalisation of a generator; ValueError if it was trained with other weights. See `theta.load`.
+  """Reads a personalisation of a generator.
 
-  Low-rank updates of other programs are read as well, and folders of them, for the generators that these have: see
-  `interop.load`.
+  Files and folders of LoRA weights or embeddings from other programs are read by `interop.load`, all others by
+  `theta.load`, which raises UserError for a theta that was trained with another base model.
 
   Args:
     path: a file, or a folder.
     generator: the description.
     params: its parameters.
-    base: `generator.base(params)` where it has been computed; by default the parts that the theta needs are hashed.
+    base: `generator.base(params)` if it has been computed; by default only the parts that the theta needs are hashed.
       Parameters in bfloat16 have lost what is hashed: use a `theta.Hasher` while they are loaded.
   """
   if interop.is_foreign(pathlib.Path(path)):
@@ -134,30 +135,30 @@ def load_control(
   dtype: Any = np.float32,
   put: Put = leave,
 ) -> ImageControl:
-  """A ControlNet and the image that is to be followed, for `sample`; it computes in what the generator does.
+  """Loads a ControlNet and its conditioning image, for `sample`. It computes in the dtype of the generator's U-Net.
 
   Args:
-    name: a folder in diffusers' layout, or else a repository of the Hugging Face hub.
-    image: what the network was trained to see, such as edges; the square in its middle, scaled to the size of the
-      generator's images.
-    generator: one that draws latents.
-    scale: of what the ControlNet says.
+    name: a folder in diffusers' layout, or a repository of the Hugging Face hub.
+    image: the file of an image of the sort that the ControlNet was trained on, such as edges. Its central square is
+      used, scaled to the size of the generator's images.
+    generator: one of latent diffusion.
+    scale: the factor of the ControlNet's outputs.
     dtype: of its parameters.
-    put: as of `load`.
+    put: see `load`.
 
   Raises:
-    FileNotFoundError: if there is no such network, or a file of it is missing.
-    ValueError: if the image cannot be read, the generator draws no latents, or the network does not fit it.
+    FileNotFoundError: if there is no such network, or one of its files is missing.
+    UserError: if the image cannot be read, the generator samples no latents, or the ControlNet does not fit its U-Net.
   """
   if not isinstance(generator, Cascade) or generator.autoencoder is None:
-    raise ValueError(f"{generator.name} draws no latents, so no ControlNet can be beside it")
+    raise UserError(f"{generator.name} samples no latents, so no ControlNet can be used with it")
   (stage,) = generator.stages
   square = photos.read_square(pathlib.Path(image), generator.resolution).astype(np.float32) / np.float32(255)
   module, params = pretrained.load(name, dtype, kinds=(ControlNet,), put=lambda path, x: put(f"controlnet/{path}", x))
   try:
     check_fits(module, stage.unet, generator.autoencoder.factor)
   except ValueError as error:
-    raise ValueError(f"{name}: {error}") from error
+    raise UserError(f"{name}: {error}") from error
   return ImageControl(module.clone(dtype=stage.unet.dtype), params, square, scale)
 
 
@@ -169,14 +170,14 @@ def save(
   text_encoder: str | None = None,
   dtype: Any = None,
 ) -> None:
-  """Writes what `load` reads.
+  """Writes a generator as a folder, in diffusers' layout where diffusers has such a pipeline.
 
   Args:
-    folder: made where missing.
+    folder: created if it does not exist.
     generator: the description.
-    params: the parameters; those of a part that is missing are not written.
-    text_encoder: where the text encoder lies, as seen from the folder, so that it is not written once more.
-    dtype: in which weights are stored, by default float16.
+    params: the parameters; stages without parameters are not written.
+    text_encoder: the path of an existing text encoder, relative to `folder`; without it, the text encoder is written.
+    dtype: of the stored weights, by default float16.
   """
   folder.mkdir(parents=True, exist_ok=True)
   if pipelines.writes(generator):
@@ -204,7 +205,7 @@ def save(
 
 
 def _locate(name: str | os.PathLike[str]) -> list[pathlib.Path]:
-  """The folders of a generator."""
+  """Finds the folders of a generator, see `load`; only the stages of DeepFloyd IF have more than one."""
   if pathlib.Path(name).is_dir():
     return [pathlib.Path(name)]
   if os.fspath(name) in SHIPPED:
@@ -218,6 +219,7 @@ def _locate(name: str | os.PathLike[str]) -> list[pathlib.Path]:
 
 
 def _read_index(path: pathlib.Path) -> dict[str, Any]:
+  """Reads a `model_index.json`, of ours or of diffusers, and checks that it has all the keys that are needed."""
   if not path.is_file():
     raise FileNotFoundError(f"{path.parent} holds no {INDEX}, so it is no generator")
   try:
@@ -225,21 +227,24 @@ def _read_index(path: pathlib.Path) -> dict[str, Any]:
     if (kind := index["_class_name"]) in pipelines.KNOWN:
       return index
     if kind in _FAMILIES and (missing := {"name", "text_encoder", "length", "stages"} - set(index)):
-      raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+      raise UserError(f"it lacks {', '.join(sorted(missing))}")
     for stage in index["stages"] if kind in _FAMILIES else ():
       if not _STAGE.fullmatch(stage["name"]):  # it names folders, here and where a training writes
-        raise ValueError(f"the name of a stage is of letters, digits, - and _, not {stage['name']!r}")
+        raise UserError(f"the name of a stage is of letters, digits, - and _, not {stage['name']!r}")
   except (ValueError, KeyError, TypeError) as error:
-    raise ValueError(f"{path} is no index of a generator: {error}") from error
+    raise UserError(f"{path} is no index of a generator: {error}") from error
   if kind not in _FAMILIES:
-    raise ValueError(f"{path} describes a {kind}; what is known here is {', '.join((*_FAMILIES, *pipelines.KNOWN))}")
+    raise UserError(f"{path} describes a {kind}, not one of {', '.join((*_FAMILIES, *pipelines.KNOWN))}")
   return index
 
 
 class _Part(NamedTuple):
-  """A network of a stage: the folder in the stage's and the key in its parameters, its field, and what it is.
+  """A network of a stage.
 
-  The only network of a stage has no folder of its own; its parameters are all of the stage's.
+  Attributes:
+    folder: its folder in the stage's folder, and its key in the stage's parameters; "" for the only network of a stage.
+    field: its field of the stage's description.
+    kind: its class.
   """
 
   folder: str
@@ -247,12 +252,15 @@ class _Part(NamedTuple):
   kind: type
 
 
-def _network(folder: pathlib.Path, stage: str, part: _Part, dtype: Any, put: Put) -> tuple[Any, dict[str, Any]]:
-  return network(folder / stage / part.folder, part.kind, f"{stage}/{part.folder}".rstrip("/"), dtype=dtype, put=put)
-
-
 class _Family(NamedTuple):
-  """A sort of generators: its parts of a stage, and how the rest of a stage is read and written."""
+  """How a family of generators is stored.
+
+  Attributes:
+    generator: the class of the description.
+    parts: the networks of each stage.
+    read: read(**entry, **networks) makes a stage of its entry in the index and its networks.
+    write: write(stage) is the stage's entry in the index, without its name.
+  """
 
   generator: type
   parts: tuple[_Part, ...]
@@ -260,20 +268,26 @@ class _Family(NamedTuple):
   write: Callable[[Any], dict[str, Any]]
 
 
-def _stage(path: pathlib.Path, family: _Family, entry: dict[str, Any], networks: dict[str, Any]) -> Any:
+def _load_part(folder: pathlib.Path, stage: str, part: _Part, dtype: Any, put: Put) -> tuple[Any, dict[str, Any]]:
+  """Loads a network of a stage and its parameters."""
+  return network(folder / stage / part.folder, part.kind, f"{stage}/{part.folder}".rstrip("/"), dtype=dtype, put=put)
+
+
+def _read_stage(path: pathlib.Path, family: _Family, entry: dict[str, Any], networks: dict[str, Any]) -> Any:
+  """Makes a stage of its entry in the index at `path`, which is named in errors."""
   try:
     return family.read(**entry, **networks)
   except (KeyError, TypeError, ValueError) as error:
-    raise ValueError(f"{path}: the stage {entry.get('name')!r} is not described as it should be: {error}") from error
+    raise UserError(f"{path}: the entry of stage {entry.get('name')!r} is invalid: {error}") from error
 
 
 def _read_diffusion(
   *, schedule: Any, augmentation: Any = None, sampling: Any = None, spacing: Any = None, **fields: Any
 ) -> Stage:
   return Stage(
-    schedule=_schedule(schedule),
+    schedule=_read_schedule(schedule),
     spacing=Spacing(**(spacing or {})),
-    augmentation=None if augmentation is None else _schedule(augmentation),
+    augmentation=None if augmentation is None else _read_schedule(augmentation),
     sampling=Sampling.read(sampling or {}),
     **fields,
   )
@@ -283,8 +297,8 @@ def _write_diffusion(stage: Stage) -> dict[str, Any]:
   return {
     "predicts": stage.predicts,
     "masks_text": stage.masks_text,
-    "schedule": _describe(stage.schedule),
-    "augmentation": None if stage.augmentation is None else _describe(stage.augmentation),
+    "schedule": _write_schedule(stage.schedule),
+    "augmentation": None if stage.augmentation is None else _write_schedule(stage.augmentation),
     "sampling": dataclasses.asdict(stage.sampling),
     "spacing": dataclasses.asdict(stage.spacing),
   }
@@ -309,11 +323,11 @@ _FAMILIES = {
 }
 
 
-def _schedule(entry: dict[str, Any]) -> Schedule:
+def _read_schedule(entry: dict[str, Any]) -> Schedule:
   fields = dict(entry)
   return _SCHEDULES[fields.pop("kind")](**fields)
 
 
-def _describe(schedule: Schedule) -> dict[str, Any]:
+def _write_schedule(schedule: Schedule) -> dict[str, Any]:
   kind = next(kind for kind, cls in _SCHEDULES.items() if type(schedule) is cls)
   return {"kind": kind, **dataclasses.asdict(schedule)}

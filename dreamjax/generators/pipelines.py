@@ -1,19 +1,19 @@
-"""Stable Diffusion, SDXL, DeepFloyd IF and aMUSEd as folders in the layout of diffusers' pipelines.
+"""Reads and writes Stable Diffusion, SDXL, DeepFloyd IF and aMUSEd as folders in the layout of diffusers' pipelines.
 
-Such a folder holds `model_index.json`, which names the parts, and each part in a folder of its own: "unet", "vae",
-"text_encoder" and "tokenizer" (SDXL's has a second of both), and "scheduler". What else is there, such as a safety
-checker, is left alone.
+Such a folder holds `model_index.json`, which names the parts, and a folder for each part: "unet", "vae", "text_encoder"
+and "tokenizer" (SDXL has a second of both), and "scheduler". Other parts, such as a safety checker, are ignored.
 
-Of the scheduler, what the network was trained with is read: the table of betas and what is predicted. By which sampler
-images are drawn is for `Sampling` to say, and is DDIM by default; only the spacing of its timesteps is the folder's,
-whose class decides what it is where it is left out. DDIM is what EulerDiscreteScheduler, SDXL's, computes as well.
+A scheduler's config determines the table of betas, the prediction type and the spacing of the timesteps; where the
+config states no spacing, its class has a default. The sampler is not read from it: `Sampling` determines it, by default
+DDIM, which computes the same as SDXL's EulerDiscreteScheduler.
 
-Each stage of IF is a folder by itself, with "text_encoder", "tokenizer", "unet" and "scheduler", and where it enlarges
-images "image_noising_scheduler". Together they are a cascade behind the first one's text encoder. Their sampler is
-the ancestral one, with the thresholds and the variance that the scheduler says.
+Each stage of IF is a folder of its own, with "text_encoder", "tokenizer", "unet" and "scheduler", and for a
+super-resolution stage "image_noising_scheduler". Together they are a cascade with the first stage's text encoder. Their
+sampler is the ancestral one, with the thresholds and the variance of the scheduler's config.
 
-aMUSEd is a "transformer" and a "vqvae" behind one tower of CLIP. Its pipeline lets the temperature fall from 2 in the
-first step to 0 in the last one (`Decoding.starts_at_temperature`). Guidance of g is a lambda_b of g - 1.
+aMUSEd has a "transformer" and a "vqvae", conditioned on one text tower of CLIP. As in its pipeline, the temperature
+falls from 2 in the first step to 0 in the last (`Decoding.starts_at_temperature`). A guidance scale of g is a lambda_b
+of g - 1.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,17 +39,17 @@ from dreamjax.models.unet import UNet
 from dreamjax.models.uvit import UViT
 from dreamjax.models.vqgan import VQGAN
 
-BASE = "base"  # the only stage's name
+BASE = "base"  # the name of the first stage, or of the only one
 SCHEDULER, NOISE = "scheduler/scheduler_config.json", "image_noising_scheduler/scheduler_config.json"
 
 
 class _Pipeline(NamedTuple):
-  """A class of pipelines.
+  """A class of diffusers' pipelines for latent diffusion.
 
   Attributes:
-    texts: folders of the text encoders, each with that of its tokenizer.
+    texts: for each text encoder, its folder and the folder of its tokenizer.
     penultimate: see `PromptEncoder`.
-    guidance: by default.
+    guidance: the default weight of guidance.
   """
 
   texts: tuple[tuple[str, str], ...]
@@ -62,16 +62,16 @@ _LATENT = {
   "StableDiffusionPipeline": _Pipeline(_TOWER, False, 7.5),
   "StableDiffusionXLPipeline": _Pipeline((*_TOWER, ("text_encoder_2", "tokenizer_2")), True, 5.0),
 }
-_BASE, _LARGER = "IFPipeline", "IFSuperResolutionPipeline"
-_TOKENS = "AmusedPipeline"
-KNOWN = (*_LATENT, _BASE, _LARGER, _TOKENS)
+_BASE, _SUPER_RESOLUTION = "IFPipeline", "IFSuperResolutionPipeline"
+_AMUSED = "AmusedPipeline"
+KNOWN = (*_LATENT, _BASE, _SUPER_RESOLUTION, _AMUSED)
 
-# As the pipelines of IF have it: how long texts are; by default the steps and the guidance, of a base stage and of one
-# that enlarges, and the timestep whose noise is on what is enlarged.
+# Defaults of IF's pipelines: the length of prompts in tokens; the steps and the guidance of a base stage and of a
+# super-resolution stage; and the timestep of the noise on the low-resolution image.
 _IF_LENGTH, _IF_STEPS, _IF_GUIDANCE, _IF_NOISE = 77, (100, 50), (7.0, 4.0), 250
 
-# As aMUSEd's pipeline has it: steps, the temperature of the first one, guidance, and the aesthetic score.
-_TOKEN_STEPS, _TOKEN_TEMPERATURE, _TOKEN_GUIDANCE, _AESTHETIC_SCORE = 12, 2.0, 10.0, 6.0
+# Defaults of aMUSEd's pipeline: the steps, the temperature in the first step, the guidance, and the aesthetic score.
+_AMUSED_STEPS, _AMUSED_TEMPERATURE, _AMUSED_GUIDANCE, _AESTHETIC_SCORE = 12, 2.0, 10.0, 6.0
 
 _SETTINGS = (
   Setting("beta_schedule", "linear", "name"),
@@ -86,8 +86,8 @@ _SETTINGS = (
   Setting("rescale_betas_zero_snr", False, known=(False,)),
   Setting("use_flow_sigmas", False, known=(False,)),
 )
-# Diffusers' classes, by their spacing where none is said; and `set_alpha_to_one` of those that ask for it: the last
-# step of others always leads to a clean image, whatever their configs have inherited.
+# Diffusers' classes by their default spacing, and the default `set_alpha_to_one` of those that read it: the last step
+# of all other classes leads to a clean image, even if their configs have inherited another value.
 _LEADING = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler")
 _LINSPACE = (
   "DEISMultistepScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler",
@@ -111,34 +111,35 @@ _VARIANCES = {"fixed_small": 0.0, "fixed_large": 1.0, "learned_range": "learned"
 def load(
   folders: Sequence[pathlib.Path], indices: Sequence[dict[str, Any]], dtype: Any, put: Put
 ) -> tuple[Cascade | Masked, dict[str, Any]]:
-  """The description and the parameters of a pipeline, or of the stages of IF; see `files.load`.
+  """Loads a pipeline, or the stages of IF, as a description and parameters; see `files.load`.
 
   Args:
-    folders: where they lie, the base stage's first.
-    indices: what their `model_index.json` hold.
+    folders: one for each stage, the base stage's first.
+    indices: the contents of their `model_index.json`.
     dtype: of the parameters.
-    put: where the parameters go.
+    put: see `files.load`.
 
   Raises:
-    ValueError: for folders that are no cascade together.
+    UserError: if the folders are not the stages of one cascade, or one of them is invalid.
   """
-  first, *larger = (index["_class_name"] for index in indices)
-  if first == _LARGER:
-    raise ValueError(f"{folders[0]} only enlarges images: name it behind the folder of an {_BASE}, joined by +")
-  for folder, kind in zip(folders[1:], larger, strict=True):
-    if first != _BASE or kind != _LARGER:
-      raise ValueError(f"{folder} holds {kind}, which cannot follow {first} in {folders[0]}")
+  first, *later = (index["_class_name"] for index in indices)
+  if first == _SUPER_RESOLUTION:
+    raise UserError(f"{folders[0]} is a super-resolution stage: put the folder of an {_BASE} before it, joined by +")
+  for folder, kind in zip(folders[1:], later, strict=True):
+    if first != _BASE or kind != _SUPER_RESOLUTION:
+      raise UserError(f"{folder} holds {kind}, which cannot follow {first} in {folders[0]}")
   read = functools.partial(network, dtype=dtype, put=put)
   if first == _BASE:
     return _load_if(folders, read)
-  return _load_tokens(folders[0], read) if first == _TOKENS else _load_latent(folders[0], indices[0], read)
+  return _load_amused(folders[0], read) if first == _AMUSED else _load_latent(folders[0], indices[0], read)
 
 
-#: read(folder, kind, place): `network`, of which the rest is known.
+#: read(folder, kind, path): `network` with its other arguments bound.
 _Read = Callable[[pathlib.Path, type, str], tuple[Any, dict[str, Any]]]
 
 
 def _load_if(folders: Sequence[pathlib.Path], read: _Read) -> tuple[Cascade, dict[str, Any]]:
+  """Loads the stages of DeepFloyd IF."""
   encoder, text_params = read(folders[0] / "text_encoder", T5Encoder, TEXT)
   tokenizer = Tokenizer.load(_existing(folders[0] / "tokenizer"), _IF_LENGTH, lowers=True)
   params, stages = {TEXT: text_params}, []
@@ -162,11 +163,12 @@ def _load_if(folders: Sequence[pathlib.Path], read: _Read) -> tuple[Cascade, dic
 
 
 def _load_latent(folder: pathlib.Path, index: dict[str, Any], read: _Read) -> tuple[Cascade, dict[str, Any]]:
+  """Loads Stable Diffusion or SDXL."""
   pipeline = _LATENT[index["_class_name"]]
-  zero = bool(index.get("force_zeros_for_empty_prompt", len(pipeline.texts) > 1))
+  empty_is_zero = bool(index.get("force_zeros_for_empty_prompt", len(pipeline.texts) > 1))
   unet, unet_params = read(folder / "unet", LatentUNet, BASE)
   autoencoder, autoencoder_params = read(folder / "vae", Autoencoder, AUTOENCODER)
-  encoder, tokenizer, text_params = _read_towers(folder, pipeline.texts, pipeline.penultimate, zero, read)
+  encoder, tokenizer, text_params = _read_towers(folder, pipeline.texts, pipeline.penultimate, empty_is_zero, read)
   side = unet.image * autoencoder.factor
   schedule, predicts, spacing = _read_scheduler(folder / SCHEDULER)
   stage = Stage(
@@ -183,16 +185,17 @@ def _load_latent(folder: pathlib.Path, index: dict[str, Any], read: _Read) -> tu
   return Cascade(folder.resolve().name, encoder, tokenizer, (stage,), autoencoder), params
 
 
-def _load_tokens(folder: pathlib.Path, read: _Read) -> tuple[Masked, dict[str, Any]]:
+def _load_amused(folder: pathlib.Path, read: _Read) -> tuple[Masked, dict[str, Any]]:
+  """Loads aMUSEd."""
   transformer, transformer_params = read(folder / "transformer", UViT, f"{BASE}/transformer")
   vqgan, vqgan_params = read(folder / "vqvae", VQGAN, f"{BASE}/vqgan")
   encoder, tokenizer, text_params = _read_towers(folder, _TOWER, penultimate=True, empty_is_zero=False, read=read)
   fields = _scheduler_fields(folder / SCHEDULER, _MASKING)
   if fields["mask"] != transformer.mask_id:
     problem = f"mask_token_id is {fields['mask']}, but the transformer's is {transformer.mask_id}"
-    raise ValueError(f"{folder / SCHEDULER}: {problem}")
+    raise UserError(f"{folder / SCHEDULER}: {problem}")
   side = transformer.side * vqgan.factor
-  decoding = Decoding(_TOKEN_STEPS, _TOKEN_TEMPERATURE, lambda_b=_TOKEN_GUIDANCE - 1, starts_at_temperature=True)
+  decoding = Decoding(_AMUSED_STEPS, _AMUSED_TEMPERATURE, lambda_b=_AMUSED_GUIDANCE - 1, starts_at_temperature=True)
   stage = TokenStage(BASE, transformer, vqgan, decoding, (side, side, 0, 0, _AESTHETIC_SCORE), positive=True)
   params = {TEXT: text_params, BASE: {"transformer": transformer_params, "vqgan": vqgan_params}}
   return Masked(folder.resolve().name, encoder, tokenizer, (stage,)), params
@@ -201,9 +204,16 @@ def _load_tokens(folder: pathlib.Path, read: _Read) -> tuple[Masked, dict[str, A
 def _read_towers(
   folder: pathlib.Path, texts: Sequence[tuple[str, str]], penultimate: bool, empty_is_zero: bool, read: _Read
 ) -> tuple[PromptEncoder, Tokenizers, dict[str, Any]]:
-  """The text encoder of the towers in some folders, their tokenizers, and its parameters."""
-  places = [f"{TEXT}/towers_{i}" for i in range(len(texts))]
-  found = [read(folder / name, TextTower, place) for (name, _), place in zip(texts, places, strict=True)]
+  """Loads a text encoder of one CLIP tower or more: the description, the tokenizers, and the parameters.
+
+  Args:
+    folder: the pipeline's.
+    texts: see `_Pipeline`.
+    penultimate: see `PromptEncoder`.
+    empty_is_zero: see `PromptEncoder`.
+    read: loads a network.
+  """
+  found = [read(folder / name, TextTower, f"{TEXT}/towers_{i}") for i, (name, _) in enumerate(texts)]
   towers, params = zip(*found, strict=True)
   tokenizers = [
     Tokenizer.load(_existing(folder / name), tower.length) for (_, name), tower in zip(texts, towers, strict=True)
@@ -213,16 +223,16 @@ def _read_towers(
 
 
 def writes(generator: Generator) -> bool:
-  """Whether `save` writes a generator: whether it reads texts as Stable Diffusion, SDXL and aMUSEd do."""
+  """Whether `save` can write a generator: whether its text encoder is of CLIP, as Stable Diffusion's and aMUSEd's."""
   return isinstance(generator.text_encoder, PromptEncoder)
 
 
 def save(folder: pathlib.Path, generator: Cascade | Masked, params: dict[str, Any], dtype: Any) -> None:
-  """Writes what `load` reads, and so does `from_pretrained` of diffusers; see `files.save`."""
+  """Writes a pipeline that `load` and diffusers' `from_pretrained` can read; see `files.save`."""
   encoder, (stage,) = generator.text_encoder, generator.stages
   own = params[stage.name]
   if isinstance(generator, Masked):
-    name, texts, more = _TOKENS, _TOWER, {}
+    name, texts, more = _AMUSED, _TOWER, {}
     networks = {
       "transformer": ("UVit2DModel", stage.transformer, own["transformer"]),
       "vqvae": ("VQModel", stage.vqgan, own["vqgan"]),
@@ -256,7 +266,7 @@ def save(folder: pathlib.Path, generator: Cascade | Masked, params: dict[str, An
 
 
 def is_if(generator: Generator) -> bool:
-  """Whether a generator is a cascade whose networks are those of DeepFloyd IF, which `save_stages` writes."""
+  """Whether a generator is a cascade of DeepFloyd IF's networks, which `save_stages` can write."""
   return isinstance(generator, Cascade) and all(
     isinstance(stage.unet, UNet)
     and isinstance(stage.schedule, BetaTable)
@@ -266,15 +276,18 @@ def is_if(generator: Generator) -> bool:
 
 
 def save_stages(folder: pathlib.Path, cascade: Cascade, params: dict[str, Any], dtype: Any) -> list[pathlib.Path]:
-  """Writes the stages of DeepFloyd IF into folders of their names, which `load` and diffusers read.
+  """Writes each stage of DeepFloyd IF into a folder of its name, for `load` and for diffusers.
 
-  The text encoder is in the first one alone: diffusers' pipelines take it from one to the next.
+  Only the first has the text encoder, which diffusers' pipelines pass on from stage to stage.
+
+  Returns:
+    The folders.
   """
   written = []
   for stage in cascade.stages:
     own = folder / stage.name
     index: dict[str, Any] = {
-      "_class_name": _LARGER if stage.is_super_resolution else _BASE,
+      "_class_name": _SUPER_RESOLUTION if stage.is_super_resolution else _BASE,
       "_diffusers_version": "0.35.0",
     }
     pretrained.save(own / "unet", stage.unet, params[stage.name], dtype)
@@ -303,52 +316,62 @@ def _write_config(path: pathlib.Path, config: dict[str, Any]) -> None:
   path.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def network(folder: pathlib.Path, kind: type, place: str, *, dtype: Any, put: Put) -> tuple[Any, dict[str, Any]]:
-  """A network of a generator, at this place in the generator's parameters; see `files.load`."""
-  return pretrained.load(_existing(folder), dtype, kinds=(kind,), put=lambda path, x: put(f"{place}/{path}", x))
+def network(folder: pathlib.Path, kind: type, path: str, *, dtype: Any, put: Put) -> tuple[Any, dict[str, Any]]:
+  """Loads a network of a generator and its parameters.
+
+  Args:
+    folder: of the network.
+    kind: its class.
+    path: of its parameters among the generator's.
+    dtype: see `files.load`.
+    put: see `files.load`.
+  """
+  return pretrained.load(_existing(folder), dtype, kinds=(kind,), put=lambda name, x: put(f"{path}/{name}", x))
 
 
 def _existing(folder: pathlib.Path) -> pathlib.Path:
+  """The folder; FileNotFoundError if there is none."""
   if not folder.is_dir():
     raise FileNotFoundError(f"there is no folder {folder}, which the generator needs")
   return folder
 
 
 def _read_scheduler(path: pathlib.Path) -> tuple[BetaTable, str, Spacing]:
-  """The table, what is predicted, and the spacing."""
+  """Reads a scheduler's config: the table of betas, the prediction type, and the spacing of the timesteps."""
   fields = _scheduler_fields(path, _SETTINGS)
   kind = pretrained.read_json(path).get("_class_name", "DDIMScheduler")
   if kind not in (known := (*_LEADING, *_LINSPACE)):
-    raise ValueError(f"{path} describes a {kind!r}; the known ones are {', '.join(known)}")
-  said = fields.pop("clean")
-  clean = _CLEAN.get(kind, True) if said is None or kind not in _CLEAN else said
-  usual = "leading" if kind in _LEADING else "linspace"
-  spacing = Spacing(fields.pop("spacing") or usual, fields.pop("offset"), clean)
+    raise UserError(f"{path} describes a {kind!r}, not one of {', '.join(known)}")
+  stated = fields.pop("clean")
+  clean = _CLEAN.get(kind, True) if stated is None or kind not in _CLEAN else stated
+  default = "leading" if kind in _LEADING else "linspace"
+  spacing = Spacing(fields.pop("spacing") or default, fields.pop("offset"), clean)
   predicts = _PREDICTS[fields.pop("predicts")]
   try:
     return BetaTable(**fields), predicts, spacing
   except (TypeError, ValueError) as error:
-    raise ValueError(f"{path}: {error}") from error
+    raise UserError(f"{path}: {error}") from error
 
 
 def _read_thresholds(path: pathlib.Path) -> dict[str, Any]:
-  """What the scheduler of a stage of pixels says of its sampling."""
+  """Reads the fields of `Sampling` that the scheduler's config of a pixel stage determines."""
   fields = _scheduler_fields(path, _THRESHOLDS)
   is_dynamic, clips = fields.pop("is_dynamic"), fields.pop("clips")
   if not is_dynamic and not clips:
-    raise ValueError(f"{path}: neither thresholding nor clip_sample is true, but pixels have bounds")
+    raise UserError(f"{path}: neither thresholding nor clip_sample is true, but one must be for pixels")
   fields["variance"] = _VARIANCES[fields["variance"]]
   return fields if is_dynamic else fields | {"threshold_percentile": 0.0, "threshold_max": None}
 
 
 def _scheduler_fields(path: pathlib.Path, settings: Sequence[Setting]) -> dict[str, Any]:
+  """Reads some settings of a scheduler's config, by our names."""
   if not path.is_file():
     raise FileNotFoundError(f"{path.parent} holds no {path.name}")
-  found = pretrained.read_json(path)
+  config = pretrained.read_json(path)
   try:
-    return read_settings(settings, found)
+    return read_settings(settings, config)
   except (TypeError, ValueError) as error:
-    raise ValueError(f"{path}: {error}") from error
+    raise UserError(f"{path}: {error}") from error
 
 
 def _write_scheduler(stage: Stage) -> dict[str, Any]:
@@ -371,7 +394,7 @@ def _write_table(table: BetaTable) -> dict[str, Any]:
 
 
 def _write_thresholds(stage: Stage) -> dict[str, Any]:
-  """What `_read_thresholds` reads."""
+  """The settings that `_read_thresholds` reads."""
   sampling = stage.sampling
   variance = next(theirs for theirs, ours in _VARIANCES.items() if ours == sampling.variance)
   if not sampling.threshold_percentile:

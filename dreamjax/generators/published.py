@@ -1,8 +1,8 @@
-"""Generators of the published sizes, described without their weights: what a plan of a run needs to know of them.
+"""Descriptions of generators of the published sizes, without weights, from which runs are planned.
 
-IF is DeepFloyd's IF-I-XL and IF-II-L, SD 1.5 is Runway's, SDXL Stability AI's, aMUSEd-512 Hugging Face's, and Muse-3B
-that of Muse (Chang et al., 2301.00704) with the super-resolution behind it, of which the paper leaves heads, blocks and
-the VQGANs' widths open.
+They are DeepFloyd's IF-I-XL and IF-II-L, Runway's Stable Diffusion 1.5, Stability AI's SDXL, Hugging Face's aMUSEd-512,
+and Muse-3B of Muse (Chang et al., 2301.00704) with its super-resolution stage. The paper does not state Muse's numbers
+of heads and blocks, nor the widths of its VQGANs.
 """
 
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from typing import Any
 from dreamjax.convert.pretrained import shapes
 from dreamjax.data.tokenizer import Tokenizer
 from dreamjax.diffusion.schedules import BetaTable
+from dreamjax.errors import UserError
 from dreamjax.generators.cascade import AUTOENCODER, Cascade, Sampling, Spacing, Stage
 from dreamjax.generators.generator import TEXT
 from dreamjax.generators.masked import Decoding, Masked, TokenStage
@@ -21,7 +22,7 @@ from dreamjax.models.vqgan import VQGAN
 _COSINE, _SCALED = BetaTable("squaredcos_cap_v2"), BetaTable("scaled_linear", start=0.00085, end=0.012)
 _SPACING = Spacing("leading", 1, clean=False)
 _AMUSED_VQGAN = VQGAN(widths=(128, 256, 256, 512, 768), blocks=2, latent=64, embedding=64, codebook=8192)
-_MUSE_WIDTHS = (128, 128, 256, 256, 512), (128, 256, 256, 512)  # one token for 16x16 pixels, and for 8x8
+_MUSE_WIDTHS = (128, 128, 256, 256, 512), (128, 256, 256, 512)  # one token for 16x16 pixels, one for 8x8
 
 
 def _if_xl() -> Cascade:
@@ -29,11 +30,11 @@ def _if_xl() -> Cascade:
   base = Stage(
     "base", unet.IF_I_XL, _COSINE, "eps", sampling=Sampling(steps=100, guidance=7.0, **ancestral), masks_text=False
   )
-  larger = Stage(
+  super_resolution = Stage(
     "sr", unet.IF_II_L, _COSINE, "eps", _COSINE, Sampling(steps=50, guidance=4.0, augmentation_level=0.25, **ancestral),
     masks_text=False,
   )  # fmt: skip
-  return Cascade("if-xl", t5.V1_1_XXL, _tokenizer(), (base, larger))
+  return Cascade("if-xl", t5.V1_1_XXL, _tokenizer(), (base, super_resolution))
 
 
 def _sd15() -> Cascade:
@@ -77,24 +78,24 @@ def _amused() -> Masked:
 
 
 def _tokenizer() -> Tokenizer:
-  """None at all, but for the length of its rows."""
+  """A stand-in for a tokenizer that has only the length of a prompt in tokens."""
   return Tokenizer(None, 77)  # type: ignore[arg-type]
 
 
-#: By the names of the recipes in `configs`.
+#: The functions that describe them, by the names of their recipes in `configs`.
 PUBLISHED: dict[str, Callable[[], Cascade | Masked]] = {
   "if-xl": _if_xl, "sd15": _sd15, "sdxl": _sdxl, "muse-3b": _muse_3b, "amused512": _amused,
 }  # fmt: skip
 
 
 def describe(name: str) -> tuple[Cascade | Masked, dict[str, Any]]:
-  """The description of one of `PUBLISHED`, and the shapes of its parameters, as `generators.load` has them.
+  """Describes one of `PUBLISHED`: what `generators.load` returns, but with the shapes of parameters for parameters.
 
   Raises:
-    ValueError: if there is none of this name.
+    UserError: if there is none of this name.
   """
   if name not in PUBLISHED:
-    raise ValueError(f"nothing is known of the sizes of {name!r}; there are: {', '.join(PUBLISHED)}")
+    raise UserError(f"nothing is known of the sizes of {name!r}; there are: {', '.join(PUBLISHED)}")
   generator = PUBLISHED[name]()
   encoder = generator.text_encoder
   if isinstance(encoder, PromptEncoder):

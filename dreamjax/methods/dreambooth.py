@@ -33,6 +33,7 @@ from dreamjax.data.latents import Latents
 from dreamjax.data.photos import Batch, Photos
 from dreamjax.data.photos import read_photos as read_photos
 from dreamjax.diffusion.resolution import downsample
+from dreamjax.errors import UserError
 from dreamjax.generators.cascade import AUTOENCODER, Cascade, Sampling, Stage
 from dreamjax.generators.generator import TEXT, with_compute
 from dreamjax.generators.sampling import batches
@@ -417,7 +418,7 @@ def programs(
     ValueError: if the config is for another method, or a batch cannot be divided over the devices.
   """
   if "stages" not in config:
-    raise ValueError(f"the config is none of DreamBooth, by which {generator.name} is personalised")
+    raise UserError(f"the config is none of DreamBooth, by which {generator.name} is personalised")
   planner = Planner(with_compute(generator, config.dtype, config.remat, config.scan), placed(params, mesh), mesh)
   found, thetas = [], {}
   for stage in planner.generator.stages:
@@ -526,24 +527,24 @@ def _sampling(stage: Stage, settings: ml_collections.ConfigDict) -> dict[str, An
 def _check(generator: Cascade, config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
   """Raises ValueError for a config that cannot be run, or not on these devices."""
   if config.prior.kind not in PRIORS:
-    raise ValueError(f"prior.kind is one of {', '.join(PRIORS)}, not {config.prior.kind!r}")
+    raise UserError(f"prior.kind is one of {', '.join(PRIORS)}, not {config.prior.kind!r}")
   if not 0 <= config.captions <= 1:
-    raise ValueError(f"captions is a share from 0 to 1, not {config.captions}")
+    raise UserError(f"captions is a share from 0 to 1, not {config.captions}")
   if not config.wordings or any(identifiers.PLACEHOLDER not in wording for wording in config.wordings):
-    raise ValueError(f"wordings are prompts with {identifiers.PLACEHOLDER} in them, not {config.wordings}")
+    raise UserError(f"wordings are prompts with {identifiers.PLACEHOLDER} in them, not {config.wordings}")
   if config.train_text not in TEXTS:
-    raise ValueError(f"train_text is one of {', '.join(TEXTS)}, not {config.train_text!r}")
+    raise UserError(f"train_text is one of {', '.join(TEXTS)}, not {config.train_text!r}")
   for name, settings in config.stages.items():
     stage = generator.stage(name)
     if settings.kind not in KINDS:
-      raise ValueError(f"stages.{name}.kind is one of {', '.join(KINDS)}, not {settings.kind!r}")
+      raise UserError(f"stages.{name}.kind is one of {', '.join(KINDS)}, not {settings.kind!r}")
     if settings.kind == "none" and not (config.train_text == "embeddings" and stage is generator.stages[0]):
-      raise ValueError(
+      raise UserError(
         f"stages.{name}.kind is none, which leaves nothing to tune: that is for the first stage, where train_text is "
         "embeddings; for a stage that should not be tuned at all, set its steps to 0"
       )
     if settings.batch_size < 1 or settings.prior_batch_size < 0 or settings.steps < 0:
-      raise ValueError(f"stages.{name}: rows is at least 1, prior_batch_size and steps at least 0")
+      raise UserError(f"stages.{name}: rows is at least 1, prior_batch_size and steps at least 0")
     if settings.steps:
       check_batch_size(
         f"stages.{name}.batch_size",

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
+from dreamjax.errors import UserError
 from dreamjax.generators.branches import group_branches, group_members
 from dreamjax.generators.generator import TEXT, Generator, encode_text, image_keys
 from dreamjax.models.clip import PromptEncoder
@@ -267,7 +268,7 @@ class Planner(NamedTuple):
     if near := nearest_batch_sizes(count, self.mesh):
       summands = " + ".join(f"--config.{field}={value}" for field, value in fields.items())
       where = f"the {batch_shards(self.mesh)} devices along {' and '.join(batch_axes(self.mesh))}"
-      raise ValueError(
+      raise UserError(
         f"{name}: batches of {count} rows ({summands}) cannot be divided over {where}, but of {near} they can"
       )
     return count

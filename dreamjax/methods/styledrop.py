@@ -32,6 +32,7 @@ from dreamjax.data.augment import Augment
 from dreamjax.data.image_folder import METADATA
 from dreamjax.data.photos import in_rounds
 from dreamjax.data.photos import read_photos as read_photos
+from dreamjax.errors import UserError
 from dreamjax.eval import metrics, protocols
 from dreamjax.eval.encoders import Encoders
 from dreamjax.generators.conditioning import Text
@@ -146,12 +147,10 @@ def halves(caption: str, style: str = "") -> tuple[str, str]:
     content, found, rest = caption.rpartition(style)
     if found and content.strip() and not rest.strip(" ."):
       return content.strip(), style
-    raise ValueError(f"the caption {caption!r} does not end in {style!r}, with something before it")
+    raise UserError(f"the caption {caption!r} does not end in {style!r}, with something before it")
   if match := _HALVES.fullmatch(caption.strip()):
     return match["content"], match["style"]
-  raise ValueError(
-    f'the caption {caption!r} has no half for the style: it must end like "in watercolor painting style"'
-  )
+  raise UserError(f'the caption {caption!r} has no half for the style: it must end like "in watercolor painting style"')
 
 
 def styledrop(
@@ -189,14 +188,14 @@ def styledrop(
   mesh = make_mesh((1, 1, 1)) if mesh is None else mesh
   config = config or default_config([stage.name for stage in generator.stages])
   if feedback not in FEEDBACK:
-    raise ValueError(f"feedback is one of {', '.join(FEEDBACK)}, not {feedback!r}")
+    raise UserError(f"feedback is one of {', '.join(FEEDBACK)}, not {feedback!r}")
   if feedback == "clip" and encoders is None:
-    raise ValueError("feedback by CLIP takes encoders")
+    raise UserError("feedback by CLIP takes encoders")
   _check(generator, config, mesh, ("first",) if feedback == "none" else ("first", "second"))
   generator = with_compute(generator, config.dtype, config.remat, config.scan)
   photos = read_photos(pathlib.Path(images), generator.resolution, "", with_captions=True, one_size=True)
   if len(styles := {halves(prompt, style)[1] for prompt in photos.prompts}) > 1:
-    raise ValueError(f"all images must have one style, not {' and '.join(map(repr, sorted(styles)))}")
+    raise UserError(f"all images must have one style, not {' and '.join(map(repr, sorted(styles)))}")
   (style,) = styles
   base = generator.base(params)
   processes.on_main_process(lambda: bind(workdir, base, photos, config.to_dict(), _FREE, style=style))
@@ -234,7 +233,7 @@ def _bind_pool(folder: pathlib.Path, thetas: Mapping[str, Theta]) -> None:
   """Writes a hash of the theta that a pool is sampled with; ValueError if there is a pool of another one."""
   path, own = folder / SAMPLED_WITH, {"theta": content_hash({part: theta.weights for part, theta in thetas.items()})}
   if path.is_file() and json.loads(path.read_text()) != own:
-    raise ValueError(f"{folder} was sampled with another theta of the first round: delete it to sample it anew")
+    raise UserError(f"{folder} was sampled with another theta of the first round: delete it to sample it anew")
   folder.mkdir(parents=True, exist_ok=True)
   path.write_text(json.dumps(own) + "\n")
 
@@ -243,7 +242,7 @@ def _bind_choice(folder: pathlib.Path, names: list[str]) -> None:
   """Writes down which images a second round is trained on; ValueError if it was trained on others."""
   path = folder / "chosen.json"
   if path.is_file() and json.loads(path.read_text()) != names:
-    raise ValueError(f"{folder} was trained on other images than are chosen now: delete it to begin anew")
+    raise UserError(f"{folder} was trained on other images than are chosen now: delete it to begin anew")
   folder.mkdir(parents=True, exist_ok=True)
   path.write_text(json.dumps(names) + "\n")
 
@@ -380,12 +379,12 @@ def read_selection(folder: pathlib.Path, most: int) -> list[int]:
     names = json.loads(path.read_text())["chosen"]
     numbers = [int(pathlib.PurePath(name).stem) for name in names]
   except (ValueError, KeyError, TypeError) as error:
-    raise ValueError(f"{path} is no selection of `dreamjax feedback`: {error}") from error
+    raise UserError(f"{path} is no selection of `dreamjax feedback`: {error}") from error
   known = [priors.file(folder, i) for i in numbers]
   if missing := [n for n, there in zip(names, known, strict=True) if there != folder / n or not there.is_file()]:
-    raise ValueError(f"{path} names {', '.join(missing)}, which the pool lacks")
+    raise UserError(f"{path} names {', '.join(missing)}, which the pool lacks")
   if len(set(numbers)) < len(numbers) or not 1 <= len(numbers) <= most:
-    raise ValueError(f"{path} must name from 1 to {most} images, each once, not {len(numbers)}")
+    raise UserError(f"{path} must name from 1 to {most} images, each once, not {len(numbers)}")
   return numbers
 
 
@@ -517,7 +516,7 @@ def programs(
     ValueError: if the config is for another method, or a batch cannot be divided over the devices.
   """
   if "first" not in config:
-    raise ValueError(f"the config is none of StyleDrop, by which {generator.name} is personalised")
+    raise UserError(f"the config is none of StyleDrop, by which {generator.name} is personalised")
   planner = Planner(with_compute(generator, config.dtype, config.remat, config.scan), placed(params, mesh), mesh)
   found, thetas = [], {}  # the second round's replace the first's
   for number, round_ in enumerate(("first", "second"), 1):
@@ -568,17 +567,17 @@ def _check(
 ) -> None:
   """Raises ValueError for a config that cannot be run, or not on these devices in these rounds."""
   if not isinstance(generator, Masked):
-    raise ValueError(f"StyleDrop is for generators of masked tokens, and {generator.name} is none")
+    raise UserError(f"StyleDrop is for generators of masked tokens, and {generator.name} is none")
   if config.views < 1 or not 0 < config.smallest <= 1:
-    raise ValueError("there is one view of an image or more, and the smallest is a share of its side")
+    raise UserError("there is one view of an image or more, and the smallest is a share of its side")
   if config.pool.images_per_prompt < 1 or config.pool.batch_size < 1 or not config.pool.prompts:
-    raise ValueError("the pool has one prompt or more, and one image of each or more")
+    raise UserError("the pool has one prompt or more, and one image of each or more")
   for round_ in ("first", "second"):
     for name, settings in config[round_].items():
       generator.stage(name)
       if settings.kind not in KINDS:
-        raise ValueError(f"{round_}.{name}.kind is one of {', '.join(KINDS)}, not {settings.kind!r}")
+        raise UserError(f"{round_}.{name}.kind is one of {', '.join(KINDS)}, not {settings.kind!r}")
       if settings.batch_size < 1 or settings.steps < 0:
-        raise ValueError(f"{round_}.{name}: rows is at least 1, steps at least 0")
+        raise UserError(f"{round_}.{name}: rows is at least 1, steps at least 0")
       if settings.steps and round_ in rounds:
         check_batch_size(f"{round_}.{name}.batch_size", settings.batch_size, mesh)

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from dreamjax.data.photos import Photos
+from dreamjax.errors import UserError
 from dreamjax.parallel.sharding import shard_params
 from dreamjax.theta import Base
 
@@ -41,7 +42,7 @@ def bind(
   if path.exists():
     found = json.loads(path.read_text())
     if other := [name for name in run if found.get(name) != run[name]]:
-      raise ValueError(f"{workdir} holds a training with another {' and '.join(other)}: choose another workdir")
+      raise UserError(f"{workdir} holds a training with another {' and '.join(other)}: choose another workdir")
   workdir.mkdir(parents=True, exist_ok=True)
   path.write_text(json.dumps(run, indent=2) + "\n")
 

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
+from dreamjax.errors import UserError
+
 AnyArray = Array | np.ndarray
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
@@ -33,7 +35,7 @@ class Edit:
   def __init_subclass__(cls, *, name: str) -> None:
     """Registers the edit; ValueError if there is one of this name."""
     if name in EDITS:
-      raise ValueError(f"there are two edits named {name!r}: {EDITS[name].__name__} and {cls.__name__}")
+      raise UserError(f"there are two edits named {name!r}: {EDITS[name].__name__} and {cls.__name__}")
     EDITS[name] = cls
 
   def before(self, module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
@@ -73,7 +75,7 @@ class LowRank(Edit, name="lora"):
     groups = getattr(module, "feature_group_count", 1)
     if not isinstance(module, nn.Dense | nn.Conv) or self.down.ndim == 3 or groups > 1:
       what = f"{'/'.join(module.path)}, a {type(module).__name__} whose A has the shape {self.down.shape}"
-      raise ValueError(f"low-rank updates are for Dense and two-dimensional, ungrouped Conv layers, not for {what}")
+      raise UserError(f"low-rank updates are for Dense and two-dimensional, ungrouped Conv layers, not for {what}")
     narrow = module.clone(parent=None, name=None, features=self.down.shape[-1], use_bias=False)
     low = narrow.apply({"params": {"kernel": self.down}}, *args, **kwargs)
     return y + low @ self.up.astype(low.dtype)
@@ -120,12 +122,12 @@ class SoftTokens(Edit, name="soft_prompt"):
     """
     signature = inspect.signature(type(module).__call__)
     if not {"text", "mask"} <= set(signature.parameters):
-      raise ValueError(f"a soft prompt is for modules that take a text and its mask, not for {type(module).__name__}")
+      raise UserError(f"a soft prompt is for modules that take a text and its mask, not for {type(module).__name__}")
     bound = signature.bind(module, *args, **kwargs)
     bound.apply_defaults()
     text, mask = bound.arguments["text"], bound.arguments["mask"]
     if self.tokens.shape[-1] != text.shape[-1]:
-      raise ValueError(f"the soft prompt has {self.tokens.shape[-1]} channels, but the text has {text.shape[-1]}")
+      raise UserError(f"the soft prompt has {self.tokens.shape[-1]} channels, but the text has {text.shape[-1]}")
     mask = jnp.ones(text.shape[:2], bool) if mask is None else mask
     tokens = jnp.broadcast_to(self.tokens.astype(text.dtype), (len(text), *self.tokens.shape))
     own_mask = jnp.broadcast_to(self.mask > 0, (len(mask), len(self.mask)))

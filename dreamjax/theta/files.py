@@ -19,6 +19,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from dreamjax.errors import UserError
 from dreamjax.theta.kinds import Adapters, Embeddings, Full, LoRA, SoftPrompt, Theta
 
 FORMAT = "dreamjax theta 2"
@@ -107,7 +108,7 @@ class Hasher:
     """Adds a parameter, by its path in the generator's tree; ValueError if it is out of order."""
     part, _, name = path.partition("/")
     if name <= self._last.get(part, ""):
-      raise ValueError(f"{path} comes after {part}/{self._last[part]}, but parameters are hashed in order")
+      raise UserError(f"{path} comes after {part}/{self._last[part]}, but parameters are hashed in order")
     self._last[part] = name
     with np.errstate(over="ignore"):
       _update(self._digests.setdefault(part, hashlib.sha256()), name, np.asarray(array, np.float16))
@@ -130,14 +131,14 @@ def save(path: pathlib.Path, thetas: Mapping[str, Theta], card: Card, dtype: Any
     ValueError: if there are numbers that are not finite, or not in `dtype`; or the card lacks a part's hash.
   """
   if ALL_PARTS not in card.base.hashes and (missing := sorted(set(thetas) - set(card.base.hashes))):
-    raise ValueError(f"the card's base {card.base.name} has no hash of {', '.join(missing)}")
+    raise UserError(f"the card's base {card.base.name} has no hash of {', '.join(missing)}")
   tensors = {}
   for key, leaf in flatten_dict({part: theta.weights for part, theta in thetas.items()}, sep="/").items():
     wanted = np.dtype(dtype or thetas[key.partition("/")[0]].stored)
     with np.errstate(over="ignore"):
       tensors[key] = np.ascontiguousarray(leaf).astype(wanted)
     if not np.isfinite(tensors[key]).all():
-      raise ValueError(f"{key} holds numbers that are not finite in {wanted}")
+      raise UserError(f"{key} holds numbers that are not finite in {wanted}")
   metadata = {
     "format": FORMAT,
     "kind": json.dumps({part: _describe(theta) for part, theta in thetas.items()}),
@@ -190,14 +191,14 @@ def load(path: pathlib.Path, base: Base) -> Personalisation:
   card, kinds, stored = _read(path)
   needed = {part: (base.hashes.get(part), card.base.hashes[part]) for part in _parts_needed(card, kinds)}
   if wrong := [_compare(part, *hashes) for part, hashes in needed.items() if len(set(hashes)) > 1]:
-    raise ValueError(
+    raise UserError(
       f"{path} was trained with {card.base.name} and does not fit {base.name}, whose {' and '.join(wrong)}: a theta "
       "works only with the weights that it was trained with"
     )
   with safetensors.safe_open(path, "np") as file:
     tensors = {key: file.get_tensor(key) for key in file.keys()}
   if _hash(tensors) != stored:
-    raise ValueError(f"{path} is damaged: its weights are not those that were written")
+    raise UserError(f"{path} is damaged: its weights are not those that were written")
   weights = unflatten_dict({key: x.astype(np.float32) for key, x in tensors.items()}, sep="/")
   thetas = {}
   for part, description in kinds.items():
@@ -223,9 +224,9 @@ def _read(path: pathlib.Path) -> tuple[Card, dict[str, dict[str, Any]], str]:
     with safetensors.safe_open(path, "np") as file:
       metadata = file.metadata() or {}
   except safetensors.SafetensorError as error:
-    raise ValueError(f"{path} is no safetensors file, or a damaged one: {error}") from error
+    raise UserError(f"{path} is no safetensors file, or a damaged one: {error}") from error
   if (form := metadata.get("format")) not in (FORMAT, _FIRST_FORMAT):
-    raise ValueError(f"{path} is a safetensors file, but not of a theta: its metadata lacks the format {FORMAT!r}")
+    raise UserError(f"{path} is a safetensors file, but not of a theta: its metadata lacks the format {FORMAT!r}")
   hashes = json.loads(metadata["base_hashes"]) if form == FORMAT else {ALL_PARTS: metadata["base_hash"]}
   base = Base(metadata["base_model"], hashes)
   card = Card(base, metadata["identifier"], metadata["class_noun"], json.loads(metadata["recipe"]))

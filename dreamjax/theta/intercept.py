@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dreamjax.errors import UserError
 from dreamjax.parallel.sharding import keep_batch_sharded
 from dreamjax.theta.edits import edits_of
 from dreamjax.theta.kinds import Path, Thetas, compose
@@ -69,9 +70,9 @@ def record(
   out, state = _run(module, compose(params, thetas), called, *args, **kwargs, mutable=[_FEATURES])
   features = {"/".join(path[:-1]): x for path, x in flatten_dict(state.get(_FEATURES, {})).items()}
   if not called:
-    raise ValueError(f"{type(module).__name__} has no self-attention: no module named {' or '.join(SELF_ATTENTION)}")
+    raise UserError(f"{type(module).__name__} has no self-attention: no module named {' or '.join(SELF_ATTENTION)}")
   if lost := sorted(path for path in called if path not in features or features[path].shape != called[path]):
-    raise ValueError(f"the input of {', '.join(lost)} cannot be recorded inside of a loop over layers: write it out")
+    raise UserError(f"the input of {', '.join(lost)} cannot be recorded inside of a loop over layers: write it out")
   return out, features
 
 
@@ -109,7 +110,7 @@ def _run(
     out = module.apply(variables, *args, **kwargs)
   layers = {path[:-1] for path in flatten_dict(variables.get("theta", {}))}
   if lost := sorted("/".join(layer) for layer in (called - edited) & layers):
-    raise ValueError(f"the theta does not reach {', '.join(lost)}: give nn.scan the variable_axes {{True: 0}}")
+    raise UserError(f"the theta does not reach {', '.join(lost)}: give nn.scan the variable_axes {{True: 0}}")
   return out
 
 

@@ -34,6 +34,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
+from dreamjax.errors import UserError
+
 Path = tuple[str, ...]
 AnyArray = Array | np.ndarray
 
@@ -101,11 +103,11 @@ class Embeddings(struct.PyTreeNode):
       ValueError: if `ids` is empty or holds a token twice, or the network has no table of tokens, or one without these.
     """
     if not ids or len(set(ids)) != len(ids):
-      raise ValueError(f"embeddings are of one token or more, each once, not of {list(ids)}")
+      raise UserError(f"embeddings are of one token or more, each once, not of {list(ids)}")
     flat = flatten_dict(params)
     tables = {path: flat[path] for path in _matching("(^|/)tokens/embedding$", flat)}
     if odd := [i for i in ids if not 0 <= i < min(map(len, tables.values()))]:
-      raise ValueError(f"the text encoder has no token {', '.join(map(str, odd))}")
+      raise UserError(f"the text encoder has no token {', '.join(map(str, odd))}")
     weights = {path: jnp.array(table[np.array(ids)], jnp.float32) for path, table in tables.items()}
     return cls(unflatten_dict(weights), tuple(map(int, ids)))
 
@@ -120,7 +122,7 @@ class Embeddings(struct.PyTreeNode):
     ids = np.array(self.ids)
     for path, rows in tuned.items():
       if len(flat[path]) <= ids.max():
-        raise ValueError(f"the theta is for token {ids.max()}, but {'/'.join(path)} has only {len(flat[path])}")
+        raise UserError(f"the theta is for token {ids.max()}, but {'/'.join(path)} has only {len(flat[path])}")
       flat[path] = jnp.asarray(flat[path]).at[ids].set(rows.astype(flat[path].dtype))
     return unflatten_dict(flat)
 
@@ -251,7 +253,7 @@ class Adapters(struct.PyTreeNode):
     for i, group in enumerate(places):
       widths = {path: _width(flat, path) for path in group}
       if len(set(widths.values())) != 1:
-        raise ValueError(f"adapters of one group are behind modules of one width, not of {widths}")
+        raise UserError(f"adapters of one group are behind modules of one width, not of {widths}")
       width = widths[group[0]]
       tables_key, own_key = jax.random.split(jax.random.fold_in(key, i))
       if shared:
@@ -279,7 +281,7 @@ class Adapters(struct.PyTreeNode):
         up = up[None] + tables["own_up"][:, None]
       for path, a, b in zip(group, down, up, strict=True):
         if (width := _width(flat, path)) != len(a):
-          raise ValueError(f"the theta is for {path} of width {len(a)}, but here it is {width}")
+          raise UserError(f"the theta is for {path} of width {len(a)}, but here it is {width}")
         collection[*path.split("/"), "adapter"] = ({"down": a, "up": b},)
     return {"params": params, "theta": unflatten_dict(collection)}
 
@@ -308,7 +310,7 @@ class SoftPrompt(struct.PyTreeNode):
       ValueError: if `count` is less than 1.
     """
     if count < 1:
-      raise ValueError(f"a soft prompt has one token or more, not {count}")
+      raise UserError(f"a soft prompt has one token or more, not {count}")
     return cls({"tokens": jnp.asarray(text, jnp.float32)[jax.random.randint(key, (count,), 0, len(text))]})
 
   def expand(self, params: dict[str, Any]) -> dict[str, Any]:
@@ -341,7 +343,7 @@ class StackedThetas(struct.PyTreeNode):
       ValueError: if one is for another module, or changes the parameters themselves, as full weights and embeddings do.
     """
     if any(isinstance(theta, Full | Embeddings) for own in thetas for theta in _as_sequence(own)):
-      raise ValueError("full weights and embeddings cannot be stacked in branches, which share their parameters")
+      raise UserError("full weights and embeddings cannot be stacked in branches, which share their parameters")
     branches = [flatten_dict(compose(params, own).get("theta", {})) for own in thetas]
     collection = {}
     for path in sorted({path for branch in branches for path in branch}):
@@ -377,7 +379,7 @@ def compose(params: dict[str, Any], thetas: Thetas) -> dict[str, Any]:
     if isinstance(theta, Full):
       flat = flatten_dict(params)
       if twice := [path for path in flatten_dict(theta.weights) if flat.get(path) is not original.get(path)]:
-        raise ValueError(f"full weights would replace what another theta made of {'/'.join(twice[0])}: put them first")
+        raise UserError(f"full weights would replace what another theta made of {'/'.join(twice[0])}: put them first")
     variables = theta.expand(params)
     params = variables["params"]
     for path, entries in flatten_dict(variables.get("theta", {})).items():
@@ -403,7 +405,7 @@ def stack(thetas: Sequence[Any]) -> Any:
   first, *others = ((jax.tree.structure(theta), [np.shape(x) for x in jax.tree.leaves(theta)]) for theta in thetas)
   for i, other in enumerate(others, start=1):
     if other != first:
-      raise ValueError(f"thetas 0 and {i} cannot be stacked: they differ in kind, layers, shapes or scale")
+      raise UserError(f"thetas 0 and {i} cannot be stacked: they differ in kind, layers, shapes or scale")
   return jax.tree.map(lambda *leaves: jnp.stack(leaves), *thetas)
 
 
@@ -429,7 +431,7 @@ def _stack_padded(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _width(flat: dict[str, Any], path: str) -> int:
   """Returns the output channels of a module, by the flat parameters; ValueError if there is no such module."""
   if (name := f"{path}/out/kernel") not in flat:
-    raise ValueError(f"the theta is for {path}, which this model does not have, or which has no layer 'out'")
+    raise UserError(f"the theta is for {path}, which this model does not have, or which has no layer 'out'")
   return int(flat[name].shape[-1])
 
 
@@ -445,13 +447,13 @@ def _matching(pattern: str, paths: Iterable[Path]) -> list[Path]:
   if found := [path for name, path in named.items() if re.search(pattern, name)]:
     return found
   near = difflib.get_close_matches(pattern, named, n=5, cutoff=0.0)
-  raise ValueError(f"{pattern!r} matches none of {len(named)} paths; the nearest are {', '.join(near)}")
+  raise UserError(f"{pattern!r} matches none of {len(named)} paths; the nearest are {', '.join(near)}")
 
 
 def _check_fit(shapes: dict[Path, tuple[int, ...]], params: dict[Path, Any]) -> None:
   """Raises ValueError if the base model lacks a parameter that a theta changes, or has it in another shape."""
   for path, shape in shapes.items():
     if path not in params:
-      raise ValueError(f"the theta changes {'/'.join(path)}, which this model does not have")
+      raise UserError(f"the theta changes {'/'.join(path)}, which this model does not have")
     if params[path].shape != shape:
-      raise ValueError(f"the theta is for {'/'.join(path)} of shape {shape}, but here it is {params[path].shape}")
+      raise UserError(f"the theta is for {'/'.join(path)} of shape {shape}, but here it is {params[path].shape}")

@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 import safetensors
 import safetensors.numpy
 
+from dreamjax.errors import UserError
 from dreamjax.parallel.sharding import path_name as path_of
 from dreamjax.train.state import TrainState
 
@@ -69,7 +70,7 @@ class Checkpoints:
     try:
       found = self._manager.restore(self.latest(), args=ocp.args.StandardRestore(abstract))
     except (ValueError, KeyError, TypeError) as error:
-      raise ValueError(
+      raise UserError(
         f"{self._manager.directory} holds checkpoints of another model or optimizer: choose another workdir ({error})"
       ) from error
     return state.replace(**found)
@@ -112,5 +113,5 @@ def read_tree(path: pathlib.Path, like: Any) -> tuple[Any, dict[str, Any]]:
     found = {name: file.get_tensor(name) for name in file.keys()}
   wanted = {path_of(keys): np.shape(x) for keys, x in jax.tree_util.tree_leaves_with_path(like)}
   if wanted != {name: x.shape for name, x in found.items()}:
-    raise ValueError(f"{path} holds arrays of another model: choose another workdir")
+    raise UserError(f"{path} holds arrays of another model: choose another workdir")
   return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in wanted]), metadata

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 from jax.extend import core
 
+from dreamjax.errors import UserError
+
 
 def count(function: Callable[..., Any], *args: Any) -> float:
   """Counts the operations of a function's matrix products and convolutions: two for each product of two numbers.
@@ -42,7 +44,7 @@ def _of_equation(equation: core.JaxprEqn) -> float:
     case "cond":
       return max(_of(branch.jaxpr) for branch in params["branches"])
     case "while":
-      raise ValueError("how often a while loop runs cannot be known beforehand")
+      raise UserError("how often a while loop runs cannot be known beforehand")
   inner = (getattr(x, "jaxpr", x) for x in params.values())
   return sum(_of(x) for x in inner if isinstance(x, core.Jaxpr))
 

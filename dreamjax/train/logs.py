@@ -10,6 +10,7 @@ from jaxtyping import Float
 import numpy as np
 
 from dreamjax.data.contact_sheet import contact_sheet
+from dreamjax.errors import UserError
 from dreamjax.parallel import processes
 
 
@@ -69,6 +70,6 @@ def _event_writer(folder: pathlib.Path) -> Any:
     from clu import metric_writers
     import tensorflow as tf
   except ImportError as error:
-    raise ValueError("TensorBoard's event files need TensorFlow: pip install '.[tensorboard]'") from error
+    raise UserError("TensorBoard's event files need TensorFlow: pip install '.[tensorboard]'") from error
   tf.config.set_visible_devices([], "GPU")  # else TensorFlow takes all of a GPU's memory
   return metric_writers.SummaryWriter(str(folder))

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import tqdm
 
+from dreamjax.errors import UserError
 from dreamjax.parallel import processes
 from dreamjax.parallel.sharding import batch_shards, make_mesh, shard_batch, shard_params
 from dreamjax.train.checkpoints import read_tree, write_tree
@@ -86,7 +87,7 @@ def fit_many(
   mesh = make_mesh((1, 1, 1)) if mesh is None else mesh
   chunk = min(chunk, len(seeds))
   if chunk < 1 or chunk % batch_shards(mesh):
-    raise ValueError(f"a chunk of {chunk} fits cannot be divided evenly over {row_parts(mesh)} devices")
+    raise UserError(f"a chunk of {chunk} fits cannot be divided evenly over {row_parts(mesh)} devices")
   frozen, update, found = None, None, []
   with tqdm.tqdm(total=len(seeds), unit=" fits", desc="fits", disable=processes.disable_progress()) as bar:
     for first in range(0, len(seeds), chunk):
@@ -151,5 +152,5 @@ def _read(folder: pathlib.Path, like: Any, count: int, made: dict[str, Any]) -> 
   like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype), like)
   theta, metadata = read_tree(path, like)
   if {name: metadata.get(name) for name in made} != made:
-    raise ValueError(f"{folder} holds fits with other seeds, or of another number of steps: choose another workdir")
+    raise UserError(f"{folder} holds fits with other seeds, or of another number of steps: choose another workdir")
   return Fits(theta, {name: np.array(x) for name, x in metadata["metrics"].items()})

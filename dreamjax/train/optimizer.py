@@ -9,6 +9,7 @@ import ml_collections
 import optax
 from optax import contrib
 
+from dreamjax.errors import UserError
 from dreamjax.parallel.sharding import path_name
 
 
@@ -44,9 +45,9 @@ def make_optimizer(config: ml_collections.ConfigDict, theta: Any, steps: int) ->
     ValueError: for an unknown kind or decay, or a multiplier that matches no parameter.
   """
   if config.kind not in ("adamw", "muon"):
-    raise ValueError(f"kind must be 'adamw' or 'muon', not {config.kind!r}")
+    raise UserError(f"kind must be 'adamw' or 'muon', not {config.kind!r}")
   if config.decay not in ("cosine", "constant"):
-    raise ValueError(f"decay must be 'cosine' or 'constant', not {config.decay!r}")
+    raise UserError(f"decay must be 'cosine' or 'constant', not {config.decay!r}")
   warmup = min(config.warmup, max(steps - 1, 0))
   if config.decay == "cosine":
     schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, max(steps, warmup + 1))
@@ -93,7 +94,7 @@ def _factors(multipliers: Any, theta: Any) -> Any:
 
   factors = jax.tree_util.tree_map_with_path(factor, theta)
   if idle := [expression for expression, _ in multipliers if expression not in used]:
-    raise ValueError(f"no parameter's path is first matched by {', '.join(map(repr, idle))}")
+    raise UserError(f"no parameter's path is first matched by {', '.join(map(repr, idle))}")
   return factors
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import optax
 
+from dreamjax.errors import UserError
 from dreamjax.train.state import TrainState
 
 
@@ -83,7 +84,7 @@ def accumulate(function: Callable[..., Any], pieces: int, unroll: bool | None = 
   def mean(theta: Any, frozen: Any, batch: Any, key: jax.Array) -> Any:
     def divide(x: Array) -> Array:
       if x.shape[0] % pieces:
-        raise ValueError(f"a batch of {x.shape[0]} examples cannot be divided into {pieces} equal microbatches")
+        raise UserError(f"a batch of {x.shape[0]} examples cannot be divided into {pieces} equal microbatches")
       return x.reshape(-1, pieces, *x.shape[1:]).swapaxes(0, 1)
 
     def add(total: Any, microbatch: Any) -> tuple[Any, None]:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 
+from dreamjax.errors import UserError
 from dreamjax.train import hlo
 
 GIB = 2**30
@@ -69,7 +70,7 @@ def chip(topology: str) -> Chip:
   """Returns the chip of a topology's name; ValueError for one that is not known."""
   kind = topology.partition(":")[0]
   if kind not in CHIPS:
-    raise ValueError(f"nothing is known of the chip {kind!r} of {topology!r}; there are: {', '.join(CHIPS)}")
+    raise UserError(f"nothing is known of the chip {kind!r} of {topology!r}; there are: {', '.join(CHIPS)}")
   return CHIPS[kind]
 
 
@@ -81,18 +82,18 @@ def devices(topology: str) -> list[Any]:
   """
   chip(topology)
   if (match := _TOPOLOGY.fullmatch(topology)) is None:
-    raise ValueError(f"{topology!r} is not a chip and a number of chips along each axis, such as v5e:4x4")
+    raise UserError(f"{topology!r} is not a chip and a number of chips along each axis, such as v5e:4x4")
   if importlib.util.find_spec("libtpu") is None:
-    raise ValueError("the TPU compiler is not installed: pip install 'dreamjax[plan]'")
+    raise UserError("the TPU compiler is not installed: pip install 'dreamjax[plan]'")
   for name, value in _QUIET.items():
     os.environ.setdefault(name, value)
   try:
     described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **_OPTIONS.get(match[1], {}))
   except (RuntimeError, ValueError) as error:
-    raise ValueError(f"libtpu knows no topology {topology!r}: {error}") from error
+    raise UserError(f"libtpu knows no topology {topology!r}: {error}") from error
   chips, found = math.prod(int(count) for count in match[2].split("x")), list(described.devices)
   if len(found) != chips:
-    raise ValueError(f"libtpu makes {len(found)} devices of the {chips} chips of {topology!r}, not one of each")
+    raise UserError(f"libtpu makes {len(found)} devices of the {chips} chips of {topology!r}, not one of each")
   return found
 
 

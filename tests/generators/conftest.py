@@ -1,4 +1,4 @@
-"""Pipelines of diffusers with small random networks, and what they draw."""
+"""Pipelines of diffusers with small random networks, and the images that they and we sample with them."""
 
 import types
 
@@ -8,8 +8,8 @@ import pytest
 from dreamjax import generators
 from dreamjax.data import tokenizer as tokenizers
 from dreamjax.diffusion import process
-from dreamjax.generators import cascade as cascades
 from dreamjax.generators.cascade import Sampling
+from dreamjax.generators.generator import image_keys
 
 PROMPTS = ["a red dog", "a dog on the beach"]
 SIDE, STEPS, GUIDANCE, SEED = 8, 10, 3.0, 3
@@ -93,9 +93,9 @@ def make_pipeline(kind):
 
 
 def make_control(pipeline):
-  """The pipeline that draws with a ControlNet, of the same parts and random weights.
+  """A pipeline of the same parts with a ControlNet of random weights.
 
-  Those of the convolutions that start at zero, too: otherwise nothing would follow the image.
+  The convolutions that start at zero are random, too: otherwise the images would not depend on the ControlNet.
   """
   import diffusers
   import torch
@@ -115,11 +115,11 @@ def make_control(pipeline):
 
 
 def theirs(pipeline, prompts=PROMPTS, **more):
-  """What diffusers draws of the same noise, in [-1, 1]."""
+  """The images that diffusers samples from our noise, in [-1, 1]."""
   import torch
 
   pipeline.set_progress_bar_config(disable=True)
-  drawn = pipeline(
+  sampled = pipeline(
     prompts,
     latents=torch.tensor(noise().transpose(0, 3, 1, 2)),
     num_inference_steps=STEPS,
@@ -127,18 +127,18 @@ def theirs(pipeline, prompts=PROMPTS, **more):
     output_type="np",
     **more,
   )
-  return 2 * drawn.images - 1
+  return 2 * sampled.images - 1
 
 
 def ours(generator, params, theta=None, prompts=PROMPTS, **more):
-  """What we draw, in [-1, 1]."""
-  options = {"samplings": [Sampling(steps=STEPS, guidance=GUIDANCE)], "seed": SEED, "size": 2, **more}
+  """The images that we sample, in [-1, 1]."""
+  options = {"samplings": [Sampling(steps=STEPS, guidance=GUIDANCE)], "seed": SEED, "batch_size": 2, **more}
   return generators.sample(generator, params, prompts, theta=theta, **options)
 
 
 def noise():
-  """What we draw it of."""
-  keys = process.fold_in(cascades.image_keys(SEED, [0, 1]), 0)
+  """The noise from which the images start."""
+  keys = process.fold_in(image_keys(SEED, [0, 1]), 0)
   return np.asarray(process.draw_noise(keys, (SIDE, SIDE, 4)))
 
 
@@ -147,7 +147,7 @@ def pipelines(tmp_path_factory):
   """Pipelines of diffusers, by name.
 
   tokenizer, tower: make parts; make(name): a new pipeline; control(pipeline): one with a ControlNet besides;
-  folder(name): where diffusers wrote it; theirs(pipeline), ours(generator, params): what is drawn.
+  folder(name): the folder that diffusers wrote; theirs(pipeline), ours(generator, params): sampled images.
   """
   pytest.importorskip("torch")
   pytest.importorskip("diffusers")
@@ -208,7 +208,7 @@ def make_stages():
 
 @pytest.fixture(scope="session")
 def deepfloyd(tmp_path_factory):
-  """Both stages of DeepFloyd IF: diffusers' pipelines, the folders where they lie, and the name of both together."""
+  """Both stages of DeepFloyd IF: diffusers' pipelines, their folders, and the name of both together."""
   pipelines = make_stages()
   folders = [tmp_path_factory.mktemp(name) for name in ("I", "II")]
   for pipeline, folder in zip(pipelines, folders, strict=True):

@@ -1,6 +1,7 @@
-"""aMUSEd as a folder of diffusers: what it draws, what is written back, and a style that it learns."""
+"""aMUSEd as a folder of diffusers: parity of its images, what is written back, and a style that it learns."""
 
 import dataclasses
+import functools
 import json
 import shutil
 import types
@@ -15,16 +16,18 @@ from dreamjax.commands import configs
 from dreamjax.commands import dreambooth as commands
 from dreamjax.data import image_folder
 from dreamjax.diffusion.process import fold_in
+from dreamjax.errors import UserError
 from dreamjax.generators import interop
-from dreamjax.generators.cascade import image_keys
+from dreamjax.generators.conditioning import Conditioning
+from dreamjax.generators.generator import image_keys
 from dreamjax.generators.masked import Masked
 from dreamjax.masked import decoding
 from dreamjax.methods import styledrop
-from dreamjax.theta import Adapters, Card, Full, LoRA, Personalisation
+from dreamjax.theta import Adapters, Card, Embeddings, Full, LoRA, Personalisation
 
 PROMPTS = ["a red dog", "a dog on the beach"]
-SEED, STEPS, GUIDANCE, HEAT = 3, 10, 4.0, 2.0
-SIDE, WORDS = 4, 12  # tokens of a row, and of the codebook
+SEED, STEPS, GUIDANCE = 3, 10, 4.0
+SIDE, WORDS = 4, 12  # of images in tokens, and of the codebook
 
 TRANSFORMER = {
   "hidden_size": 16, "cond_embed_dim": 10, "micro_cond_encode_dim": 8, "micro_cond_embed_dim": 40,
@@ -61,39 +64,46 @@ def amused(tmp_path_factory, pipelines):
   return types.SimpleNamespace(pipeline=pipeline, folder=folder)
 
 
-def theirs(pipeline, monkeypatch):
-  """What diffusers draws of our noise, in [-1, 1]."""
+def theirs(pipeline, monkeypatch, steps=STEPS):
+  """The images that diffusers samples from our noise, at its own temperature, in [-1, 1]."""
   from diffusers.schedulers import scheduling_amused
   import torch
 
   keys = fold_in(image_keys(SEED, [0, 1]), 0)
-  noise = [[np.asarray(x) for x in decoding._noise(keys, jnp.int32(k), (SIDE**2, WORDS))] for k in range(1, STEPS + 1)]
-  words, places = (iter(kind) for kind in zip(*noise, strict=True))
-  # A draw from probabilities p is the greatest of log p + noise.
+  noise = [[np.asarray(x) for x in decoding._noise(keys, jnp.int32(k), (SIDE**2, WORDS))] for k in range(1, steps + 1)]
+  words, positions = (iter(kind) for kind in zip(*noise, strict=True))
+  # The greatest of log p + Gumbel noise is a sample of p.
   draw = lambda p, *_, **__: (torch.log(p) + torch.tensor(next(words)).reshape(p.shape)).argmax(-1, keepdim=True)  # noqa: E731
   monkeypatch.setattr(torch, "multinomial", draw)
-  monkeypatch.setattr(scheduling_amused, "gumbel_noise", lambda *_, **__: torch.tensor(next(places)))
-  options = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "temperature": (HEAT, 0)}
+  monkeypatch.setattr(scheduling_amused, "gumbel_noise", lambda *_, **__: torch.tensor(next(positions)))
+  options = {"num_inference_steps": steps, "guidance_scale": GUIDANCE}
   return 2 * pipeline(PROMPTS, output_type="np", **options).images - 1
 
 
-def ours(generator, params):
-  """What we draw."""
+def ours(generator, params, theta=None, steps=STEPS):
+  """The images that we sample, with the temperature and the weights of guidance that diffusers has."""
   (stage,) = generator.stages
-  own = dataclasses.replace(stage.sampling, steps=STEPS, temperature=HEAT * STEPS / (STEPS - 1), lambda_b=GUIDANCE - 1)
-  return generators.sample(generator, params, PROMPTS, decodings=[own], seed=SEED, size=2)
+  own = dataclasses.replace(stage.sampling, steps=steps, lambda_a=0.0, lambda_b=GUIDANCE - 1)
+  return generators.sample(generator, params, PROMPTS, theta=theta, samplings=[own], seed=SEED, batch_size=2)
 
 
-def test_images_are_those_that_diffusers_draws(amused, monkeypatch, tmp_path):
+@pytest.mark.parametrize("steps", [5, 12])
+def test_images_are_diffusers_for_any_number_of_steps(amused, monkeypatch, steps):
+  generator, params = generators.load(amused.folder)
+  wanted = theirs(amused.pipeline, monkeypatch, steps)
+  np.testing.assert_allclose(ours(generator, params, steps=steps), wanted, atol=1e-3)
+
+
+def test_images_are_those_of_diffusers(amused, monkeypatch, tmp_path):
   generator, params = generators.load(amused.folder)
   (stage,) = generator.stages
   assert isinstance(generator, Masked) and generator.resolution == SIDE * 2
   assert commands.recipe(generator) == "configs/styledrop.py:amused512"
   assert stage.sampling.steps == 12 and stage.sampling.lambda_b == 9 and stage.numbers == (8, 8, 0, 0, 6)
-  assert stage.sampling.temperature * (1 - 1 / 12) == pytest.approx(2)
-  drawn, wanted = ours(generator, params), theirs(amused.pipeline, monkeypatch)
+  assert stage.sampling.temperature == 2 and stage.sampling.starts_at_temperature
+  images, wanted = ours(generator, params), theirs(amused.pipeline, monkeypatch)
   assert wanted.std() > 0.1 and np.abs(wanted[0] - wanted[1]).max() > 0.1
-  np.testing.assert_allclose(drawn, wanted, atol=1e-3)
+  np.testing.assert_allclose(images, wanted, atol=1e-3)
 
   generators.save(tmp_path / "ours", generator, params, dtype=np.float32)
   written = type(amused.pipeline).from_pretrained(tmp_path / "ours")
@@ -105,45 +115,40 @@ def test_images_are_those_that_diffusers_draws(amused, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [LoRA, Full])
-def test_diffusers_draws_the_same_with_our_theta_and_it_comes_back(amused, monkeypatch, tmp_path, kind):
+def test_images_with_an_exported_theta_are_those_of_diffusers_and_it_loads_again(amused, monkeypatch, tmp_path, kind):
   pytest.importorskip("peft")
   import torch
 
   generator, params = generators.load(amused.folder)
-  transformer, draw = params["base"]["transformer"], np.random.default_rng(0)
+  transformer, rng = params["base"]["transformer"], np.random.default_rng(0)
   if kind is LoRA:
     theta = LoRA.init(jax.random.key(0), transformer, 2, alpha=3.0, pattern="(query|key|value)$")
-    theta = jax.tree.map(lambda x: 0.3 * draw.standard_normal(x.shape, np.float32), theta)
+    theta = jax.tree.map(lambda x: 0.3 * rng.standard_normal(x.shape, np.float32), theta)
   else:
-    theta = Full(jax.tree.map(lambda x: x + 0.1 * draw.standard_normal(x.shape, np.float32), transformer))
+    theta = Full(jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape, np.float32), transformer))
   made = Personalisation({"base": theta}, Card(generator.base(params), "qx", "dog", {}))
-  (stage,) = generator.stages
-  own = dataclasses.replace(
-    stage.sampling, steps=STEPS, temperature=HEAT * STEPS / (STEPS - 1), lambda_a=0.0, lambda_b=GUIDANCE - 1
-  )
-  options = {"decodings": [own], "seed": SEED, "size": 2}
-  drawn = generators.sample(generator, params, PROMPTS, theta=made, **options)
-  assert np.abs(drawn - ours(generator, params)).max() > 0.1
+  images = ours(generator, params, made)
+  assert np.abs(images - ours(generator, params)).max() > 0.1
   pipeline = type(amused.pipeline).from_pretrained(amused.folder)
   (file,) = interop.save(tmp_path / "out", "diffusers", generator, params, made)
   if kind is LoRA:
     pipeline.transformer.load_lora_adapter(tmp_path / "out", weight_name=file.name)
     again = generators.load_theta(file, generator, params)
-    np.testing.assert_allclose(generators.sample(generator, params, PROMPTS, theta=again, **options), drawn, atol=1e-4)
+    np.testing.assert_allclose(ours(generator, params, again), images, atol=1e-4)
     params = {**params, "base": {**params["base"], "transformer": theta.merge(transformer)}}  # diffusers' guidance
-    for form, problem in (("kohya", "known for Stable Diffusion and SDXL, not for"), ("onnx", "unknown format")):
-      with pytest.raises(ValueError, match=problem):
-        interop.save(tmp_path / "no", form, generator, params, made)
+    for layout, problem in (("kohya", "is for Stable Diffusion and SDXL, not for"), ("onnx", "unknown format")):
+      with pytest.raises(UserError, match=problem):
+        interop.save(tmp_path / "no", layout, generator, params, made)
   else:
     pipeline = type(amused.pipeline).from_pretrained(file).to(dtype=torch.float32)
-    generator, params = generators.load(file)  # in half precision, and one token that falls otherwise changes an image
+    generator, params = generators.load(file)  # in half precision, and one other token would change an image
     found = params["base"]["transformer"]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), found, theta.weights)
   pipeline.set_progress_bar_config(disable=True)
   np.testing.assert_allclose(ours(generator, params), theirs(pipeline, monkeypatch), atol=1e-3)
 
 
-def test_full_weights_are_drawn_with_alone(amused):
+def test_a_style_of_full_weights_mixes_with_another_theta(amused):
   generator, params = generators.load(amused.folder)
   transformer = params["base"]["transformer"]
   full, low = Full.init(transformer), LoRA.init(jax.random.key(0), transformer, 2, pattern="query$")
@@ -152,11 +157,28 @@ def test_full_weights_are_drawn_with_alone(amused):
   same = generators.sample(generator, params, ["a dog"], theta=made[0], seed=SEED)
   plain = generators.sample(generator, params, ["a dog in crayon style"], seed=SEED)
   np.testing.assert_array_equal(same, plain)
-  with pytest.raises(ValueError, match="full weights are drawn with alone"):
-    generators.sample(generator, params, ["a dog"], theta=made, seed=SEED)
+  mixed = generators.sample(generator, params, ["a dog"], theta=made, seed=SEED)  # neither changes the base model
+  np.testing.assert_allclose(mixed, plain, atol=1e-4)
 
 
-def test_tokens_are_those_that_diffusers_finds(amused):
+def test_tuned_weights_and_embeddings_are_a_folder_of_diffusers(amused, tmp_path):
+  generator, params = generators.load(amused.folder)
+  embeddings = Embeddings.init(params["text"], (3,))
+  rng = np.random.default_rng(0)
+  thetas = {
+    "base": Full(jax.tree.map(lambda x: x + np.float32(0.5), params["base"]["transformer"])),
+    "text": jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32), embeddings),
+  }
+  made = Personalisation(thetas, Card(generator.base(params), "qx", "dog", {}))
+  (folder,) = interop.save(tmp_path / "out", "diffusers", generator, params, made)
+  _, found = generators.load(folder)
+  same = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3)  # in half precision
+  jax.tree.map(same, found["base"]["transformer"], thetas["base"].weights)
+  jax.tree.map(same, found["text"], thetas["text"].merge(params["text"]))
+  jax.tree.map(same, found["base"]["vqgan"], params["base"]["vqgan"])
+
+
+def test_tokens_are_those_of_diffusers(amused):
   import torch
 
   generator, params = generators.load(amused.folder)
@@ -173,8 +195,8 @@ def test_tokens_are_those_that_diffusers_finds(amused):
 
 @pytest.mark.parametrize("kind", ["lora", "adapters", "full"])
 def test_a_style_is_learned(amused, tmp_path, kind):
-  draw = np.random.default_rng(0)
-  image_folder.write(tmp_path / "style", [(draw.random((8, 8, 3), np.float32), {"text": "a dog in crayon style"})])
+  rng = np.random.default_rng(0)
+  image_folder.write(tmp_path / "style", [(rng.random((8, 8, 3), np.float32), {"text": "a dog in crayon style"})])
   pattern = "" if kind == "full" else "(query|key|value)$"
   few = ("steps=3", "optimizer.warmup=0", f"kind={kind}", f"pattern={pattern}")
   few = [f"--config.first.base.{field}" for field in few]
@@ -185,11 +207,13 @@ def test_a_style_is_learned(amused, tmp_path, kind):
   back = generators.load_theta(tmp_path / "run" / "theta.safetensors", generator, params)
   (stage,) = generator.stages
   text = generator.encode(params, ["a cat in crayon style"])
-  hidden = jnp.full((1, SIDE**2), stage.transformer.mask_id, jnp.int32)
-  plain, styled = (stage.predict(params["base"], own, hidden, text) for own in (None, back.thetas["base"]))
+  masked = jnp.full((1, SIDE**2), stage.transformer.mask_id, jnp.int32)
+  plain, styled = (
+    stage.predict(params["base"], own, masked, Conditioning(text)) for own in (None, back.thetas["base"])
+  )
   assert 1e-5 < np.abs(styled - plain).max() < 1e3
-  drawn = generators.sample(generator, params, ["a cat"], theta=back)
-  assert drawn.shape == (1, 8, 8, 3) and np.isfinite(drawn).all()
+  images = generators.sample(generator, params, ["a cat"], theta=back)
+  assert images.shape == (1, 8, 8, 3) and np.isfinite(images).all()
 
 
 @pytest.mark.parametrize(
@@ -204,14 +228,14 @@ def test_a_folder_that_does_not_fit_is_refused(amused, tmp_path, path, changes, 
   shutil.copytree(amused.folder, tmp_path / "damaged")
   file = tmp_path / "damaged" / path
   file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-  with pytest.raises(ValueError, match=problem):
+  with pytest.raises(UserError, match=problem):
     generators.load(tmp_path / "damaged")
 
 
 def test_what_does_not_go_together_is_refused(amused):
   generator, _ = generators.load(amused.folder)
   (stage,) = generator.stages
-  with pytest.raises(ValueError, match="told 5 numbers about an image, not 0"):
+  with pytest.raises(UserError, match="conditioned on 5 numbers about an image, not 0"):
     dataclasses.replace(stage, numbers=())
-  with pytest.raises(ValueError, match="sees no smaller image"):
+  with pytest.raises(UserError, match="is not conditioned on smaller images"):
     dataclasses.replace(generator, stages=(stage, stage))

@@ -206,7 +206,7 @@ def test_a_theta_of_one_stage_loads_with_other_stages_and_without(tiny_cascade, 
   with pytest.raises(ValueError, match="whose part 'sr' is missing"):
     generators.load_theta(tmp_path / "theta", one, first)
   base = both.base(params)
-  monkeypatch.setattr(generator, "content_hash", lambda *_: pytest.fail("the hashes are known"))
+  monkeypatch.setattr(generator_lib, "content_hash", lambda *_: pytest.fail("the hashes are known"))
   generators.load_theta(tmp_path / "theta", both, params, base)
 
 
@@ -264,3 +264,19 @@ def test_a_repository_of_the_hub_may_be_pinned_to_a_revision(tiny_cascade, tiny_
 def test_an_unknown_name_is_refused():
   with pytest.raises(FileNotFoundError, match="there are: toybox-cascade"):
     generators.load("no-such-generator")
+
+
+def test_a_folder_of_an_earlier_version_loads(tiny_cascade, tmp_path):
+  generator, params = tiny_cascade
+  sampling = Sampling(steps=2, threshold_percentile=0.9, threshold_max=1.5, augmentation_level=0.1)
+  stages = tuple(dataclasses.replace(stage, sampling=sampling) for stage in generator.stages)
+  generators.save(tmp_path, dataclasses.replace(generator, stages=stages), params)
+  path = tmp_path / "model_index.json"
+  index = json.loads(path.read_text())
+  old = {"threshold_percentile": "ratio", "threshold_max": "maximum", "augmentation_level": "level"}
+  for entry in index["stages"]:
+    fields = {old.get(name, name): value for name, value in entry["sampling"].items() if name != "lambda_a"}
+    assert {"ratio", "maximum", "level"} < set(fields)
+    entry["sampling"] = fields
+  path.write_text(json.dumps(index))
+  assert generators.load(tmp_path)[0].stages == stages

@@ -1,4 +1,4 @@
-"""Drawing with a ControlNet: what diffusers draws, what is refused, and the command."""
+"""Sampling with a ControlNet: parity with diffusers, what is refused, and the command."""
 
 import json
 import shutil
@@ -9,6 +9,7 @@ from PIL import Image
 import pytest
 
 from dreamjax import generators
+from dreamjax.errors import UserError
 from dreamjax.parallel import sharding
 
 
@@ -30,33 +31,33 @@ def controlled(pipelines, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("name", "scale"), [("sd", 1.0), ("sdxl", 0.7)])
-def test_images_are_those_that_diffusers_draws(pipelines, controlled, name, scale):
+def test_images_are_those_of_diffusers(pipelines, controlled, name, scale):
   pipeline, network, path = controlled(name)
   generator, params = generators.load(pipelines.folder(name))
   free = pipelines.ours(generator, params)
   control = generators.load_control(network, path, generator, scale=scale)
-  drawn = pipelines.ours(generator, params, control=control)
+  images = pipelines.ours(generator, params, control=control)
   with Image.open(path) as image:
     wanted = pipelines.theirs(pipeline, image=image, controlnet_conditioning_scale=scale)
-  np.testing.assert_allclose(drawn, wanted, atol=1e-3)
-  assert np.abs(drawn - free).max() > 0.05
+  np.testing.assert_allclose(images, wanted, atol=1e-3)
+  assert np.abs(images - free).max() > 0.05
   np.testing.assert_allclose(pipelines.ours(generator, params, control=control.replace(scale=0.0)), free, atol=1e-5)
 
 
-def test_a_mesh_of_devices_draws_the_same(pipelines, controlled, monkeypatch):
+def test_images_on_a_mesh_of_devices_are_the_same(pipelines, controlled, monkeypatch):
   monkeypatch.setattr(sharding, "_MIN_SHARDED", 1)
   mesh = sharding.make_mesh((2, 2, 1))
   placed = {"put": sharding.param_putter(mesh)}
   generator, params = generators.load(pipelines.folder("sd"), **placed)
   control = generators.load_control(*controlled("sd")[1:], generator, **placed)
   assert not jax.tree.leaves(control.params)[0].sharding.is_fully_replicated
-  drawn = pipelines.ours(generator, params, control=control, mesh=mesh)
+  images = pipelines.ours(generator, params, control=control, mesh=mesh)
   own = generators.load(pipelines.folder("sd"))[1]
   whole = generators.load_control(*controlled("sd")[1:], generator)
-  np.testing.assert_allclose(drawn, pipelines.ours(generator, own, control=whole), atol=1e-4)
+  np.testing.assert_allclose(images, pipelines.ours(generator, own, control=whole), atol=1e-4)
 
 
-def test_the_middle_of_any_image_is_seen(pipelines, controlled, tmp_path):
+def test_the_central_square_of_the_image_is_used(pipelines, controlled, tmp_path):
   _, network, _ = controlled("sd")
   generator, _ = generators.load(pipelines.folder("sd"))
   wide = np.zeros((32, 64, 4), np.uint8)
@@ -69,16 +70,16 @@ def test_the_middle_of_any_image_is_seen(pipelines, controlled, tmp_path):
 def test_what_does_not_fit_is_refused(pipelines, controlled, tmp_path):
   pipeline, network, path = controlled("sd")
   generator, _ = generators.load(pipelines.folder("sd"))
-  with pytest.raises(ValueError, match="text_width 20, pooled_width 10, but the generator's U-Net has text_width 8"):
+  with pytest.raises(UserError, match="text_width 20, pooled_width 10, but the generator's U-Net has text_width 8"):
     generators.load_control(controlled("sdxl")[1], path, generator)
   with pytest.raises(ValueError, match="holds a LatentUNet, but a ControlNet is wanted there"):
     generators.load_control(pipelines.folder("sd") / "unet", path, generator)
   with pytest.raises(ValueError, match="none.png cannot be read"):
     generators.load_control(network, tmp_path / "none.png", generator)
-  with pytest.raises(ValueError, match="draws no latents"):
+  with pytest.raises(UserError, match="samples no latents"):
     generators.load_control(network, path, generators.load("toybox-cascade")[0])
   type(pipeline.controlnet).from_unet(pipeline.unet).save_pretrained(tmp_path / "larger")
-  with pytest.raises(ValueError, match="images of 8 times the latents' size, the generator's have 2"):
+  with pytest.raises(UserError, match="images of 8 times the latents' size, the generator's have 2"):
     generators.load_control(tmp_path / "larger", path, generator)
   shutil.copytree(network, tmp_path / "cut")
   weights = tmp_path / "cut/diffusion_pytorch_model.safetensors"
@@ -107,7 +108,7 @@ def test_the_command_follows_an_image_and_its_recipe_does_so_again(pipelines, co
     ((*model, "--controlnet", network), "--controlnet and --control are said together"),
     ((*model, "--control", path), "--controlnet and --control are said together"),
     ((*model, "--control-scale", 2), "--control-scale is of a ControlNet"),
-    (("--controlnet", network, "--control", path), "draws no latents"),
+    (("--controlnet", network, "--control", path), "samples no latents"),
   ):
     status, said = run("sample", *arguments, "--prompt", "a dog", "--out", tmp_path / "none")
     assert status == 2 and problem in said.err, arguments

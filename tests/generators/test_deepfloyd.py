@@ -1,4 +1,4 @@
-"""DeepFloyd IF as diffusers' folders, a stage in each: together they draw what diffusers draws, one after the other."""
+"""DeepFloyd IF as diffusers' folders, one for each stage: parity of their images, and a subject that they learn."""
 
 import dataclasses
 import functools
@@ -15,9 +15,9 @@ from dreamjax.commands import dreambooth as commands
 from dreamjax.data import image_folder
 from dreamjax.diffusion import process
 from dreamjax.diffusion.samplers import _STEPS
-from dreamjax.generators import cascade as cascades
+from dreamjax.errors import UserError
 from dreamjax.generators import interop
-from dreamjax.generators.cascade import default_samplings
+from dreamjax.generators.generator import image_keys
 from dreamjax.methods import dreambooth
 from dreamjax.theta import Card, Full, LoRA, Personalisation
 
@@ -28,14 +28,14 @@ GUIDANCE = (7.0, 4.0)
 
 
 def theirs(pipelines, monkeypatch):
-  """What diffusers draws of our noise, in [-1, 1]."""
+  """The images that diffusers samples from our noise, in [-1, 1]."""
   from diffusers.pipelines.deepfloyd_if import pipeline_if, pipeline_if_superresolution
   from diffusers.schedulers import scheduling_ddpm
   import torch
 
-  def drawing(stage):
-    """A stage's noise, in the order in which diffusers asks for it: the start, the augmentation's, the steps'."""
-    keys = process.fold_in(cascades.image_keys(SEED, [0, 1]), stage)
+  def noise(stage):
+    """Yields a stage's noise in the order in which diffusers uses it: the start's, the augmentation's, the steps'."""
+    keys = process.fold_in(image_keys(SEED, [0, 1]), stage)
     shape = (SIDES[stage], SIDES[stage], 3)
     yield process.draw_noise(keys, shape)
     if stage:
@@ -45,7 +45,7 @@ def theirs(pipelines, monkeypatch):
 
   images = None
   for i, (pipeline, module) in enumerate(zip(pipelines, (pipeline_if, pipeline_if_superresolution), strict=True)):
-    own = drawing(i)
+    own = noise(i)
     give = lambda *_, own=own, **__: torch.tensor(np.asarray(next(own)).transpose(0, 3, 1, 2))  # noqa: E731
     for where in (module, scheduling_ddpm):
       monkeypatch.setattr(where, "randn_tensor", give)
@@ -55,16 +55,16 @@ def theirs(pipelines, monkeypatch):
   return images.numpy().transpose(0, 2, 3, 1)
 
 
-def test_images_are_those_that_diffusers_draws(deepfloyd, monkeypatch, tmp_path):
+def test_images_are_those_of_diffusers(deepfloyd, monkeypatch, tmp_path):
   generator, params = generators.load(deepfloyd.name)
   assert [stage.sampling.steps for stage in generator.stages] == [100, 50]
-  assert [stage.sampling.maximum for stage in generator.stages] == [1.5, 1.0]
+  assert [stage.sampling.threshold_max for stage in generator.stages] == [1.5, 1.0]
   assert commands.recipe(generator) == "configs/dreambooth.py:if-xl"
   samplings = [dataclasses.replace(stage.sampling, steps=STEPS) for stage in generator.stages]
-  drawn = generators.sample(generator, params, PROMPTS, samplings=samplings, seed=SEED, size=2)
+  images = generators.sample(generator, params, PROMPTS, samplings=samplings, seed=SEED, batch_size=2)
   wanted = np.clip(theirs(deepfloyd.pipelines, monkeypatch), -1, 1)
-  assert drawn.shape == (2, 16, 16, 3) and wanted.std() > 0.05
-  np.testing.assert_allclose(drawn, wanted, atol=5e-3)
+  assert images.shape == (2, 16, 16, 3) and wanted.std() > 0.05
+  np.testing.assert_allclose(images, wanted, atol=5e-3)
 
   generators.save(tmp_path / "ours", generator, params, dtype=np.float32)
   again, same = generators.load(tmp_path / "ours")
@@ -74,31 +74,31 @@ def test_images_are_those_that_diffusers_draws(deepfloyd, monkeypatch, tmp_path)
 
 def personalised(generator, params, kind):
   """Thetas of both stages that change much."""
-  draw = np.random.default_rng(0)
+  rng = np.random.default_rng(0)
   pattern = "attention/(query|key|value|text_key|text_value|out)$"
   thetas = {}
   for name in ("base", "sr"):
     if kind is LoRA:
       theta = LoRA.init(jax.random.key(0), params[name], 2, alpha=3.0, pattern=pattern)
-      thetas[name] = jax.tree.map(lambda x: 0.3 * draw.standard_normal(x.shape, np.float32), theta)
+      thetas[name] = jax.tree.map(lambda x: 0.3 * rng.standard_normal(x.shape, np.float32), theta)
     else:
-      thetas[name] = Full(jax.tree.map(lambda x: x + 0.1 * draw.standard_normal(x.shape, np.float32), params[name]))
+      thetas[name] = Full(jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape, np.float32), params[name]))
   recipe = {"sampling": {name: {"variance": 0.0} for name in thetas}}
   return Personalisation(thetas, Card(generator.base(params), "qx", "dog", recipe))
 
 
 @pytest.mark.parametrize("kind", [LoRA, Full])
-def test_diffusers_draws_the_same_of_what_was_learned(deepfloyd, monkeypatch, tmp_path, kind):
+def test_images_with_an_exported_theta_are_those_of_diffusers(deepfloyd, monkeypatch, tmp_path, kind):
   diffusers = pytest.importorskip("diffusers")
   pytest.importorskip("peft")
   generator, params = generators.load(deepfloyd.name)
   made = personalised(generator, params, kind)
   samplings = [dataclasses.replace(stage.sampling, steps=STEPS, variance=0.0) for stage in generator.stages]
-  drawn, plain = (
-    generators.sample(generator, params, PROMPTS, theta=theta, samplings=samplings, seed=SEED, size=2)
+  images, plain = (
+    generators.sample(generator, params, PROMPTS, theta=theta, samplings=samplings, seed=SEED, batch_size=2)
     for theta in (made, None)
   )
-  assert np.abs(drawn - plain).max() > 0.1
+  assert np.abs(images - plain).max() > 0.1
   written = interop.save(tmp_path, "diffusers", generator, params, made)
   if kind is LoRA:
     assert written == [tmp_path / name / interop.WEIGHTS for name in ("base", "sr")]
@@ -110,11 +110,11 @@ def test_diffusers_draws_the_same_of_what_was_learned(deepfloyd, monkeypatch, tm
     back = generators.load_theta(written[1], generator, params)
     assert list(back.thetas) == ["sr"] and back.card.recipe["sampling"] == {"sr": {"variance": 0.0}}
     both = generators.load_theta(tmp_path, generator, params)
-    assert [x.variance for x in default_samplings(generator, both)] == [0.0, 0.0]
+    assert [x.variance for x in generators.default_samplings(generator, [both])] == [0.0, 0.0]
     layers = lambda theta: theta.expand(params["sr"])["theta"]  # noqa: E731
     same = functools.partial(np.testing.assert_allclose, atol=1e-6)
     jax.tree.map(same, layers(back.thetas["sr"]), layers(made.thetas["sr"]))
-    with pytest.raises(ValueError, match="kohya's format is known for Stable Diffusion and SDXL"):
+    with pytest.raises(UserError, match="kohya's format is for Stable Diffusion and SDXL"):
       interop.save(tmp_path, "kohya", generator, params, made)
   else:
     base = diffusers.DiffusionPipeline.from_pretrained(written[0])
@@ -124,12 +124,12 @@ def test_diffusers_draws_the_same_of_what_was_learned(deepfloyd, monkeypatch, tm
     merged = {name: made.thetas[name].merge(params[name]) for name in ("base", "sr")}
     same = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4)  # they are stored in float16
     jax.tree.map(same, {name: halved[name] for name in merged}, merged)
-    drawn = generators.sample(again, halved, PROMPTS, samplings=samplings, seed=SEED, size=2)
+    images = generators.sample(again, halved, PROMPTS, samplings=samplings, seed=SEED, batch_size=2)
     assert [stage.sampling.variance for stage in again.stages] == [0.0, 0.0]
   for pipeline in pipelines:
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to(dtype=pipeline.unet.dtype)
-  np.testing.assert_allclose(drawn, np.clip(theirs(pipelines, monkeypatch), -1, 1), atol=1e-2)
+  np.testing.assert_allclose(images, np.clip(theirs(pipelines, monkeypatch), -1, 1), atol=1e-2)
 
 
 def test_texts_are_lower_case(deepfloyd):
@@ -141,41 +141,41 @@ def test_texts_are_lower_case(deepfloyd):
   assert generator.tokenizer.normalize(" A Red") == "a red"
 
 
-def test_the_base_stage_is_a_generator_by_itself(deepfloyd):
+def test_the_base_stage_alone_is_a_generator(deepfloyd):
   generator, _ = generators.load(deepfloyd.folders[0])
   assert [stage.name for stage in generator.stages] == ["base"] and generator.resolution == 8
 
 
-def test_a_subject_is_learned_by_low_rank_updates_of_both(deepfloyd, tmp_path):
-  draw = np.random.default_rng(0)
-  images = ((draw.random((20, 20, 3), np.float32), {}) for _ in range(2))
-  image_folder.write(tmp_path / "photos", images)
+def test_both_stages_learn_a_subject_by_lora(deepfloyd, tmp_path):
+  rng = np.random.default_rng(0)
+  photos = ((rng.random((20, 20, 3), np.float32), {}) for _ in range(2))
+  image_folder.write(tmp_path / "photos", photos)
   few = [f"--config.stages.{stage}.{field}=2" for stage in ("base", "sr") for field in ("steps", "batch_size")]
   config = configs.load("configs/dreambooth.py:if-xl", [*few, "--config.identifier=qx"])
   generator, params = generators.load(deepfloyd.name)
   theta = dreambooth.dreambooth(generator, params, tmp_path / "photos", "dog", workdir=tmp_path / "run", config=config)
-  tuned = {"base": {"variance": 0.0}, "sr": {"level": 1e-3, "variance": 0.0}}  # what it learned, it learned of eps
+  tuned = {"base": {"variance": 0.0}, "sr": {"augmentation_level": 1e-3, "variance": 0.0}}  # untrained
   assert theta.card.recipe["sampling"] == tuned
   assert {name: type(own) for name, own in theta.thetas.items()} == {"base": LoRA, "sr": LoRA}
   samplings = [dataclasses.replace(stage.sampling, steps=2, **tuned[stage.name]) for stage in generator.stages]
-  drawn, plain = (
+  images, plain = (
     generators.sample(generator, params, ["a qx dog"], theta=some, samplings=samplings) for some in (theta, None)
   )
-  assert np.isfinite(drawn).all() and np.abs(drawn - plain).max() > 1e-5
+  assert np.isfinite(images).all() and np.abs(images - plain).max() > 1e-5
 
 
 def test_what_does_not_go_together_is_refused(deepfloyd, tmp_path):
   first, second = map(str, deepfloyd.folders)
-  with pytest.raises(ValueError, match="only enlarges images: name it behind the folder of an IFPipeline"):
+  with pytest.raises(UserError, match="is a super-resolution stage: put the folder of an IFPipeline before it"):
     generators.load(second)
-  with pytest.raises(ValueError, match="holds IFPipeline, which cannot follow"):
+  with pytest.raises(UserError, match="holds IFPipeline, which cannot follow"):
     generators.load(f"{first}+{first}")
-  with pytest.raises(ValueError, match="only stages of DeepFloyd IF are joined by +"):
+  with pytest.raises(UserError, match="only stages of DeepFloyd IF can be joined by"):
     generators.load(f"{first}+toybox-cascade")
   with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere"):
     generators.load(f"{first}+{tmp_path}/nowhere")
   shutil.copytree(first, tmp_path / "unbound")
   path = tmp_path / "unbound/scheduler/scheduler_config.json"
   path.write_text(json.dumps(json.loads(path.read_text()) | {"thresholding": False, "clip_sample": False}))
-  with pytest.raises(ValueError, match="neither thresholding nor clip_sample is true"):
+  with pytest.raises(UserError, match="neither thresholding nor clip_sample is true"):
     generators.load(tmp_path / "unbound")

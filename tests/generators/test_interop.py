@@ -1,4 +1,4 @@
-"""Low-rank updates to and from diffusers, peft and kohya: the same images there and here."""
+"""LoRA weights to and from diffusers, peft and kohya: the same images there and here."""
 
 import json
 
@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from dreamjax import cli, generators
 from dreamjax.data import identifiers
+from dreamjax.errors import UserError
 from dreamjax.generators import interop
 from dreamjax.theta import Card, Embeddings, Full, LoRA, Personalisation
 
@@ -17,7 +18,7 @@ PATTERN = "(self|cross|attention)/(query|key|value|out)$"
 
 
 def personalised(folder, *, text, pattern=PATTERN):
-  """The generator of a folder, its parameters, and random low-rank updates of scale 1.5."""
+  """The generator of a folder, its parameters, and random LoRA weights of scale 1.5."""
   generator, params = generators.load(folder)
   rng = np.random.default_rng(0)
   thetas = {}
@@ -35,22 +36,22 @@ def fresh(folder):
   return diffusers.DiffusionPipeline.from_pretrained(folder).to(dtype=torch.float32)
 
 
-@pytest.mark.parametrize("form", ["diffusers", "kohya"])
+@pytest.mark.parametrize("layout", ["diffusers", "kohya"])
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
-def test_diffusers_draws_the_same_with_our_updates(pipelines, tmp_path, name, form):
+def test_images_with_exported_updates_are_those_of_diffusers(pipelines, tmp_path, name, layout):
   folder = pipelines.folder(name)
   pipeline = fresh(folder)
   generator, params, made = personalised(folder, text=True)
   wanted = pipelines.ours(generator, params, made)
   assert np.abs(wanted - pipelines.ours(generator, params)).max() > 0.1
-  (file,) = interop.save(tmp_path, form, generator, params, made)
+  (file,) = interop.save(tmp_path, layout, generator, params, made)
   pipeline.load_lora_weights(tmp_path, weight_name=file.name)
   np.testing.assert_allclose(pipelines.theirs(pipeline), wanted, atol=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
-def test_updates_that_peft_made_draw_the_same_here(pipelines, tmp_path, name):
+def test_images_with_updates_of_peft_are_those_of_diffusers(pipelines, tmp_path, name):
   peft = pytest.importorskip("peft")
   import torch
 
@@ -71,14 +72,14 @@ def test_updates_that_peft_made_draw_the_same_here(pipelines, tmp_path, name):
   )
   generator, params = generators.load(folder)
   made = generators.load_theta(tmp_path / interop.WEIGHTS, generator, params)
-  drawn = pipelines.ours(generator, params, made)
-  assert np.abs(drawn - pipelines.ours(generator, params)).max() > 0.1
-  np.testing.assert_allclose(drawn, pipelines.theirs(pipeline), atol=1e-3)
+  images = pipelines.ours(generator, params, made)
+  assert np.abs(images - pipelines.ours(generator, params)).max() > 0.1
+  np.testing.assert_allclose(images, pipelines.theirs(pipeline), atol=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
-def test_folders_of_peft_draw_the_same_there_and_here(pipelines, tmp_path, name):
+def test_images_with_folders_of_peft_are_the_same_there_and_here(pipelines, tmp_path, name):
   peft = pytest.importorskip("peft")
   import torch
 
@@ -105,13 +106,13 @@ def test_folders_of_peft_draw_the_same_there_and_here(pipelines, tmp_path, name)
   made = generators.load_theta(tmp_path / "theirs", generator, params)
   wanted = pipelines.theirs(pipeline)
   np.testing.assert_allclose(pipelines.ours(generator, params, made), wanted, atol=1e-3)
-  again = fresh(folder)  # updates of several ranks go out as well
+  again = fresh(folder)  # updates of several ranks can be written, too
   interop.save(tmp_path / "again", "diffusers", generator, params, made)
   again.load_lora_weights(tmp_path / "again")
   np.testing.assert_allclose(pipelines.theirs(again), wanted, atol=1e-3)
 
 
-def test_a_file_of_kohya_that_diffusers_made_draws_the_same_here(pipelines, tmp_path):
+def test_images_with_a_file_of_kohyas_layout_are_those_of_diffusers(pipelines, tmp_path):
   peft = pytest.importorskip("peft")
   from diffusers.utils import state_dict_utils
   import torch
@@ -130,12 +131,12 @@ def test_a_file_of_kohya_that_diffusers_made_draws_the_same_here(pipelines, tmp_
   np.testing.assert_allclose(pipelines.ours(generator, params, made), pipelines.theirs(pipeline), atol=1e-3)
 
 
-@pytest.mark.parametrize("form", interop.FORMATS)
+@pytest.mark.parametrize("layout", interop.FORMATS)
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
-def test_updates_come_back_as_they_were(pipelines, tmp_path, name, form):
+def test_updates_survive_a_round_trip(pipelines, tmp_path, name, layout):
   generator, params, made = personalised(pipelines.folder(name), text=True)
-  files = interop.save(tmp_path, form, generator, params, made)
-  again = generators.load_theta(files[0] if form == "kohya" else tmp_path, generator, params)
+  files = interop.save(tmp_path, layout, generator, params, made)
+  again = generators.load_theta(files[0] if layout == "kohya" else tmp_path, generator, params)
   assert set(again.thetas) == set(made.thetas)
   assert (again.card.identifier, again.card.class_noun) == ("qx", "dog")
   for part, theta in made.thetas.items():
@@ -145,7 +146,9 @@ def test_updates_come_back_as_they_were(pipelines, tmp_path, name, form):
 
 @pytest.mark.parametrize("identifier", ["z", "x y"])
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
-def test_diffusers_draws_the_same_with_our_embeddings_and_they_come_back(pipelines, tmp_path, name, identifier):
+def test_images_with_exported_embeddings_are_those_of_diffusers_and_they_load_again(
+  pipelines, tmp_path, name, identifier
+):
   import torch
 
   folder = pipelines.folder(name)
@@ -167,13 +170,13 @@ def test_diffusers_draws_the_same_with_our_embeddings_and_they_come_back(pipelin
     pipeline.load_textual_inversion(tmp_path)
     (word,) = tensors
   else:
-    word, places = "<mine>", {"clip_l": ("text_encoder", "tokenizer"), "clip_g": ("text_encoder_2", "tokenizer_2")}
-    for tower, (encoder, tokenizer) in places.items():
-      rows = {word: torch.tensor(tensors[tower])}
+    word, towers = "<mine>", {"clip_l": ("text_encoder", "tokenizer"), "clip_g": ("text_encoder_2", "tokenizer_2")}
+    for tower, (encoder, tokenizer) in towers.items():
+      vectors = {word: torch.tensor(tensors[tower])}
       parts = {"text_encoder": getattr(pipeline, encoder), "tokenizer": getattr(pipeline, tokenizer)}
-      pipeline.load_textual_inversion(rows, **parts)
-  drawn = pipelines.theirs(pipeline, [prompt.replace("[V]", word) for prompt in prompts])
-  np.testing.assert_allclose(drawn, wanted, atol=1e-3)
+      pipeline.load_textual_inversion(vectors, **parts)
+  images = pipelines.theirs(pipeline, [prompt.replace("[V]", word) for prompt in prompts])
+  np.testing.assert_allclose(images, wanted, atol=1e-3)
   again = generators.load_theta(file, generator, params)
   assert len(again.card.identifier.split()) == len(identifier.split())
   np.testing.assert_allclose(pipelines.ours(generator, params, again, prompts), wanted, atol=1e-5)
@@ -211,39 +214,39 @@ def test_full_weights_are_a_folder_of_diffusers(pipelines, tmp_path):
   np.testing.assert_allclose(pipelines.theirs(fresh(written)), pipelines.ours(again, whole), atol=1e-3)
 
 
-def test_what_is_not_known_is_refused(pipelines, tmp_path, tiny_cascade):
+def test_what_is_unsupported_is_refused(pipelines, tmp_path, tiny_cascade):
   folder = pipelines.folder("sdxl")
   generator, params, made = personalised(folder, text=False)
-  with pytest.raises(ValueError, match="unknown format 'onnx'"):
+  with pytest.raises(UserError, match="unknown format 'onnx'"):
     interop.save(tmp_path, "onnx", generator, params, made)
-  with pytest.raises(ValueError, match="tiny is none of the generators that diffusers has"):
+  with pytest.raises(UserError, match="diffusers has no such generator as tiny"):
     interop.save(tmp_path, "peft", *tiny_cascade, made)
   full = Personalisation({"base": Full.init(params["base"])}, made.card)
-  with pytest.raises(ValueError, match="for all parts; those of this theta are base: Full"):
+  with pytest.raises(UserError, match="of all parts, but this theta has base: Full"):
     interop.save(tmp_path, "kohya", generator, params, full)
   convolutions = personalised(folder, text=False, pattern="conv_1$")[2]
-  with pytest.raises(ValueError, match="SDXL's transformers only, not for unet.down_blocks.0.resnets.0.conv1"):
+  with pytest.raises(UserError, match="SDXL's transformers only, not for unet.down_blocks.0.resnets.0.conv1"):
     interop.save(tmp_path, "kohya", generator, params, convolutions)
   (file,) = interop.save(tmp_path, "diffusers", generator, params, made)
   tensors = load_file(file)
   key = next(iter(tensors))
   for name, change, problem in (
-    ("other", {"unet.nothing.lora_A.weight": tensors[key]}, "it has no unet.nothing"),
+    ("other", {"unet.nothing.lora_A.weight": tensors[key]}, "which has no unet.nothing"),
     ("half", {"unet.conv_in.lora_A.weight": tensors[key]}, "holds only down of unet.conv_in"),
-    ("shape", {key: tensors[key][:, :-1]}, "do not fit it here"),
-    ("bias", {"unet.conv_in.bias": tensors[key]}, "unet.conv_in.bias, which is no low-rank update"),
+    ("shape", {key: tensors[key][:, :-1]}, "do not fit sdxl"),
+    ("bias", {"unet.conv_in.bias": tensors[key]}, "unet.conv_in.bias, which is no LoRA weight"),
   ):
     save_file({x: np.ascontiguousarray(y) for x, y in (tensors | change).items()}, tmp_path / f"{name}.safetensors")
-    with pytest.raises(ValueError, match=problem):
+    with pytest.raises(UserError, match=problem):
       generators.load_theta(tmp_path / f"{name}.safetensors", generator, params)
   save_file({"<z>": np.ones((1, 7), np.float32)}, tmp_path / "embeddings.safetensors")
-  with pytest.raises(ValueError, match=r"shapes \[\(1, 7\)\], which do not fit a text encoder of 8 and 12 channels"):
+  with pytest.raises(UserError, match=r"shapes \[\(1, 7\)\], which do not fit a text encoder of 8 and 12 channels"):
     generators.load_theta(tmp_path / "embeddings.safetensors", generator, params)
   settings = {"lora_adapter_metadata": json.dumps({"unet.use_rslora": True})}
   save_file(tensors, tmp_path / "rs.safetensors", metadata=settings)
-  with pytest.raises(ValueError, match="use_rslora is True, and only plain low-rank updates"):
+  with pytest.raises(UserError, match="use_rslora is True, but only plain LoRA can be read"):
     generators.load_theta(tmp_path / "rs.safetensors", generator, params)
-  with pytest.raises(ValueError, match="is a folder without any of pytorch_lora_weights.safetensors, adapter_model"):
+  with pytest.raises(UserError, match="is a folder without any of pytorch_lora_weights.safetensors, adapter_model"):
     generators.load_theta(folder, generator, params)
   (tmp_path / "lora.bin").write_bytes(b"\x80\x04")
   with pytest.raises(ValueError, match=r"lora\.bin can run code when it is read, so it is not"):

@@ -109,7 +109,7 @@ def test_a_folder_holds_all_of_a_generator(tiny_masked, tmp_path):
   assert found.base(loaded) == generator.base(params)
   index = tmp_path / "model_index.json"
   index.write_text(index.read_text().replace('"temperature": 1.0', '"temperature": -1'))
-  with pytest.raises(ValueError, match="the stage 'base' is not described as it should be: the temperature"):
+  with pytest.raises(ValueError, match="the entry of stage 'base' is invalid: the temperature"):
     generators.load(tmp_path)
 
 

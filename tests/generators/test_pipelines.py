@@ -1,4 +1,4 @@
-"""Stable Diffusion and SDXL as diffusers' folders: read, drawn with, and written so that diffusers draws the same."""
+"""Stable Diffusion and SDXL as diffusers' folders: parity of their images, also after we wrote the folders again."""
 
 import inspect
 import json
@@ -11,17 +11,18 @@ import pytest
 
 from dreamjax import generators
 from dreamjax.commands import dreambooth
+from dreamjax.errors import UserError
 from dreamjax.generators import cascade as cascades
 from dreamjax.generators.cascade import Spacing
 
 
 @pytest.mark.parametrize("name", ["sd", "sd-v", "sdxl"])
-def test_images_are_those_that_diffusers_draws(pipelines, name, tmp_path):
+def test_images_are_those_of_diffusers(pipelines, name, tmp_path):
   pipeline = pipelines.make(name)
   generator, params = generators.load(pipelines.folder(name))
-  drawn, wanted = pipelines.ours(generator, params), pipelines.theirs(pipeline)
-  assert drawn.shape == (2, 16, 16, 3) and wanted.std() > 0.05
-  np.testing.assert_allclose(drawn, wanted, atol=1e-3)
+  images, wanted = pipelines.ours(generator, params), pipelines.theirs(pipeline)
+  assert images.shape == (2, 16, 16, 3) and wanted.std() > 0.05
+  np.testing.assert_allclose(images, wanted, atol=1e-3)
   generators.save(tmp_path / "ours", generator, params, dtype=np.float32)
   written = type(pipeline).from_pretrained(tmp_path / "ours")
   np.testing.assert_allclose(pipelines.theirs(written), wanted, atol=1e-4)
@@ -43,7 +44,7 @@ def test_euler_is_what_ddim_computes(pipelines, tmp_path):
   np.testing.assert_allclose(pipelines.ours(generator, params), pipelines.theirs(pipeline), atol=1e-3)
 
 
-def test_what_a_scheduler_leaves_out_is_what_its_class_takes(pipelines, tmp_path):
+def test_what_a_schedulers_config_omits_is_its_classes_default(pipelines, tmp_path):
   diffusers = pytest.importorskip("diffusers")
   shutil.copytree(pipelines.folder("sd"), tmp_path / "sd")
   for name in (*generators.pipelines._LEADING, *generators.pipelines._LINSPACE):
@@ -91,11 +92,17 @@ def test_sdxls_second_tokenizer_pads_as_it_says_and_an_empty_text_is_zeros(pipel
     ),
     (lambda folder: change(folder / "scheduler/scheduler_config.json", beta_schedule="cubic"), "unknown table 'cubic'"),
     (lambda folder: change(folder / "scheduler/scheduler_config.json", prediction_type="flow"), "prediction_type is"),
-    (lambda folder: change(folder / "scheduler/scheduler_config.json", _class_name="Flow"), "describes a 'Flow'; the"),
+    (
+      lambda folder: change(folder / "scheduler/scheduler_config.json", _class_name="Flow"),
+      "describes a 'Flow', not one of",
+    ),
     (lambda folder: (folder / "scheduler/scheduler_config.json").write_text("{"), "scheduler_config.json is no JSON"),
     (lambda folder: (folder / "model_index.json").write_text("[]"), "model_index.json holds a list"),
     (lambda folder: change(folder / "unet/config.json", cross_attention_dim=9), "attn2.to_k.weight has shape"),
-    (lambda folder: change(folder / "model_index.json", _class_name="FluxPipeline"), "describes a FluxPipeline"),
+    (
+      lambda folder: change(folder / "model_index.json", _class_name="FluxPipeline"),
+      "describes a FluxPipeline, not one of",
+    ),
     (lambda folder: truncate(folder / "unet/diffusion_pytorch_model.safetensors"), "unet.*is no complete safetensors"),
   ],
 )
@@ -154,7 +161,7 @@ def test_a_pipeline_comes_from_the_hub_without_what_is_not_read(pipelines, tmp_p
 
 def test_what_does_not_go_together_is_refused(pipelines):
   generator, _ = generators.load(pipelines.folder("sd"))
-  with pytest.raises(ValueError, match="there is an autoencoder if and only if a stage draws latents"):
+  with pytest.raises(UserError, match="there is an autoencoder if and only if a stage samples latents"):
     cascades.Cascade("x", generator.text_encoder, generator.tokenizer, generator.stages)
-  with pytest.raises(ValueError, match="latents are drawn by one stage, not 2"):
+  with pytest.raises(UserError, match="latents are sampled by one stage, not 2"):
     cascades.Cascade("x", generator.text_encoder, generator.tokenizer, generator.stages * 2, generator.autoencoder)

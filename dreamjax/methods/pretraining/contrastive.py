@@ -25,6 +25,7 @@ from dreamjax.data.augment import Augment
 from dreamjax.data.examples import Examples, epochs
 from dreamjax.data.preprocessing import whole
 from dreamjax.data.tokenizer import Tokenizer
+from dreamjax.errors import UserError
 from dreamjax.eval.metrics import unit
 from dreamjax.methods.pretraining.task import Task, in_batches, init_params, load_matching, signed
 from dreamjax.models.clip import CLIP, TextTower, VisionTower
@@ -210,7 +211,7 @@ class _Pairs:
     _, starts, counts = np.unique(examples.subjects[self._indices], return_index=True, return_counts=True)
     self._starts, self._counts = starts[counts > 1], counts[counts > 1]
     if not len(self._starts):
-      raise ValueError("contrastive training on photos needs two of a subject at least, but there are no two of any")
+      raise UserError("contrastive training on photos needs two of a subject at least, but there are no two of any")
     self.classes = examples.labels["class"][self._indices[self._starts]]
 
   def draw(self, rng: np.random.Generator, subjects: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dreamjax.convert import pretrained
+from dreamjax.errors import UserError
 from dreamjax.models.resnet import Block, ResNet
 
 
@@ -24,7 +25,7 @@ def load(folder: str) -> tuple[ResNet, Any]:
   """
   network, params = pretrained.load(folder)
   if not isinstance(network, ResNet):
-    raise ValueError(f"{folder} holds a {type(network).__name__}, but features are compared of a ResNet only")
+    raise UserError(f"{folder} holds a {type(network).__name__}, but features are compared of a ResNet only")
   return network, params
 
 

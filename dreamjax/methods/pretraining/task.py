@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
+from dreamjax.errors import UserError
 from dreamjax.parallel import processes
 from dreamjax.parallel.sharding import param_shardings
 from dreamjax.train.logs import Sheet
@@ -80,7 +81,7 @@ def load_matching(params: Any, others: Any) -> Any:
     if path in own and own[path].shape == x.shape
   }
   if not same:
-    raise ValueError("the model to start from has no parameter in common with this one")
+    raise UserError("the model to start from has no parameter in common with this one")
   return unflatten_dict(own | same)
 
 

@@ -29,6 +29,7 @@ from scipy.cluster import vq
 
 from dreamjax.convert import pretrained
 from dreamjax.data.examples import Examples, epochs, on_device
+from dreamjax.errors import UserError
 from dreamjax.methods.pretraining import perceptual
 from dreamjax.methods.pretraining.task import Task, in_batches, init_params, load_matching, signed
 from dreamjax.models.vqgan import VQGAN, Discriminator
@@ -62,7 +63,7 @@ def cluster_centres(z: Float[np.ndarray, "n e"], count: int, seed: int) -> Float
     ValueError: if there are fewer vectors than clusters.
   """
   if len(z) < count:
-    raise ValueError(f"{len(z)} vectors cannot form {count} clusters: config.clustered must be more images")
+    raise UserError(f"{len(z)} vectors cannot form {count} clusters: config.clustered must be more images")
   with warnings.catch_warnings(action="ignore"):  # an empty cluster keeps its centre, which is one of the vectors
     centres, _ = vq.kmeans2(z, count, minit="points", rng=np.random.default_rng(seed))
   return centres.astype(np.float32)
