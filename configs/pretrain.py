@@ -16,8 +16,9 @@ Hardware and time of the published weights, the base stage:
   million images;
 - then five minutes of an NVIDIA H100, shared with other trainings (20 to 40 steps a second where it had at least half
   of the GPU): 2.6 million more, in 5,000 steps of 512, from 196,608 images rendered there, with
-  --config.start=dreamjax/toybox/weights/cascade/base --config.resident=True --config.batch_size=512 --config.accumulation_steps=1
-  --config.optimizer.learning_rate=2e-3 --config.optimizer.decay=constant. The loss fell from 0.116 to 0.104. Compiling
+  --config.start=dreamjax/toybox/weights/cascade/base --config.resident=True --config.batch_size=512
+  --config.accumulation_steps=1 --config.optimizer.learning_rate=2e-3 --config.optimizer.decay=constant. The loss fell
+  from 0.116 to 0.104. Compiling
   the update took more than two minutes; without autotuning of convolutions (--xla_gpu_autotune_level=0) a step takes
   ten times as long.
 The super-resolution stage, on one core: 8,000 steps predicting v, which left its images grainy, then 2,900 predicting
@@ -76,7 +77,7 @@ def get_config(which: str = "base") -> ml_collections.ConfigDict:
     config.view = {"views": 0.4, "light": 0.4, "layout": 0.3, "clutter": 0.4, "fill": (0.72, 0.88)}
     config.small = 0  # side of the low-resolution images; none
     config.augmentation_levels = (0.0, 1.0)  # of noise conditioning augmentation, for super-resolution stages
-    config.sampling = {"sampler": "ddim", "steps": 30, "guidance": 2.5, "ratio": 0.0}
+    config.sampling = {"sampler": "ddim", "steps": 30, "guidance": 2.5, "threshold_percentile": 0.0}
     config.batch_size = 64
     config.accumulation_steps = 2  # microbatches: the gradients of so many images fit into a CPU's caches
     config.steps = 12000
@@ -94,7 +95,13 @@ def get_config(which: str = "base") -> ml_collections.ConfigDict:
     config.predicts = "x0"  # noise of patches this large does not pass the first level (Li & He, 2511.13720)
     config.small = 32  # side of the low-resolution images
     config.augmentation_levels = (0.0, 0.3)  # at higher levels the low-resolution images show too little
-    config.sampling = {"sampler": "ddim", "steps": 8, "guidance": 1.0, "ratio": 0.0, "level": 0.02}
+    config.sampling = {
+      "sampler": "ddim",
+      "steps": 8,
+      "guidance": 1.0,
+      "threshold_percentile": 0.0,
+      "augmentation_level": 0.02,
+    }
     config.batch_size = 8
     config.accumulation_steps = 4
     config.steps = 8000

@@ -1,4 +1,4 @@
-"""Imports go downward only: which room of dreamjax may import which, as the table says."""
+"""Imports go downward only: which package of dreamjax may import which, as the table says."""
 
 import ast
 from collections.abc import Iterator
@@ -9,12 +9,14 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
-# Each room, that is each package or module in dreamjax/, with the rooms that it may import besides itself.
-GROUND = ("diffusion", "masked", "models", "parallel", "errors")
+# Each package or module in dreamjax/, with those that it may import besides itself.
+GROUND = ("errors", "renamed", "xla", "diffusion", "masked", "parallel", "models")
 DATA = ("data", "theta", "convert", *GROUND)
 METHODS = ("methods", "generators", "train", "eval", *DATA)
-ROOMS = {
+PACKAGES = {
   "errors": (),
+  "renamed": ("errors",),
+  "xla": (),
   "toybox": (),
   "diffusion": (),
   "masked": (),
@@ -31,9 +33,6 @@ ROOMS = {
   "commands": ("__init__", "toybox", *METHODS),
   "cli": ("commands", "__init__", "toybox", *METHODS),
 }
-for _room in ROOMS:
-  ROOMS[_room] = ("errors", "xla", *ROOMS[_room])
-ROOMS |= {"errors": (), "xla": ()}
 
 
 def imported(tree: ast.AST, package: str) -> Iterator[tuple[int, str]]:
@@ -51,16 +50,16 @@ def imported(tree: ast.AST, package: str) -> Iterator[tuple[int, str]]:
 
 
 def offences(folder: pathlib.Path) -> list[str]:
-  """The imports between the rooms of the package in `folder` that `ROOMS` does not allow."""
+  """The imports between the packages in `folder` that `PACKAGES` does not allow."""
   found = []
   for path in sorted(folder.rglob("*.py")):
     module = path.relative_to(folder)
-    room = module.parts[0].removesuffix(".py")
+    own = module.parts[0].removesuffix(".py")
     for line, name in imported(ast.parse(path.read_text()), ".".join(["dreamjax", *module.parts[:-1]])):
       package, _, target = name.partition(".")
       target = target.partition(".")[0]
-      target = target if target in ROOMS else "__init__"
-      if package == "dreamjax" and target != room and target not in ROOMS[room]:
+      target = target if target in PACKAGES else "__init__"
+      if package == "dreamjax" and target != own and target not in PACKAGES[own]:
         found.append(f"{path.relative_to(folder.parent)}:{line} imports {name}, which stands above it or apart from it")
   return found
 
@@ -76,15 +75,15 @@ def test_imports_go_downward():
   assert not offences(ROOT / "dreamjax"), "\n" + "\n".join(offences(ROOT / "dreamjax"))
 
 
-def test_every_room_is_in_the_table():
-  rooms = {path.parent.name for path in (ROOT / "dreamjax").glob("*/__init__.py")}
+def test_every_package_is_in_the_table():
+  packages = {path.parent.name for path in (ROOT / "dreamjax").glob("*/__init__.py")}
   modules = {path.stem for path in (ROOT / "dreamjax").glob("*.py")}
-  assert rooms | modules | {"cli"} == set(ROOMS)
+  assert packages | modules | {"cli"} == set(PACKAGES)
 
 
 def test_nobody_stands_on_what_stands_on_it():
-  for room, below in ROOMS.items():
-    assert all(room == other or room not in ROOMS[other] for other in below), room
+  for package, below in PACKAGES.items():
+    assert all(package == other or package not in PACKAGES[other] for other in below), package
 
 
 @pytest.mark.parametrize(

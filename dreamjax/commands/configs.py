@@ -8,6 +8,7 @@ import pathlib
 
 from etils import epy
 
+from dreamjax import renamed
 from dreamjax.errors import UserError
 
 with epy.lazy_imports():
@@ -27,6 +28,9 @@ def load(name: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
   Raises:
     UserError: if there is no such file, variant or field, or a value is of the wrong type.
   """
+  for override in overrides:
+    field = override.removeprefix("--config.").partition("=")[0]
+    renamed.check(dict.fromkeys(field.split(".")))
   file, colon, variant = name.partition(":")
   values = flags.FlagValues()
   arguments = ["dreamjax", f"--config={_find(file)}{colon}{variant}", *overrides]

@@ -13,7 +13,7 @@ from dreamjax.commands import configs, devices
 with epy.lazy_imports():
   from dreamjax import generators
   from dreamjax.generators import pipelines
-  from dreamjax.methods import dreambooth, styledrop
+  from dreamjax.methods import dreambooth
 
 CASCADE, SD, SDXL, IF = (f"configs/dreambooth.py:{name}" for name in ("toybox", "sd15", "sdxl", "if-xl"))
 MASKED, AMUSED = (f"configs/styledrop.py:{name}" for name in ("toybox", "amused512"))
@@ -53,21 +53,16 @@ def run(args: argparse.Namespace) -> None:
   mesh = devices.mesh(args)
   generator, params = devices.load(args.model, mesh, trains=True)
   config = configs.load(args.config or recipe(generator), args.overrides)
-  if isinstance(generator, generators.Masked):
-    made = styledrop.subject(
-      generator, params, args.images, args.class_noun, workdir=args.workdir, config=config, mesh=mesh
-    )
-  else:
-    made = dreambooth.dreambooth(
-      generator,
-      params,
-      args.images,
-      args.class_noun,
-      workdir=args.workdir,
-      config=config,
-      cache=args.cache,
-      mesh=mesh,
-    )
+  made = dreambooth.dreambooth(
+    generator,
+    params,
+    args.images,
+    args.class_noun,
+    workdir=args.workdir,
+    config=config,
+    cache=args.cache,
+    mesh=mesh,
+  )
   theta, card = args.workdir / "theta.safetensors", made.card
   devices.say(
     f"[V] is {card.identifier!r}; {theta} holds {', '.join(made.thetas)}. Try:",

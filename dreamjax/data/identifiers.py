@@ -74,6 +74,17 @@ def choose(
   return [found[i] for i in np.random.default_rng(seed).choice(len(found), count, replace=False)]
 
 
+def resolve(
+  tokenizer: Tokenizer, identifier: str, seed: int, rare: tuple[float, float] = RARE, common: Iterable[str] = ()
+) -> str:
+  """Returns the identifier that a user chose, as prompts must have it; if that is "", one chosen at random.
+
+  Raises:
+    UserError: see `normalize` and `choose`.
+  """
+  return normalize(tokenizer, identifier) if identifier else choose(tokenizer, seed, 1, rare, common)[0]
+
+
 def normalize(tokenizer: Tokenizer, identifier: str) -> str:
   """Returns an identifier that a user chose as prompts and the card must have it: "SKS" is "sks" for DeepFloyd IF.
 

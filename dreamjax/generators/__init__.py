@@ -1,4 +1,4 @@
-"""Generators: from text to images. A generator is a frozen description apart from its tree of parameters: data, no state.
+"""Generators: from text to images. A generator is a frozen description apart from its parameters: data, no state.
 
 `cascade.py` holds the diffusion generators, `masked.py` those of masked tokens; `conditioning.py` and `branches.py` are
 what both condition their networks on and how guidance mixes networks; `sampling.py` samples from either; `files.py`
@@ -14,5 +14,6 @@ from dreamjax.generators.sampling import batches, default_samplings, fill_prompt
 
 __all__ = [
   "Cascade", "Conditioning", "Decoding", "Masked", "Sampling", "Stage", "Text", "TokenStage", "batches",
-  "default_samplings", "fill_prompt", "is_bound_to_all", "load", "load_control", "load_theta", "sample", "save", "to_device", "with_compute",
+  "default_samplings", "fill_prompt", "is_bound_to_all", "load", "load_control", "load_theta", "sample", "save",
+  "to_device", "with_compute",
 ]  # fmt: skip

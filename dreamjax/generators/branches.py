@@ -7,10 +7,11 @@ With G_s the network personalised by s, t its prompt, n the negative prompt and 
     masked tokens  l(s, t) = G_s(t) + lambda_A (G_s(t) - G(t)) + lambda_B (G(t) - G(n))                            (2)
     two of them    (1 - gamma) l(s, t) + gamma l(c, p)                                                             (3)
 
-(1) is classifier-free guidance of the personalised network (Ho & Salimans, 2207.12598) with lambda_A's guidance from the
-base model to the personalised one; (2) and (3) are eqs. 4 to 6 of StyleDrop (Sohn et al., 2306.00983), s a style and t a
-prompt in the style's words, c a subject and p the same prompt in the subject's. All of them are affine: the weights of
-the branches sum to 1. Branches without weight are not evaluated; branches that share parameters are evaluated at once.
+(1) is classifier-free guidance of the personalised network (Ho & Salimans, 2207.12598) with lambda_A's guidance from
+the base model to the personalised one; (2) and (3) are eqs. 4 to 6 of StyleDrop (Sohn et al., 2306.00983), s a style
+and t a prompt in the style's words, c a subject and p the same prompt in the subject's. All of them are affine: the
+weights of the branches sum to 1. Branches without weight are not evaluated; branches that share parameters are
+evaluated at once.
 """
 
 from collections.abc import Callable, Mapping, Sequence

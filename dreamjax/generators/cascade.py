@@ -1,8 +1,8 @@
 """Diffusion generators: a base stage samples small images from a prompt, super-resolution stages make them larger.
 
-Imagen (Saharia et al., 2205.11487, sections 2.2 to 2.4) and DeepFloyd IF. Each stage is a U-Net with a noise schedule of
-its own. A super-resolution stage is conditioned on the image of the stage before, resized and then noised, and on the
-level of that noise: noise conditioning augmentation.
+Imagen (Saharia et al., 2205.11487, sections 2.2 to 2.4) and DeepFloyd IF. Each stage is a U-Net with a noise schedule
+of its own. A super-resolution stage is conditioned on the image of the stage before, resized and then noised, and on
+the level of that noise: noise conditioning augmentation.
 
 Stable Diffusion (Rombach et al., 2112.10752; SDXL: Podell et al., 2307.01952) is a cascade of one stage, which samples
 latents that an autoencoder decodes.
@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 import numpy as np
 
+from dreamjax import renamed
 from dreamjax.diffusion import process, samplers, thresholding
 from dreamjax.diffusion.resolution import upsample
 from dreamjax.diffusion.schedules import BetaTable, Schedule, spaced_times, uniform_times
@@ -37,10 +38,6 @@ from dreamjax.theta import apply as apply_theta
 
 SAMPLERS = ("ancestral", "ddim", "dpm")
 AUTOENCODER = "autoencoder"  # its name among the parts of a cascade
-
-
-# Fields of `Sampling` by the names that they had in files of earlier versions.
-_OLD_FIELDS = {"ratio": "threshold_percentile", "maximum": "threshold_max", "level": "augmentation_level"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +90,7 @@ class Sampling:
   @staticmethod
   def current_names(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a file by the names that they have today."""
-    return {_OLD_FIELDS.get(name, name): value for name, value in fields.items()}
+    return {renamed.SAMPLING.get(name, name): value for name, value in fields.items()}
 
   def branches(self, count: int, gamma: float) -> Guidance:
     """The branches of guidance with `count` personalisations, of which the second has the share gamma."""

@@ -1,4 +1,4 @@
-"""Masked-token generators: a base transformer predicts the tokens of images from a prompt, a second those of larger ones.
+"""Masked-token generators: a base transformer predicts an image's tokens from a prompt, a second those of a larger one.
 
 Muse (Chang et al., 2301.00704), and with one stage and a transformer of its own aMUSEd (Patil et al., 2401.01808). Each
 stage is a transformer and a VQGAN whose tokens it predicts, decoded in parallel.

@@ -147,8 +147,8 @@ def sample(
     The last stage's images, in [-1, 1].
 
   Raises:
-    UserError: if there are no prompts, gamma is not from 0 to 1, there are more than two personalisations, or [V] is in a
-      prompt but no personalisation says what it stands for.
+    UserError: if there are no prompts, gamma is not from 0 to 1, there are more than two personalisations, or [V] is in
+      a prompt but no personalisation says what it stands for.
   """
   personalisations = [] if theta is None else [theta] if isinstance(theta, Personalisation) else list(theta)
   filled = [fill_prompt(prompt, personalisations) for prompt in prompts for _ in range(n)]

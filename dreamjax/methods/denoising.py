@@ -33,7 +33,8 @@ class Recipe(NamedTuple):
   """How a stage is trained.
 
   Attributes:
-    augmentation_levels: range of the augmentation levels of the low-resolution image, as times; for super-resolution stages only.
+    augmentation_levels: range of the augmentation levels of the low-resolution image, as times; for super-resolution
+      stages only.
     low_res_size: height and width of the low-resolution image; 0 for stages without one.
     text_dropout: share of examples whose text is replaced by the empty one, for guidance.
     min_snr: gamma of the weights of `losses.min_snr`; 0 for none.

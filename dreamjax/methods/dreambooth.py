@@ -28,6 +28,7 @@ import numpy as np
 import optax
 import tqdm
 
+from dreamjax import renamed
 from dreamjax.data import identifiers, priors
 from dreamjax.data.latents import Latents
 from dreamjax.data.photos import Batch, Photos
@@ -36,7 +37,9 @@ from dreamjax.diffusion.resolution import downsample
 from dreamjax.errors import UserError
 from dreamjax.generators.cascade import AUTOENCODER, Cascade, Sampling, Stage
 from dreamjax.generators.generator import TEXT, with_compute
+from dreamjax.generators.masked import Masked
 from dreamjax.generators.sampling import batches
+from dreamjax.methods import styledrop
 from dreamjax.methods.denoising import Recipe, stage_loss
 from dreamjax.methods.programs import Planner, Program, placed
 from dreamjax.methods.workdirs import bind, place_parts
@@ -77,7 +80,7 @@ def default_stage() -> ml_collections.ConfigDict:
     "alpha": 4.0,  # of "lora", whose updates are scaled by alpha / rank
     "pattern": "",  # regular expression of the paths of the layers that are tuned; "" for all
     "min_snr": 0.0,  # gamma of the loss's weights, see `diffusion.losses.min_snr`; 0 for none
-    "augmentation_levels": (1e-5, 1e-5),  # range of the augmentation levels of the low-resolution image, for super-resolution
+    "augmentation_levels": (1e-5, 1e-5),  # range of the noise on the low-resolution image, for super-resolution
     "crop": "center",  # of photos: "center", or "random" for any square along the longer side
     "flip": False,  # whether photos are mirrored at random
     "accumulation_steps": 1,  # gradient accumulation: microbatches of a batch
@@ -98,12 +101,12 @@ def default_config(stages: Sequence[str] = ("base", "sr")) -> ml_collections.Con
     "train_text": "frozen",  # with the base stage: "frozen", "tuned" as the network is, or "embeddings": only those of
     # the identifier's tokens are learned, which is textual inversion (Gal et al., 2208.01618)
     "text_rate": 0.2,  # learning rate of the text encoder, as a multiple of the base stage's
-    "early_stopping": 0,  # a stage's training ends after so many checkpoints without a smaller loss on a photo that is held
-    # out, and the best theta counts; 0 for never
-    "sample_prompts": (),  # prompts of which images are sampled at each checkpoint, into the folder `samples` next to the log
-    "dtype": "float32",  # see `generators.computing`
-    "remat": "none",  # see `generators.computing`
-    "scan": False,  # see `generators.computing`
+    "early_stopping": 0,  # a stage's training ends after so many checkpoints without a smaller loss on a photo that is
+    # held out, and the best theta counts; 0 for never
+    "sample_prompts": (),  # prompts of images that are sampled at each checkpoint, into `samples` next to the log
+    "dtype": "float32",  # see `generators.with_compute`
+    "remat": "none",  # see `generators.with_compute`
+    "scan": False,  # see `generators.with_compute`
     "prior": {
       "kind": "images",  # of `PRIORS`
       "weight": 1.0,  # lambda of equation (1)
@@ -116,7 +119,7 @@ def default_config(stages: Sequence[str] = ("base", "sr")) -> ml_collections.Con
 
 
 def dreambooth(
-  generator: Cascade,
+  generator: Cascade | Masked,
   params: Any,
   images: pathlib.Path | str,
   class_noun: str,
@@ -129,19 +132,21 @@ def dreambooth(
   """Learns a subject, or goes on where an earlier call was cut off.
 
   Args:
-    generator: a cascade.
+    generator: of either family; with masked tokens this is `styledrop.subject`.
     params: its parameters, on devices or in the host's memory; of these, only what a stage needs is on devices at once.
     images: a folder of photos of the subject.
     class_noun: what the subject is, such as "dog"; "" for the paper's ablation without one.
     workdir: for logs, checkpoints, and `theta.safetensors` in the end.
-    config: see `default_config`; by default that.
-    cache: of prior sets; by default the folder "priors" in the workdir.
+    config: see `default_config`; by default that. For masked tokens see `styledrop.default_config`.
+    cache: of prior sets, which masked tokens have none of; by default the folder "priors" in the workdir.
     mesh: of devices, see `parallel.sharding`; by default the first device alone.
 
   Raises:
     OSError, ValueError: if photos or config are not what they should be, batches cannot be divided over the mesh, or
       the workdir holds a training on other photos or by another recipe; it stays as it was.
   """
+  if isinstance(generator, Masked):
+    return styledrop.subject(generator, params, images, class_noun, workdir=workdir, config=config, mesh=mesh)
   workdir = pathlib.Path(workdir)
   mesh = make_mesh((1, 1, 1)) if mesh is None else mesh
   config = config or default_config([stage.name for stage in generator.stages])
@@ -150,12 +155,8 @@ def dreambooth(
   photos = read_photos(pathlib.Path(images), generator.resolution, class_noun, with_captions=config.captions > 0)
   class_prompt = f"a {class_noun}".strip()
   wordings = tuple(" ".join(wording.replace("{noun}", class_noun).split()) for wording in config.wordings)
-  identifier = (
-    config.identifier
-    or identifiers.choose(
-      generator.tokenizer, config.seed, rare=tuple(config.rare), common=[class_prompt, *wordings, *photos.prompts]
-    )[0]
-  )
+  common = [class_prompt, *wordings, *photos.prompts]
+  identifier = identifiers.resolve(generator.tokenizer, config.identifier, config.seed, tuple(config.rare), common)
   base = generator.base(params)
   processes.on_main_process(lambda: bind(workdir, base, photos, config.to_dict(), _FREE, class_noun=class_noun))
   prior = None
@@ -525,7 +526,8 @@ def _sampling(stage: Stage, settings: ml_collections.ConfigDict) -> dict[str, An
 
 
 def _check(generator: Cascade, config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
-  """Raises ValueError for a config that cannot be run, or not on these devices."""
+  """Raises UserError for a config that cannot be run, or not on these devices."""
+  renamed.check(config.to_dict())
   if config.prior.kind not in PRIORS:
     raise UserError(f"prior.kind is one of {', '.join(PRIORS)}, not {config.prior.kind!r}")
   if not 0 <= config.captions <= 1:

@@ -45,7 +45,8 @@ class Program(NamedTuple):
     name: for people.
     runs: how often it runs.
     rows: the batch size.
-    fields: of the config, those that add up to `rows`, such as {"pool.batch_size": 8}; none where the config says nothing.
+    fields: of the config, those that add up to `batch_size`, such as {"pool.batch_size": 8}; none where the config
+      says nothing.
     parts: over how many devices the batch is sharded.
     pieces: gradient accumulation: microbatches of a batch.
     lower: lowers it, to be compiled.

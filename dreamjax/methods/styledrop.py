@@ -27,11 +27,11 @@ import numpy as np
 import optax
 import tqdm
 
+from dreamjax import renamed
 from dreamjax.data import identifiers, image_folder, priors
 from dreamjax.data.augment import Augment
 from dreamjax.data.image_folder import METADATA
-from dreamjax.data.photos import in_rounds
-from dreamjax.data.photos import read_photos as read_photos
+from dreamjax.data.photos import in_rounds, read_photos
 from dreamjax.errors import UserError
 from dreamjax.eval import metrics, protocols
 from dreamjax.eval.encoders import Encoders
@@ -118,9 +118,9 @@ def default_config(stages: Sequence[str] = ("base", "sr")) -> ml_collections.Con
     "captions": False,  # of a subject: whether the photos' captions are the prompts of half of the examples
     "views": 1,  # images that are learned from at least: random crops fill them up, half of which are mirrored
     "smallest": 0.7,  # side of the smallest crop, as a share of the image's
-    "dtype": "float32",  # see `generators.computing`
-    "remat": "none",  # see `generators.computing`
-    "scan": False,  # see `generators.computing`
+    "dtype": "float32",  # see `generators.with_compute`
+    "remat": "none",  # see `generators.with_compute`
+    "scan": False,  # see `generators.with_compute`
     "first": settings(4, True),  # of the first round, by the names of stages
     "second": settings(32, False),  # of the second round
     "pool": {
@@ -280,9 +280,7 @@ def subject(
   plain = f"a [V] {class_noun}".strip()
   prompts = [*photos.prompts, *([plain] * len(photos) if config.captions else [])]
   common = [f"a {class_noun}", *prompts]
-  identifier = (
-    config.identifier or identifiers.choose(generator.tokenizer, config.seed, rare=tuple(config.rare), common=common)[0]
-  )
+  identifier = identifiers.resolve(generator.tokenizer, config.identifier, config.seed, tuple(config.rare), common)
   base = generator.base(params)
   processes.on_main_process(lambda: bind(workdir, base, photos, config.to_dict(), _FREE, class_noun=class_noun))
   frames = np.concatenate([photos.images()] * (len(prompts) // len(photos)))
@@ -565,9 +563,10 @@ def _update_program(
 def _check(
   generator: Generator, config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, rounds: Sequence[str]
 ) -> None:
-  """Raises ValueError for a config that cannot be run, or not on these devices in these rounds."""
+  """Raises UserError for a config that cannot be run, or not on these devices in these rounds."""
   if not isinstance(generator, Masked):
     raise UserError(f"StyleDrop is for generators of masked tokens, and {generator.name} is none")
+  renamed.check(config.to_dict())
   if config.views < 1 or not 0 < config.smallest <= 1:
     raise UserError("there is one view of an image or more, and the smallest is a share of its side")
   if config.pool.images_per_prompt < 1 or config.pool.batch_size < 1 or not config.pool.prompts:

@@ -37,7 +37,7 @@ from dreamjax.theta.kinds import (
 )
 
 __all__ = [
-  "ALL_PARTS", "Adapters", "Base", "StackedThetas", "Card", "Edit", "Embeddings", "Full", "Hasher", "LoRA", "Personalisation",
-  "SoftPrompt", "Theta", "Thetas", "apply", "compose", "content_hash", "load", "parts_needed", "read_card", "record",
-  "save", "stack", "unstack",
+  "ALL_PARTS", "Adapters", "Base", "Card", "Edit", "Embeddings", "Full", "Hasher", "LoRA", "Personalisation",
+  "SoftPrompt", "StackedThetas", "Theta", "Thetas", "apply", "compose", "content_hash", "load", "parts_needed",
+  "read_card", "record", "save", "stack", "unstack",
 ]  # fmt: skip

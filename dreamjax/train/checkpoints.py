@@ -21,8 +21,8 @@ from dreamjax.train.state import TrainState
 class _Manager(ocp.CheckpointManager):
   """Orbax's manager without its own check for preemption.
 
-  `parallel.processes` checks for it, by a count of its own. JAX's service takes the last number that it was asked with for the
-  program's step, and would wait for a step that never comes if both asked.
+  `parallel.processes` checks for it, by a count of its own. JAX's service takes the last number that it was asked with
+  for the program's step, and would wait for a step that never comes if both asked.
   """
 
   def reached_preemption(self, step: int) -> bool:

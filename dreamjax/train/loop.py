@@ -47,8 +47,8 @@ def fit(
     inspect: called whenever a checkpoint was begun; what it returns by name is logged: scalars, and sheets of images.
     early_stopping: evaluated at the same steps; the training ends early if it says so, and one that has ended so is not
       trained on.
-    mesh: the devices, see `parallel.sharding`, by which the state and the examples of every batch are sharded. By default
-      the first device alone. The result depends on it by rounding only, and a training may go on on another.
+    mesh: the devices, see `parallel.sharding`, by which the state and the examples of every batch are sharded. By
+      default the first device alone. The result depends on it by rounding only, and a training may go on on another.
     tensorboard: whether the log is written for TensorBoard, too.
 
   Returns:

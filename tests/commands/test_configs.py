@@ -28,6 +28,7 @@ def test_an_installed_config_is_found_by_its_name():
     (f"{ENCODERS}:probe", ["--config.batch_size=many"], "many"),
     (f"{ENCODERS}:propeller", [], "propeller"),
     ("no_such_config.py", [], "no_such_config.py"),
+    (f"{ENCODERS}:probe", ["--config.pieces=2"], "the config field pieces is called accumulation_steps now"),
   ],
 )
 def test_what_cannot_be_is_refused(name, overrides, message):

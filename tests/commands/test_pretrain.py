@@ -93,7 +93,8 @@ def test_stages_are_trained_apart_and_joined(shared):
   text = f"--config.text_encoder={shared / 't5/model'}"
   small = [
     "--config.model.widths=(8,8)", "--config.model.blocks=(1,1)", "--config.model.head_width=8",
-    "--config.model.cross_width=32", "--config.model.time_width=8", "--config.sampling.steps=1", "--config.eval_examples=2",
+    "--config.model.cross_width=32", "--config.model.time_width=8", "--config.sampling.steps=1",
+    "--config.eval_examples=2",
     "--config.train.train=16", "--config.held_out.subjects=16", "--config.steps=2", "--config.batch_size=4",
     "--config.accumulation_steps=2", "--config.resolution=64", text,
   ]  # fmt: skip

@@ -4,12 +4,15 @@
 `dreamjax sample`, and images of both toybox generators, with and without these thetas, in float16.
 """
 
+import json
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 
-from dreamjax import generators
+from dreamjax import cli, generators
+from dreamjax.data.image_folder import read as read_image
 
 DATA = pathlib.Path(__file__).parent / "data/before"
 PROMPTS = ["a red dog on the beach", "a [V] dog in the snow"]
@@ -42,3 +45,22 @@ def test_images_are_what_they_were(toybox):
   for key, (prompts, options) in calls.items():
     found = generators.sample(generator, params, prompts, **options)
     np.testing.assert_allclose(found, wanted[key].astype(np.float32), atol=1e-3, err_msg=key)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["cascade", "muse"])
+def test_a_recipe_gives_the_image_that_it_gave(family, tmp_path):
+  recipe = json.loads((DATA / f"{family}_sample.json").read_text())
+  assert recipe["samplings"][0].keys() & {"ratio", "rises"}  # as earlier versions wrote it
+  recipe["thetas"] = [str(DATA / name) for name in recipe["thetas"]]
+  (tmp_path / "sample.json").write_text(json.dumps(recipe))
+  assert cli.main(["sample", "--recipe", str(tmp_path / "sample.json"), "--out", str(tmp_path / "out")]) == 0
+  wanted, found = (read_image(path) for path in (DATA / f"{family}_sample.png", tmp_path / "out/00000.png"))
+  np.testing.assert_allclose(found, wanted, atol=1 / 255 + 1e-6)
+
+
+@pytest.mark.parametrize("name", ["cascade_lora", "cascade_embeddings_full", "muse_adapters", "muse_prompt"])
+def test_thetas_still_load(name):
+  generator, params = generators.load("toybox-cascade" if "cascade" in name else "toybox-muse")
+  made = generators.load_theta(DATA / f"{name}.safetensors", generator, params)
+  assert made.thetas and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(made.thetas))

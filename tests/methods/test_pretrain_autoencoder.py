@@ -32,8 +32,9 @@ def data():
 
 def config(network, **fields):
   return ml_collections.ConfigDict({
-    "seed": 0, "start": "", "resolution": 16, "perceptual": str(network), "batch_size": 4, "eval_examples": 20, "likeness": 0.5,
-    "kl": 0.01, "resident": False, "model": {"widths": (8, 8), "blocks": 1, "latent": 4, "groups": 4}, **fields,
+    "seed": 0, "start": "", "resolution": 16, "perceptual": str(network), "batch_size": 4, "eval_examples": 20,
+    "likeness": 0.5, "kl": 0.01, "resident": False,
+    "model": {"widths": (8, 8), "blocks": 1, "latent": 4, "groups": 4}, **fields,
   })  # fmt: skip
 
 

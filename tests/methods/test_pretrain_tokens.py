@@ -45,8 +45,8 @@ def config(folders, which, **fields):
     "vqgan": str(folders / ("small" if base else "large")), "image": 4 if base else 8,
     "low_vqgan": "" if base else str(folders / "small"), "low_image": 0 if base else 4,
     "model": {"width": 16, "heads": 2, "mlp": 24, "depth": 1, **({} if base else {"low_depth": 1})},
-    "decoding": {"steps": 2, "temperature": 1.0, "lambda_b": 1.0}, "min_mask_ratio": 0.0, "smoothing": 0.0, "text_dropout": 0.1,
-    "batch_size": 8, "eval_examples": 4, "resident": base, **fields,
+    "decoding": {"steps": 2, "temperature": 1.0, "lambda_b": 1.0}, "min_mask_ratio": 0.0, "smoothing": 0.0,
+    "text_dropout": 0.1, "batch_size": 8, "eval_examples": 4, "resident": base, **fields,
   })  # fmt: skip
 
 
