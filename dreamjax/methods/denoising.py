@@ -59,13 +59,13 @@ def stage_loss(
     stage: the stage.
     recipe: how it is trained.
     encoder: the text encoder, if it is tuned as well, or if prompts come as token ids; else they come as `Text`.
-    realise: realise(theta, frozen, rows) makes of what is trained the thetas that are applied, by the names of parts;
+    realise: realise(theta, frozen, batch) makes of what is trained the thetas that are applied, by the names of parts;
       by default they are what is trained.
     per_example: whether `realise` returns stacked thetas, each leaf [b, ...]: one for each example.
 
   Returns:
-    loss(theta, frozen, rows, key), see `train.step`. The thetas hold the stage's by the stage's name, and by "text" the
-    text encoder's if that is tuned; frozen holds the base model's parameters by the same names, and the null text (one
+    loss(theta, frozen, batch, key), see `train.step`. The thetas hold the stage's by the stage's name, and by "text"
+    the text encoder's if that is tuned; frozen holds the base model's parameters by the same names, and the null text (one
     example, as prompts are) by "null". The batch is of `data.photos.Batch`, whose conditioning may hold "frozen" and
     "prior", [b] bool: which examples' target is the frozen network's prediction, and which examples' error is logged
     apart as the prior's.
@@ -83,37 +83,37 @@ class _StageLoss:
   realise: Realise
   per_example: bool
 
-  def __call__(self, theta: Any, frozen: Any, rows: Batch, key: jax.Array) -> tuple[Array, dict[str, Any]]:
-    stage, recipe, count = self.stage, self.recipe, rows.weight.shape[0]
+  def __call__(self, theta: Any, frozen: Any, batch: Batch, key: jax.Array) -> tuple[Array, dict[str, Any]]:
+    stage, recipe, count = self.stage, self.recipe, batch.weight.shape[0]
     noise_key, time_key, level_key, drop_key = jax.random.split(key, 4)
     keys = jax.random.split(noise_key, count)
     t = stage.schedule.draw(time_key, count)
-    eps = process.draw_noise(keys, rows.image.shape[1:])
-    x_t = process.diffuse(rows.image, eps, t, stage.schedule)
+    eps = process.draw_noise(keys, batch.image.shape[1:])
+    x_t = process.diffuse(batch.image, eps, t, stage.schedule)
     low_res = level = None
     if stage.augmentation is not None:
       low, high = recipe.augmentation_levels
       level = low + (high - low) * jax.random.uniform(level_key, (count,))
       level = jnp.maximum(level, stage.augmentation.min_time)
-      blurred = upsample(downsample(rows.image, recipe.low_res_size), rows.image.shape[1])
+      blurred = upsample(downsample(batch.image, recipe.low_res_size), batch.image.shape[1])
       low_res = process.augment(blurred, level, keys, stage.augmentation)
-    prompt = rows.prompt
+    prompt = batch.prompt
     if recipe.text_dropout:
       prompt = drop_texts(drop_key, prompt, frozen["null"], recipe.text_dropout)
     inputs = x_t, t, prompt, low_res, level
 
-    target = process.target(rows.image, eps, t, stage.schedule, stage.predicts)
-    if "frozen" in rows.conditioning:
-      is_frozen = rows.conditioning["frozen"][:, None, None, None]
+    target = process.target(batch.image, eps, t, stage.schedule, stage.predicts)
+    if "frozen" in batch.conditioning:
+      is_frozen = batch.conditioning["frozen"][:, None, None, None]
       target = jnp.where(is_frozen, jax.lax.stop_gradient(self._predict(frozen, {}, *inputs)), target)
-    weights = rows.weight
+    weights = batch.weight
     if recipe.min_snr:
       weights = weights * losses.min_snr(t, stage.schedule, stage.predicts, recipe.min_snr)
     predict = each(self._predict) if self.per_example else self._predict
-    prediction = predict(frozen, self.realise(theta, frozen, rows), *inputs)
+    prediction = predict(frozen, self.realise(theta, frozen, batch), *inputs)
     value = losses.denoising_loss(prediction, target, weights)
     errors = losses.squared_error(prediction, target)
-    return value, _by_group(errors, rows.conditioning.get("prior"))
+    return value, _by_group(errors, batch.conditioning.get("prior"))
 
   def _predict(
     self, frozen: Any, thetas: Any, x_t: Array, t: Array, prompt: Any, low_res: Array | None, level: Array | None

@@ -454,9 +454,9 @@ def _update_program(planner: Planner, stage: Stage, config: ml_collections.Confi
   plain = with_compute(generator, config.dtype, remat="none")
   once, _ = objective(plain, plain.stage(stage.name), config, theta)
   made = objective(generator, stage, config, theta)
-  beside = planner.params.get(AUTOENCODER)  # which makes latents of random crops as they come
+  resident = planner.params.get(AUTOENCODER)  # which makes latents of random crops as they come
   program = planner.update(
-    name, settings.steps, fields, made, once, theta, frozen, rows, settings.accumulation_steps, beside
+    name, settings.steps, fields, made, once, theta, frozen, rows, settings.accumulation_steps, resident
   )
   return program, theta
 
@@ -546,7 +546,7 @@ def _check(generator: Cascade, config: ml_collections.ConfigDict, mesh: jax.shar
         "embeddings; for a stage that should not be tuned at all, set its steps to 0"
       )
     if settings.batch_size < 1 or settings.prior_batch_size < 0 or settings.steps < 0:
-      raise UserError(f"stages.{name}: rows is at least 1, prior_batch_size and steps at least 0")
+      raise UserError(f"stages.{name}: batch_size is at least 1, prior_batch_size and steps at least 0")
     if settings.steps:
       check_batch_size(
         f"stages.{name}.batch_size",

@@ -70,12 +70,12 @@ def stage_loss(
     stage: the stage.
     recipe: how it is trained.
     encoder: the text encoder, if prompts come as token ids; else they come as `Text`.
-    realise: realise(theta, frozen, rows) makes of what is trained the thetas that are applied, by the names of parts;
+    realise: realise(theta, frozen, batch) makes of what is trained the thetas that are applied, by the names of parts;
       by default they are what is trained.
     per_example: whether `realise` returns stacked thetas, each leaf [b, ...]: one for each example.
 
   Returns:
-    loss(theta, frozen, rows, key), see `train.step`. The thetas hold the stage's by the stage's name; frozen holds the
+    loss(theta, frozen, batch, key), see `train.step`. The thetas hold the stage's by the stage's name; frozen holds the
     base model's parameters by the names of its parts, and the null text (one example, as prompts are) by "null". The
     batch is of `TokenBatch`. The share of masked tokens that are predicted right is logged.
   """
@@ -92,18 +92,18 @@ class _StageLoss:
   realise: Realise
   per_example: bool
 
-  def __call__(self, theta: Any, frozen: Any, rows: TokenBatch, key: jax.Array) -> tuple[Array, dict[str, Any]]:
-    recipe, (count, length) = self.recipe, rows.tokens.shape
+  def __call__(self, theta: Any, frozen: Any, batch: TokenBatch, key: jax.Array) -> tuple[Array, dict[str, Any]]:
+    recipe, (count, length) = self.recipe, batch.tokens.shape
     ratio_key, mask_key, drop_key = jax.random.split(key, 3)
     mask = draw_mask(jax.random.split(mask_key, count), draw_ratios(ratio_key, count, recipe.min_mask_ratio), length)
-    prompt = rows.prompt
+    prompt = batch.prompt
     if recipe.text_dropout:
       prompt = drop_texts(drop_key, prompt, frozen["null"], recipe.text_dropout)
-    masked = jnp.where(mask, self.stage.transformer.mask_id, rows.tokens)
+    masked = jnp.where(mask, self.stage.transformer.mask_id, batch.tokens)
     predict = each(self._predict) if self.per_example else self._predict
-    logits = predict(frozen, self.realise(theta, frozen, rows), masked, prompt, rows.low)
-    value = masked_token_loss(logits, rows.tokens, mask, rows.weight, recipe.smoothing)
-    right = jnp.where(mask & (jnp.argmax(logits, axis=-1) == rows.tokens), 1.0, 0.0)
+    logits = predict(frozen, self.realise(theta, frozen, batch), masked, prompt, batch.low)
+    value = masked_token_loss(logits, batch.tokens, mask, batch.weight, recipe.smoothing)
+    right = jnp.where(mask & (jnp.argmax(logits, axis=-1) == batch.tokens), 1.0, 0.0)
     return value, {"right": Mean(right.sum(), jnp.where(mask, 1.0, 0.0).sum())}
 
   def _predict(

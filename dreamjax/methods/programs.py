@@ -44,11 +44,11 @@ class Program(NamedTuple):
   Attributes:
     name: for people.
     runs: how often it runs.
-    rows: the batch size.
+    batch_size: of a run.
     fields: of the config, those that add up to `batch_size`, such as {"pool.batch_size": 8}; none where the config
       says nothing.
     parts: over how many devices the batch is sharded.
-    pieces: gradient accumulation: microbatches of a batch.
+    accumulation_steps: microbatches of a batch.
     lower: lowers it, to be compiled.
     flops: counts the model's operations on all devices together, without what remat computes twice.
     held: bytes on each device, by name, of what is there while it runs.
@@ -58,10 +58,10 @@ class Program(NamedTuple):
 
   name: str
   runs: int
-  rows: int
+  batch_size: int
   fields: dict[str, int]
   parts: int
-  pieces: int
+  accumulation_steps: int
   lower: Callable[[], jax.stages.Lowered]
   flops: Callable[[], float]
   held: dict[str, int]
@@ -102,13 +102,13 @@ def fitting(
     unit = parts * program.accumulation_steps
     free = _SURE * (memory - sum(held(placed(tree, other)) for tree in program.trees.values()))
     most = program.batch_size // unit * unit if program.fields else round_up_batch_size(IMAGES, other)
-    rows = most
-    while rows and per_row * rows / parts > free:
-      rows = rows // 2 // unit * unit
-    if rows >= max(len(program.fields), 1) and (program.fields or rows == most):
-      found.append((rows, -other.shape["tensor"], free, shape))
-  for rows, *_, shape in sorted(found, reverse=True):
-    changed = _resized(config, program.fields, rows)
+    size = most
+    while size and per_row * size / parts > free:
+      size = size // 2 // unit * unit
+    if size >= max(len(program.fields), 1) and (program.fields or size == most):
+      found.append((size, -other.shape["tensor"], free, shape))
+  for size, *_, shape in sorted(found, reverse=True):
+    changed = _resized(config, program.fields, size)
     try:
       other = make_mesh(shape, devices)
       made = make(changed, other)
@@ -124,12 +124,12 @@ def _shapes(size: int) -> list[tuple[int, int, int]]:
   return [(size // (fsdp * tensor), fsdp, tensor) for fsdp in sizes for tensor in sizes if size % (fsdp * tensor) == 0]
 
 
-def _resized(config: ml_collections.ConfigDict, fields: dict[str, int], rows: int) -> ml_collections.ConfigDict:
+def _resized(config: ml_collections.ConfigDict, fields: dict[str, int], size: int) -> ml_collections.ConfigDict:
   """A config of which these fields, if any, add up to a batch size, in proportion and each at least 1."""
   total, changed = sum(fields.values()), {}
   for others, (field, value) in zip(reversed(range(len(fields))), fields.items(), strict=True):
-    changed[field] = min(max(round(rows * value / total), 1), rows - others)
-    rows, total = rows - changed[field], total - value
+    changed[field] = min(max(round(size * value / total), 1), size - others)
+    size, total = size - changed[field], total - value
   new = config.copy_and_resolve_references()
   new.update_from_flattened_dict(changed)
   return new
@@ -177,8 +177,8 @@ class Planner(NamedTuple):
     theta: Any,
     frozen: Any,
     batch: Any,
-    pieces: int = 1,
-    beside: Any = (),
+    accumulation_steps: int = 1,
+    resident: Any = (),
   ) -> Program:
     """Describes the update of a training.
 
@@ -191,18 +191,20 @@ class Planner(NamedTuple):
       theta: the shapes of what is trained.
       frozen: those of what the loss reads besides.
       batch: those of a batch.
-      pieces: see `Program`.
-      beside: those of other parameters that are on the devices meanwhile.
+      accumulation_steps: see `Program`.
+      resident: those of other parameters that are on the devices meanwhile.
     """
     loss, tx = objective
     step = self.replicated(jax.ShapeDtypeStruct((), jnp.int32))
     state = TrainState(step, theta, None, placed(jax.eval_shape(tx.init, theta), self.mesh))
     batch = self.sharded(batch)
-    function = jit_update(make_step(loss, tx, 0, pieces, unroll=False), state, self.mesh)
-    trees = {"parameters": (frozen, beside), "theta": theta, "optimizer": state.opt_state}
+    function = jit_update(make_step(loss, tx, 0, accumulation_steps, unroll=False), state, self.mesh)
+    trees = {"parameters": (frozen, resident), "theta": theta, "optimizer": state.opt_state}
     count = lambda: flops.count(jax.grad(plain, has_aux=True), theta, frozen, batch, jax.random.key(0))  # noqa: E731
     args = state, frozen, batch
-    return self._program(name, runs, sum(fields.values()), fields, pieces, function, args, args, batch, trees, count)
+    return self._program(
+      name, runs, sum(fields.values()), fields, accumulation_steps, function, args, args, batch, trees, count
+    )
 
   def sampling(
     self,
@@ -244,8 +246,8 @@ class Planner(NamedTuple):
     return self._program(name, runs, size, fields, 1, function, args, args, batch, trees, count)
 
   def _program(
-    self, name: str, runs: int, rows: int, fields: dict[str, int], pieces: int, function: Any, called: Any, args: Any,
-    batch: Any, trees: dict[str, Any], count: Callable[[], float],
+    self, name: str, runs: int, size: int, fields: dict[str, int], accumulation_steps: int, function: Any, called: Any,
+    args: Any, batch: Any, trees: dict[str, Any], count: Callable[[], float],
   ) -> Program:  # fmt: skip
     def lower() -> jax.stages.Lowered:
       with jax.set_mesh(self.mesh):
@@ -253,7 +255,7 @@ class Planner(NamedTuple):
 
     sizes = {**{name: held(tree) for name, tree in trees.items()}, "batch": held(batch)}
     parts = batch_shards(self.mesh)
-    return Program(name, runs, rows, fields, parts, pieces, lower, count, sizes, held(args), trees)
+    return Program(name, runs, size, fields, parts, accumulation_steps, lower, count, sizes, held(args), trees)
 
   def shapes(self, function: Callable[..., Any], *args: Any) -> Any:
     """Returns the shapes of what a function of shapes returns, `placed`."""
@@ -270,7 +272,7 @@ class Planner(NamedTuple):
       summands = " + ".join(f"--config.{field}={value}" for field, value in fields.items())
       where = f"the {batch_shards(self.mesh)} devices along {' and '.join(batch_axes(self.mesh))}"
       raise UserError(
-        f"{name}: batches of {count} rows ({summands}) cannot be divided over {where}, but of {near} they can"
+        f"{name}: batches of {count} examples ({summands}) cannot be divided over {where}, but of {near} they can"
       )
     return count
 

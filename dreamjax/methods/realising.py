@@ -11,13 +11,13 @@ import jax
 
 from dreamjax.parallel.sharding import batch_axes, batch_shards
 
-#: realise(theta, frozen, rows) -> thetas by the names of parts.
+#: realise(theta, frozen, batch) -> thetas by the names of parts.
 Realise = Callable[[Any, Any, Any], Any]
 
 
-def same(theta: Any, frozen: Any, rows: Any) -> Any:
+def same(theta: Any, frozen: Any, batch: Any) -> Any:
   """Returns what is trained: a theta for each part."""
-  del frozen, rows
+  del frozen, batch
   return theta
 
 

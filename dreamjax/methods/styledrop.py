@@ -577,6 +577,6 @@ def _check(
       if settings.kind not in KINDS:
         raise UserError(f"{round_}.{name}.kind is one of {', '.join(KINDS)}, not {settings.kind!r}")
       if settings.batch_size < 1 or settings.steps < 0:
-        raise UserError(f"{round_}.{name}: rows is at least 1, steps at least 0")
+        raise UserError(f"{round_}.{name}: batch_size is at least 1, steps at least 0")
       if settings.steps and round_ in rounds:
         check_batch_size(f"{round_}.{name}.batch_size", settings.batch_size, mesh)

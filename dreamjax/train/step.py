@@ -32,7 +32,7 @@ Step = Callable[..., tuple[TrainState, dict[str, Any]]]
 
 
 def make_step(
-  loss: Loss, tx: optax.GradientTransformation, seed: int, pieces: int = 1, unroll: bool | None = None
+  loss: Loss, tx: optax.GradientTransformation, seed: int, accumulation_steps: int = 1, unroll: bool | None = None
 ) -> Step:
   """Builds the pure update step of a training.
 
@@ -43,7 +43,7 @@ def make_step(
     loss: what is minimised.
     tx: the optimizer, see `optimizer.make_optimizer`.
     seed: of all randomness in the loss.
-    pieces: gradient accumulation: the number of equal microbatches of a batch, whose gradients are computed one after
+    accumulation_steps: the number of equal microbatches of a batch, whose gradients are computed one after
       another and averaged. It saves memory, and on a CPU, whose caches are small, time. For a loss that is a mean over
       examples only.
     unroll: whether the microbatches are computed outside of a loop; by default where JAX computes on a CPU, whose XLA
@@ -53,7 +53,7 @@ def make_step(
     step(state, batch, seed=seed) -> (state, metrics). The metrics are the loss, what it names, and the global norms of
     the gradient and of the update.
   """
-  differentiate = accumulate(jax.value_and_grad(loss, has_aux=True), pieces, unroll)
+  differentiate = accumulate(jax.value_and_grad(loss, has_aux=True), accumulation_steps, unroll)
 
   def step(state: TrainState, batch: Any, seed: Any = seed) -> tuple[TrainState, dict[str, Any]]:
     key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -68,33 +68,35 @@ def make_step(
   return step
 
 
-def accumulate(function: Callable[..., Any], pieces: int, unroll: bool | None = None) -> Callable[..., Any]:
+def accumulate(function: Callable[..., Any], accumulation_steps: int, unroll: bool | None = None) -> Callable[..., Any]:
   """Builds the mean of function(theta, frozen, microbatch, key) over equal parts of a batch, each with its own key.
 
-  Microbatch j holds the examples j, j + pieces, j + 2 pieces and so on. Examples that are sharded over devices so stay
-  where they are, and every device works on every microbatch; neighbouring examples would lie on few of them. A `Mean`
-  stays right: total and count are divided alike.
+  Microbatch j holds the examples j, j + n, j + 2 n and so on, n being the number of microbatches. Examples that are
+  sharded over devices so stay where they are, and every device works on every microbatch; neighbouring examples would
+  lie on few of them. A `Mean` stays right: total and count are divided alike.
 
   Raises:
     ValueError: when called, if the batch cannot be divided so.
   """
-  if pieces == 1:
+  if accumulation_steps == 1:
     return function
 
   def mean(theta: Any, frozen: Any, batch: Any, key: jax.Array) -> Any:
     def divide(x: Array) -> Array:
-      if x.shape[0] % pieces:
-        raise UserError(f"a batch of {x.shape[0]} examples cannot be divided into {pieces} equal microbatches")
-      return x.reshape(-1, pieces, *x.shape[1:]).swapaxes(0, 1)
+      if x.shape[0] % accumulation_steps:
+        raise UserError(
+          f"a batch of {x.shape[0]} examples cannot be divided into {accumulation_steps} equal microbatches"
+        )
+      return x.reshape(-1, accumulation_steps, *x.shape[1:]).swapaxes(0, 1)
 
     def add(total: Any, microbatch: Any) -> tuple[Any, None]:
       return jax.tree.map(jnp.add, total, function(theta, frozen, *microbatch)), None
 
-    batches = jax.tree.map(divide, batch), jax.random.split(key, pieces)
+    batches = jax.tree.map(divide, batch), jax.random.split(key, accumulation_steps)
     shapes = jax.eval_shape(function, theta, frozen, *jax.tree.map(lambda x: x[0], batches))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     unrolls = jax.default_backend() == "cpu" if unroll is None else unroll
     total, _ = jax.lax.scan(add, zeros, batches, unroll=unrolls)
-    return jax.tree.map(lambda x: x / pieces, total)
+    return jax.tree.map(lambda x: x / accumulation_steps, total)
 
   return mean

@@ -52,10 +52,10 @@ def config(**fields):
   return made
 
 
-def begin(pieces=1, mesh=None, **fields):
+def begin(accumulation_steps=1, mesh=None, **fields):
   theta = network().init(jax.random.key(0), jnp.zeros((1, 3)))
   tx = make_optimizer(config(**fields), theta, STEPS)
-  return make_step(loss, tx, 0, pieces), TrainState.create(theta, tx, {"offset": jnp.asarray(0.5)}, mesh)
+  return make_step(loss, tx, 0, accumulation_steps), TrainState.create(theta, tx, {"offset": jnp.asarray(0.5)}, mesh)
 
 
 def same(a, b, compare=np.testing.assert_array_equal):
@@ -138,11 +138,11 @@ def test_a_training_killed_during_a_checkpoint_goes_on_from_the_last_complete_on
 
 
 @pytest.mark.parametrize(("accumulation_steps", "shape"), [(1, (8, 1, 1)), (2, (8, 1, 1)), (2, (2, 2, 2))])
-def test_a_training_ends_alike_on_eight_devices_and_goes_on_on_fewer(tmp_path, monkeypatch, pieces, shape):
+def test_a_training_ends_alike_on_eight_devices_and_goes_on_on_fewer(tmp_path, monkeypatch, accumulation_steps, shape):
   monkeypatch.setattr(sharding, "_MIN_SHARDED", 1)
 
   def run(name, mesh=None):
-    step, state = begin(pieces, mesh)
+    step, state = begin(accumulation_steps, mesh)
     born = [x.sharding for x in jax.tree.leaves(state.opt_state)]
     rows = lambda i: batches(i, 16)  # noqa: E731
     state = fit(step, state, rows, steps=6, workdir=tmp_path / name, save_every=3, mesh=mesh)
@@ -378,7 +378,7 @@ def test_a_mean_counts_what_there_is_in_all_microbatches_and_updates(tmp_path):
   is_first = [np.array([True, True, True, i > 1]) for i in range(4)]
   rows = lambda i: {"x": x[i], "first": is_first[i]}  # noqa: E731
   state = TrainState.create({"w": jnp.zeros(())}, tx)
-  fit(make_step(grouped, tx, 0, pieces=2), state, rows, steps=4, workdir=tmp_path, log_every=2)
+  fit(make_step(grouped, tx, 0, accumulation_steps=2), state, rows, steps=4, workdir=tmp_path, log_every=2)
   lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
   groups = [np.concatenate([x[i][is_first[i]] for i in pair]) for pair in ((0, 1), (2, 3))]
   np.testing.assert_allclose([line["first"] for line in lines], [np.mean(group**2) for group in groups], rtol=1e-6)
