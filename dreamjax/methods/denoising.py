@@ -65,10 +65,10 @@ def stage_loss(
 
   Returns:
     loss(theta, frozen, batch, key), see `train.step`. The thetas hold the stage's by the stage's name, and by "text"
-    the text encoder's if that is tuned; frozen holds the base model's parameters by the same names, and the null text (one
-    example, as prompts are) by "null". The batch is of `data.photos.Batch`, whose conditioning may hold "frozen" and
-    "prior", [b] bool: which examples' target is the frozen network's prediction, and which examples' error is logged
-    apart as the prior's.
+    the text encoder's if that is tuned; frozen holds the base model's parameters by the same names, and by "null" the
+    null text (one example, as prompts are). The batch is of `data.photos.Batch`, whose conditioning may hold "frozen"
+    and "prior", [b] bool: which examples' target is the frozen network's prediction, and which examples' error is
+    logged apart as the prior's.
   """
   return _StageLoss(stage, recipe, encoder, realise, per_example)
 

@@ -31,6 +31,8 @@ from dreamjax.data.image_folder import to_uint8
 from dreamjax.diffusion.resolution import downsample
 from dreamjax.eval import metrics, protocols
 from dreamjax.generators import cascade as cascades
+from dreamjax.generators.branches import base_model_group
+from dreamjax.generators.generator import image_keys
 from dreamjax.methods import dreambooth
 from dreamjax.toybox import album, source, vocabulary
 from dreamjax.toybox.captions import where
@@ -210,10 +212,10 @@ def sr(bench: Bench) -> None:
   """Unseen photos of the subject, made small and large again by the stage of super-resolution."""
   stage = bench.generator.stages[-1]
   small_side = bench.generator.stages[0].image
-  usual = stage.sampling.level
+  usual = stage.sampling.augmentation_level
   low = configs.load(bench.recipe).stages[stage.name].augmentation_levels[1]
   scores: dict[str, list[np.ndarray]] = {}
-  enlarge = jax.jit(cascades.draw_stage, static_argnums=(0, 1))
+  upsample_alone = jax.jit(cascades.sample_stage, static_argnums=(0, 1))
   for cls in bench.classes:
     real = 2 * jnp.asarray(np.stack(bench.photos(cls)[PHOTOS:])) - 1
     small = downsample(real, small_side)
@@ -229,10 +231,11 @@ def sr(bench: Bench) -> None:
       text, null = (bench.generator.encode(bench.params, [words]) for words in (f"a {word}{cls}", ""))
       text = jax.tree.map(lambda x: jnp.repeat(x, PHOTOS, axis=0), text)
       for level in (low, usual):
-        sampling = generators.Sampling(**{**vars(stage.sampling), "level": level})
+        sampling = generators.Sampling(**{**vars(stage.sampling), "augmentation_level": level})
         own = None if theta is None else theta.thetas[stage.name]
-        keys = cascades.image_keys(0, np.arange(len(real)))
-        made = enlarge(stage, sampling, bench.params[stage.name], own, text, null, keys, small)
+        keys, guidance = image_keys(0, np.arange(len(real))), sampling.branches(0, 0.0)
+        (group,) = base_model_group(guidance, bench.params[stage.name], null, text)
+        made = upsample_alone(stage, sampling, (group.replace(thetas=own),), guidance.weights, keys, small)
         error = jnp.mean(jnp.square(made - real), axis=(1, 2, 3))
         pairs = [bench.dino([to_uint8(np.asarray(x) / 2 + 0.5) for x in some]) for some in (made, real)]
         scores.setdefault(f"{name}, level {level:g}, PSNR", []).append(np.asarray(10 * jnp.log10(4 / error)))

@@ -250,7 +250,7 @@ def blend(
   """Images of a prompt, which are to show what the texts say, and their scores, retrieval besides."""
   base, larger = (stage.sampling for stage in bench.generator.stages)
   decodings = (dataclasses.replace(base, **MIXING), larger)
-  images = bench.draw([prompt], theta, len(texts), gamma=value, decodings=decodings, size=len(texts))
+  images = bench.draw([prompt], theta, len(texts), gamma=value, samplings=decodings, batch_size=len(texts))
   nearest = metrics.retrieval(bench.dino(images), candidates, jnp.zeros(len(images), jnp.int32))
   return images, {**bench.judged(images, texts, style), "retrieval": nearest}
 
@@ -283,20 +283,19 @@ def speed(bench: Styles, repeats: int = 5) -> None:
   sizes = [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (made.thetas, bench.params)]
   print(f"trained parameters: {sizes[0]:,} of {sizes[1]:,}, {sizes[0] / sizes[1]:.2%}")
   style, other = made.thetas, bench.subject(SUBJECTS[0]).thetas
-  both = [masked.mixed("a dog", style, "a dog", other, 0.6)]
-  plain = masked.plain("a dog")
-  apart = [plain, plain, masked.styled("a dog", style), plain, masked.styled("a dog", other)]
+  both, apart = [(style, other)], [(), (), (style,), (), (other,)]
   usual = bench.generator.stages[0].sampling
-  unguided = {"lambda_a": 0.0, "lambda_b": 0.0}  # so that of each wish one network is asked
+  unguided = {"lambda_a": 0.0, "lambda_b": 0.0}  # so that one network is evaluated for each
 
-  def seconds(count: int, wishes: Sequence[masked.Wish], **changes: float) -> float:
+  def seconds(count: int, calls: Sequence[Sequence[Any]], **changes: float) -> float:
     """Of a step for so many images: the difference of many and of few."""
     times = []
     for steps in (2, 34):
       decoding = masked.Decoding(**{**vars(usual), **changes, "steps": steps})
       began = time.perf_counter()
-      for wish in wishes:
-        list(masked.batches(bench.generator, bench.params, [wish] * count, decodings=(decoding,), size=count))
+      for thetas in calls:
+        options = {"thetas": thetas, "samplings": (decoding,), "batch_size": count}
+        list(generators.batches(bench.generator, bench.params, ["a dog"] * count, **options))
       times.append(time.perf_counter() - began)
     return (times[1] - times[0]) / 32
 

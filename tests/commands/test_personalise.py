@@ -43,7 +43,7 @@ def test_photos_become_a_theta_and_a_theta_images(tiny_folder, tuned, tmp_path, 
     assert grid.width >= 2 * 16
   recipe = json.loads((out / "sample.json").read_text())
   assert recipe["samplings"][0]["guidance"] == 1.5 and recipe["samplings"][0]["steps"] == 3
-  assert recipe["samplings"][1]["level"] == 1e-5  # as the stage was tuned
+  assert recipe["samplings"][1]["augmentation_level"] == 1e-5  # as the stage was tuned
   again = tmp_path / "again"
   assert run("sample", "--recipe", out / "sample.json", "--batch", 3, "--out", again)[0] == 0
   assert np.abs(drawn(out) - drawn(again)).max() <= 1

@@ -88,7 +88,7 @@ def test_where_nothing_is_found_it_is_said(planned):
 
 def test_what_cannot_be_planned_is_one_line(planned):
   status, said, _ = planned("--config.first.base.batch_size=6")
-  assert status == 2 and f"{UPDATE}: batches of 6 rows (--config.first.base.batch_size=6)" in said.err
+  assert status == 2 and f"{UPDATE}: batches of 6 examples (--config.first.base.batch_size=6)" in said.err
   assert "of 4 or 8 they can" in said.err
   status, said, _ = planned("--only", "round 3")
   assert status == 2 and "no program of this run has 'round 3' in its name" in said.err

@@ -112,4 +112,4 @@ def test_stages_are_trained_apart_and_joined(shared):
   assert cli.main(["pretrain", *arguments]) == 0
   whole, params = generators.load(shared / "cascade/model")
   assert [stage.image for stage in whole.stages] == [8, 16]
-  assert generators.sample(whole, params, ["a dog"], size=1).shape == (1, 16, 16, 3)
+  assert generators.sample(whole, params, ["a dog"], batch_size=1).shape == (1, 16, 16, 3)

@@ -7,7 +7,7 @@ import pytest
 
 from dreamjax.diffusion import process
 from dreamjax.diffusion.resolution import downsample, upsample
-from dreamjax.generators.conditioning import Text
+from dreamjax.generators.conditioning import Conditioning, Text
 from dreamjax.generators.generator import with_compute
 from dreamjax.methods.denoising import Recipe, stage_loss
 from dreamjax.parallel.sharding import make_mesh, shard_batch, shard_params
@@ -59,7 +59,7 @@ def test_a_frozen_row_is_to_be_what_the_frozen_network_says(base, make_rows):
   t = stage.schedule.draw(time_key, 4)
   eps = process.draw_noise(jax.random.split(noise_key, 4), (8, 8, 3))
   x_t = process.diffuse(jnp.asarray(rows.image), eps, t, stage.schedule)
-  says = jax.jit(lambda theta: stage.predict(frozen["base"], theta, x_t, t, rows.prompt))
+  says = jax.jit(lambda theta: stage.predict(frozen["base"], theta, x_t, t, Conditioning(rows.prompt)))
   np.testing.assert_allclose(tuned, np.mean((says(theta["base"]) - says(None)) ** 2), rtol=1e-4)
   assert tuned > 1e-4
 
@@ -68,14 +68,14 @@ def test_super_resolution_sees_the_same_image_small_and_noised(tiny_cascade, mak
   """The conditioning at training is what it is at sampling: the shrunk image, enlarged, noised, never x_t itself."""
   generator, params = tiny_cascade
   stage, rows, levels = generator.stages[1], make_rows(16, 4), (0.2, 0.4)
-  value, _ = jax.jit(stage_loss(stage, Recipe(levels, small=8)))({}, {"sr": params["sr"]}, rows, KEY)
+  value, _ = jax.jit(stage_loss(stage, Recipe(levels, low_res_size=8)))({}, {"sr": params["sr"]}, rows, KEY)
   noise_key, time_key, level_key, _ = jax.random.split(KEY, 4)
   keys, t = jax.random.split(noise_key, 4), stage.schedule.draw(time_key, 4)
   eps = process.draw_noise(keys, (16, 16, 3))
   level = 0.2 + 0.2 * jax.random.uniform(level_key, (4,))
   low_res = process.augment(upsample(downsample(jnp.asarray(rows.image), 8), 16), level, keys, stage.augmentation)
   x_t = process.diffuse(jnp.asarray(rows.image), eps, t, stage.schedule)
-  said = jax.jit(lambda: stage.predict(params["sr"], None, x_t, t, rows.prompt, low_res, level))()
+  said = jax.jit(lambda: stage.predict(params["sr"], None, x_t, t, Conditioning(rows.prompt, low_res, level)))()
   wanted = process.target(jnp.asarray(rows.image), eps, t, stage.schedule, "v")
   np.testing.assert_allclose(value, np.mean((said - wanted) ** 2), rtol=1e-4)
 
@@ -164,7 +164,7 @@ def test_thetas_for_each_example_are_a_loop_over_examples(tiny_cascade, per_exam
   def one(theta, *example):
     x_t, t, prompt, target = jax.tree.map(lambda x: x[None], example)
     applied = jax.tree.map(lambda x: 2 * x, theta["base"])
-    return jnp.mean((stage.predict(frozen["base"], applied, x_t, t, Text(*prompt)) - target) ** 2) / 8
+    return jnp.mean((stage.predict(frozen["base"], applied, x_t, t, Conditioning(Text(*prompt))) - target) ** 2) / 8
 
   pick = lambda tree, i: jax.tree.map(lambda x: x[i], tree)  # noqa: E731
   alone = [one(pick(theta, i), *pick((x_t, t, rows.prompt, target), i)) for i in range(8)]

@@ -16,7 +16,7 @@ from dreamjax.data import identifiers, tokenizer
 from dreamjax.data.latents import Latents
 from dreamjax.data.photos import Batch
 from dreamjax.diffusion.schedules import BetaTable
-from dreamjax.generators.cascade import Cascade, Sampling, Stage, default_samplings
+from dreamjax.generators.cascade import Cascade, Sampling, Stage
 from dreamjax.methods import dreambooth
 from dreamjax.models.autoencoder import Autoencoder
 from dreamjax.models.clip import PromptEncoder, TextTower
@@ -68,9 +68,10 @@ def test_both_stages_end_in_one_file_that_draws(tiny_cascade, whole):
   assert loaded.card.recipe["method"] == "dreambooth" and loaded.card.recipe["prompt"] == "a [V] dog"
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), dict(loaded.thetas), dict(made.thetas))
   assert all(np.abs(theta.weights["conv_in"]["up"]).max() > 0 for theta in made.thetas.values())
-  assert [sampling.level for sampling in default_samplings(generator, loaded)] == [0.0, 1e-5]  # as the stage was tuned
-  images = generators.sample(generator, params, ["a [V] dog on the beach"], theta=loaded, size=2)
-  plain = generators.sample(generator, params, ["a qx dog on the beach"], size=2)
+  levels = [sampling.augmentation_level for sampling in generators.default_samplings(generator, [loaded])]
+  assert levels == [0.0, 1e-5]  # as the stage was tuned
+  images = generators.sample(generator, params, ["a [V] dog on the beach"], theta=loaded, batch_size=2)
+  plain = generators.sample(generator, params, ["a qx dog on the beach"], batch_size=2)
   assert np.abs(images - plain).max() > 1e-3
 
 
@@ -131,7 +132,7 @@ def test_full_weights_text_encoder_and_frozen_prior(tiny_cascade, photos, tmp_pa
   assert not (tmp_path / "priors").exists()
   assert sorted(path.name for path in (tmp_path / "base/samples").iterdir()) == ["samples-2.png", "samples-3.png"]
   loaded = generators.load_theta(tmp_path / "theta.safetensors", generator, params)
-  assert np.isfinite(generators.sample(generator, params, ["a [V] dog"], theta=loaded, size=2)).all()
+  assert np.isfinite(generators.sample(generator, params, ["a [V] dog"], theta=loaded, batch_size=2)).all()
 
 
 @pytest.mark.parametrize("train_text", ["tuned", "embeddings"])
@@ -394,9 +395,9 @@ def test_textual_inversion_moves_the_identifier_s_rows_and_nothing_else(tiny_cas
   assert (moved[ids] > 1e-3).all() and np.delete(moved, ids).max() == 0
   loaded = generators.load_theta(tmp_path / "theta.safetensors", generator, params)
   same(dict(loaded.thetas), dict(made.thetas))
-  drawn = [generators.sample(generator, params, ["a [V] dog"], theta=theta, size=1) for theta in (made, loaded)]
+  drawn = [generators.sample(generator, params, ["a [V] dog"], theta=theta, batch_size=1) for theta in (made, loaded)]
   np.testing.assert_array_equal(*drawn)
-  assert np.abs(drawn[0] - generators.sample(generator, params, ["a qx zv dog"], size=1)).max() > 1e-4
+  assert np.abs(drawn[0] - generators.sample(generator, params, ["a qx zv dog"], batch_size=1)).max() > 1e-4
 
 
 def latent_recipe(**changes):
@@ -431,8 +432,8 @@ def test_a_subject_is_learned_on_latents(tiny_latent, photos, tmp_path, changes)
   assert set(made.thetas) == ({"base", "text"} if config.train_text == "tuned" else {"base"})
   losses = [json.loads(line) for line in (tmp_path / "base/log.jsonl").read_text().splitlines()]
   assert all(np.isfinite(line["loss"]) for line in losses)
-  tuned = generators.sample(generator, params, ["a [V] dog"], theta=made, size=1)
-  plain = generators.sample(generator, params, ["a qx dog"], size=1)
+  tuned = generators.sample(generator, params, ["a [V] dog"], theta=made, batch_size=1)
+  plain = generators.sample(generator, params, ["a qx dog"], batch_size=1)
   assert tuned.shape == (1, 16, 16, 3) and np.abs(tuned - plain).max() > 1e-3
 
 

@@ -86,18 +86,18 @@ def test_both_stages_learn_and_are_joined(folders, data, tmp_path):
   joining.join([str(tmp_path / "base"), str(tmp_path / "sr")], str(folders / "t5"), tmp_path / "whole")
   whole, params = generators.load(tmp_path / "whole")
   assert [stage.image for stage in whole.stages] == [4, 8]
-  drawn = generators.sample(whole, params, list(CAPTIONS), n=2, size=4)
+  drawn = generators.sample(whole, params, list(CAPTIONS), n=2, batch_size=4)
   assert drawn.shape == (4, 8, 8, 3) and np.abs(drawn[0] - drawn[2]).max() > 0.01
 
 
 def test_super_resolution_evaluates_only_branches_with_weight(folders, data, monkeypatch):
-  evaluated, draw = [], masked.draw_tokens
+  evaluated, sample = [], masked.sample_tokens
 
   def watched(*args):
-    evaluated.append(args[5].shape)
-    return draw(*args)
+    evaluated.append(args[3].shape)
+    return sample(*args)
 
-  monkeypatch.setattr(masked, "draw_tokens", watched)
+  monkeypatch.setattr(masked, "sample_tokens", watched)
   for guidance in (0.0, 1.0):
     task = tokens.TokensTask(config(folders, "sr", decoding={"steps": 1, "lambda_b": guidance}), data, data)
     task.show(task.theta)

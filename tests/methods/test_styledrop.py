@@ -152,8 +152,8 @@ def test_a_first_round_ends_in_a_theta_that_draws_its_style(tiny_masked, first):
   assert made.thetas["base"].weights["row_0"].keys() == {"down", "up", "own_down", "own_up"}  # shared, as in table S3
   assert made.thetas["sr"].weights["row_0"].keys() == {"down", "up"}
   loaded = generators.load_theta(workdir / "theta.safetensors", generator, params)
-  images = generators.sample(generator, params, ["a red cat"], theta=loaded, size=2)
-  plain = generators.sample(generator, params, [f"a red cat {STYLE}"], size=2)
+  images = generators.sample(generator, params, ["a red cat"], theta=loaded, batch_size=2)
+  plain = generators.sample(generator, params, [f"a red cat {STYLE}"], batch_size=2)
   assert images.shape == (1, 8, 8, 3) and np.abs(images - plain).max() > 1e-3
   with pytest.raises(ValueError, match="does not fit"):
     other = {**params, "text": jax.tree.map(lambda x: x + 1, params["text"])}
@@ -245,7 +245,7 @@ def test_other_thetas_learn_too(tiny_masked, images, tmp_path, kind):
   made = styledrop.styledrop(*tiny_masked, images, workdir=tmp_path, config=config)
   assert set(made.thetas) == {"base"}
   generator, params = tiny_masked
-  found = generators.sample(generator, params, ["a red cat"], theta=made, n=2, size=2)
+  found = generators.sample(generator, params, ["a red cat"], theta=made, n=2, batch_size=2)
   assert np.isfinite(found).all()
 
 
@@ -255,15 +255,14 @@ def test_a_subject_is_learned_and_mixed_with_a_style(tiny_masked, images, first,
   assert made.card.identifier == "qx" and made.card.class_noun == "dog"
   loaded = generators.load_theta(tmp_path / "theta.safetensors", generator, params)
   style = first[1]
-  wish = masked.wish(f"a [V] dog on the beach {STYLE}", [style, loaded], 0.6)
-  own, other = f"a dog on the beach {STYLE}", "a qx dog on the beach"
-  assert wish.prompts == (own, own, other, other) and wish.gamma == 0.6
+  filled = generators.fill_prompt(f"a [V] dog on the beach {STYLE}", [style, loaded])
+  assert filled == (f"a dog on the beach {STYLE}", "a qx dog on the beach")
   ends = [
-    generators.sample(generator, params, ["a [V] dog"], theta=[style, loaded], gamma=gamma, size=2)
+    generators.sample(generator, params, ["a [V] dog"], theta=[style, loaded], gamma=gamma, batch_size=2)
     for gamma in (0.0, 1.0)
   ]
   alone = [
-    generators.sample(generator, params, [prompt], theta=one, size=2)
+    generators.sample(generator, params, [prompt], theta=one, batch_size=2)
     for prompt, one in (("a dog", style), ("a [V] dog", loaded))
   ]
   for a, b in zip(ends, alone, strict=True):
@@ -271,9 +270,9 @@ def test_a_subject_is_learned_and_mixed_with_a_style(tiny_masked, images, first,
   with pytest.raises(ValueError, match="gamma is from 0"):
     generators.sample(generator, params, ["a dog"], theta=[style, loaded], gamma=1.5)
   with pytest.raises(ValueError, match="stands for a subject, and there is no theta of one"):
-    masked.wish("a [V] dog", [style])
+    generators.fill_prompt("a [V] dog", [style])
   with pytest.raises(ValueError, match="one personalisation or two"):
-    masked.wish("a dog", [style, style, style])
+    generators.sample(generator, params, ["a dog"], theta=[style, style, style])
 
 
 def test_photos_of_a_subject_are_told_their_captions_and_its_prompt_equally_often(tiny_masked, tmp_path, monkeypatch):
@@ -351,7 +350,7 @@ def test_the_pool_is_gone_on_with(tiny_masked, first, tmp_path, monkeypatch):
   generator, params = tiny_masked
   config, made = recipe(), first[1]
   whole = styledrop.draw_pool(generator, params, made, STYLE, config, tmp_path / "whole")
-  batches = masked.batches
+  batches = styledrop.batches
 
   def dying(*args, **options):
     for i, batch in enumerate(batches(*args, **options)):
@@ -359,10 +358,10 @@ def test_the_pool_is_gone_on_with(tiny_masked, first, tmp_path, monkeypatch):
         raise KeyboardInterrupt
       yield batch
 
-  monkeypatch.setattr(masked, "batches", dying)
+  monkeypatch.setattr(styledrop, "batches", dying)
   with pytest.raises(KeyboardInterrupt):
     styledrop.draw_pool(generator, params, made, STYLE, config, tmp_path / "cut")
-  monkeypatch.setattr(masked, "batches", batches)
+  monkeypatch.setattr(styledrop, "batches", batches)
   assert len(list((tmp_path / "cut").glob("*.png"))) == 4
   again = styledrop.draw_pool(generator, params, made, STYLE, config, tmp_path / "cut")
   assert np.abs(again.images.astype(int) - whole.images).max() <= 1
