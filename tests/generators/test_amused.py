@@ -228,7 +228,7 @@ def test_a_folder_that_does_not_fit_is_refused(amused, tmp_path, path, changes, 
   shutil.copytree(amused.folder, tmp_path / "damaged")
   file = tmp_path / "damaged" / path
   file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-  with pytest.raises(UserError, match=problem):
+  with pytest.raises(ValueError, match=problem):
     generators.load(tmp_path / "damaged")
 
 

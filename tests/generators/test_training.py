@@ -18,7 +18,7 @@ PROMPTS, WEIGHT, LEVEL = ["a red dog", "a dog"], 0.7, 0.25  # of a photo and of 
 
 
 def ours(generator, params, stage, image, config):
-  """The gradient of the loss with respect to all parameters, and the timesteps and the noise that it has drawn."""
+  """The gradient of the loss with respect to all parameters, and the timesteps and the noise of the loss."""
   settings = config.stages[stage.name]
   settings.batch_size = settings.prior_batch_size = 1
   theta = dreambooth.first_theta(generator, params, stage, config, (0,))
@@ -38,16 +38,16 @@ def ours(generator, params, stage, image, config):
   )
 
 
-def torch_loss(said, wanted):
-  """The mean over the subject's row and lambda times that over the class's."""
+def torch_backward(prediction, target):
+  """Computes gradients of the mean squared error of the subject plus lambda times that of the class."""
   import torch
 
-  subject, prior = (torch.nn.functional.mse_loss(said[i : i + 1], wanted[i : i + 1]) for i in (0, 1))
+  subject, prior = (torch.nn.functional.mse_loss(prediction[i : i + 1], target[i : i + 1]) for i in (0, 1))
   (subject + WEIGHT * prior).backward()
 
 
 def assert_same(found, table, network, prefix=""):
-  """Our gradients are the network's; those that are nothing but rounding, as of a key's bias, need not be."""
+  """Our gradients equal the network's, but for those that are only rounding errors, such as of a key's bias."""
   tensors = {prefix + name: x.grad.numpy() for name, x in network.named_parameters() if x.grad is not None}
   headers = {key: Header(x.shape, "") for key, x in tensors.items()}
   wanted = table.to_ours(found, headers, tensors.__getitem__, np.float32)
@@ -78,22 +78,22 @@ def test_of_stable_diffusion_and_its_text_encoders(pipelines, name):
   ids = [torch.tensor(tokenizer(PROMPTS)[0], dtype=torch.long) for tokenizer in generator.tokenizer.all]
   if name == "sdxl":
     texts = [
-      encoder(row, output_hidden_states=True)
-      for encoder, row in zip((pipeline.text_encoder, pipeline.text_encoder_2), ids, strict=True)
+      encoder(tokens, output_hidden_states=True)
+      for encoder, tokens in zip((pipeline.text_encoder, pipeline.text_encoder_2), ids, strict=True)
     ]
-    text = torch.cat([said.hidden_states[-2] for said in texts], -1)
+    text = torch.cat([encoded.hidden_states[-2] for encoded in texts], -1)
     sizes = torch.tensor([stage.sizes] * 2, dtype=torch.float32)
     more["added_cond_kwargs"] = {"text_embeds": texts[1].text_embeds, "time_ids": sizes}
   else:
     text = pipeline.text_encoder(ids[0])[0]
-  said = pipeline.unet(pipeline.scheduler.add_noise(x, noise, t), t, text, **more).sample
-  torch_loss(said, pipeline.scheduler.get_velocity(x, noise, t) if name == "sd-v" else noise)
+  prediction = pipeline.unet(pipeline.scheduler.add_noise(x, noise, t), t, text, **more).sample
+  torch_backward(prediction, pipeline.scheduler.get_velocity(x, noise, t) if name == "sd-v" else noise)
 
   assert_same(found["base"], latent_unet.TABLE, pipeline.unet)
   encoders = [pipeline.text_encoder, *([pipeline.text_encoder_2] if name == "sdxl" else [])]
   for i, encoder in enumerate(encoders):
     own = found[TEXT][f"towers_{i}"]
-    if name == "sdxl":  # of what does not change what the U-Net sees there is no gradient
+    if name == "sdxl":  # layers behind the penultimate hidden states have no gradient
       own = {key: x for key, x in own.items() if any(np.any(y) for y in jax.tree.leaves(x))}
     assert_same(own, clip.TEXT_TABLE, encoder, "" if hasattr(encoder, "text_model") else "text_model.")
 
@@ -110,12 +110,12 @@ def test_of_deepfloyd_if_both_stages(deepfloyd):
     found, timesteps, eps, low_eps = ours(generator, params, stage, image, config)
     x, noise, low_noise = (torch.tensor(y.transpose(0, 3, 1, 2)) for y in (image, eps, low_eps))
     t, more = torch.tensor(timesteps, dtype=torch.long), {}
-    seen = pipeline.scheduler.add_noise(x, noise, t)
+    x_t = pipeline.scheduler.add_noise(x, noise, t)
     if stage.is_super_resolution:
       low = np.asarray(upsample(downsample(jnp.asarray(image), generator.stages[0].image), stage.image))
       more["class_labels"] = torch.full((2,), round(1000 * LEVEL) - 1)
       low = torch.tensor(low.transpose(0, 3, 1, 2))
       low = pipeline.image_noising_scheduler.add_noise(low, low_noise, more["class_labels"])
-      seen = torch.cat([seen, low], 1)
-    torch_loss(pipeline.unet(seen, t, text, **more).sample[:, :3], noise)
+      x_t = torch.cat([x_t, low], 1)
+    torch_backward(pipeline.unet(x_t, t, text, **more).sample[:, :3], noise)
     assert_same(found[stage.name], unet.TABLE, pipeline.unet)
