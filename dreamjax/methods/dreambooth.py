@@ -314,7 +314,7 @@ def objective(
   """Builds the loss (1) of a stage and its optimizer, for a theta of `first_theta`, or its shapes."""
   settings, tunes_text = config.stages[stage.name], TEXT in theta
   small = generator.stages[generator.stages.index(stage) - 1].image if stage.is_super_resolution else 0
-  recipe = Recipe(augmentation_levels=tuple(settings.augmentation_levels), small=small, min_snr=settings.min_snr)
+  recipe = Recipe(augmentation_levels=tuple(settings.augmentation_levels), low_res_size=small, min_snr=settings.min_snr)
   optimizer = ml_collections.ConfigDict(settings.optimizer)
   if tunes_text:
     optimizer.multipliers = (*optimizer.multipliers, (f"^{TEXT}/", config.text_rate))

@@ -13,7 +13,7 @@ from dreamjax.parallel.sharding import make_mesh
 @pytest.mark.parametrize("name", ["toybox-cascade", "toybox-muse"])
 def test_in_bfloat16_kernels_take_half_and_are_hashed_as_they_were_read(name):
   hasher = theta.Hasher()
-  generator, half = devices.load(name, make_mesh((1, 1, 1)), "bfloat16", hasher)
+  generator, half = devices.load(name, make_mesh((1, 1, 1)), dtype="bfloat16", hasher=hasher)
   _, params = generators.load(name)
   assert hasher.hashes() == generator.base(params).hashes != generator.base(half).hashes
   for found, read in zip(jax.tree.leaves(half), jax.tree.leaves(params), strict=True):

@@ -57,6 +57,6 @@ def test_level_0_is_the_first_timestep_of_a_table_in_sampling_and_in_training(sr
   groups = base_model_group(guidance, None, jax.tree.map(lambda x: x[:1], TEXT), TEXT)
   sample_stage(stage, sampling, groups, guidance.weights, keys, low_res)
   rows = Batch(jnp.zeros((2, 16, 16, 3)), TEXT, jnp.ones(2), {})
-  stage_loss(stage, Recipe((0.0, 0.0), small=8))({}, {"sr": None}, rows, jax.random.key(0))
+  stage_loss(stage, Recipe((0.0, 0.0), low_res_size=8))({}, {"sr": None}, rows, jax.random.key(0))
   assert len(levels) == 2
   np.testing.assert_allclose(np.stack(levels), expected)

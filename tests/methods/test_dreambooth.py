@@ -148,7 +148,7 @@ def test_later_stages_are_trained_on_what_the_tuned_text_encoder_makes_of_texts(
     return state.replace(theta=jax.tree.map(lambda x: x + 0.3, state.theta))
 
   monkeypatch.setattr(dreambooth, "fit", fit)
-  config = recipe(prior__kind="none", train_text=train_text, stages__sr__rows=4)
+  config = recipe(prior__kind="none", train_text=train_text, stages__sr__batch_size=4)
   made = dreambooth.dreambooth(generator, params, photos, "dog", workdir=tmp_path, config=config)
   wanted, plain = (generator.encode(params, ["a qx dog"], theta) for theta in (made.thetas["text"], None))
   assert np.abs(wanted.tokens - plain.tokens).max() > 0.01
@@ -183,7 +183,7 @@ def test_only_what_a_stage_needs_is_on_the_devices_while_it_is_trained(tiny_casc
 def test_patience_ends_a_training_and_keeps_the_best(tiny_cascade, photos, tmp_path):
   generator, params = tiny_cascade
   config = recipe(
-    prior__kind="none", patience=2, stages__base__steps=40, stages__base__save_every=1, stages__sr__steps=0
+    prior__kind="none", early_stopping=2, stages__base__steps=40, stages__base__save_every=1, stages__sr__steps=0
   )
   config.stages.base.optimizer.learning_rate = 3.0  # it can only get worse
   run = lambda: dreambooth.dreambooth(generator, params, photos, "dog", workdir=tmp_path, config=config)  # noqa: E731
@@ -250,7 +250,7 @@ def test_prompts_are_those_of_the_photos_the_wordings_and_the_class(photos):
     ({"stages__base__kind": "none"}, "stages.base.kind is none, which leaves nothing to tune"),
     ({"train_text": "embeddings", "stages__sr__kind": "none"}, "stages.sr.kind is none, which leaves nothing to tune"),
     ({"train_text": "all"}, "train_text is one of frozen, tuned, embeddings, not 'all'"),
-    ({"stages__sr__rows": 0}, "rows is at least 1"),
+    ({"stages__sr__batch_size": 0}, "batch_size is at least 1"),
     ({"stages__base__pattern": "no_such_layer"}, "'no_such_layer' matches none of"),
     ({"prior__sampling": {"base": {"steps": 0}}}, "one step or more"),
   ],
@@ -266,7 +266,7 @@ def test_a_config_that_cannot_be_is_refused(tiny_cascade, photos, tmp_path, chan
 
 
 def test_batches_that_no_mesh_can_divide_are_refused_before_anything_is_drawn(tiny_cascade, photos, tmp_path):
-  config = recipe(stages__base__rows=6, stages__sr__rows=3)
+  config = recipe(stages__base__batch_size=6, stages__sr__batch_size=3)
   message = "stages.sr.batch_size is 3, which with 2 prior examples does not divide over 8 devices: 6 would do"
   with pytest.raises(ValueError, match=message):
     dreambooth.dreambooth(*tiny_cascade, photos, "dog", workdir=tmp_path / "run", config=config, mesh=make_mesh())
@@ -290,7 +290,7 @@ def test_what_is_shown_beside_a_training_is_drawn_with_the_theta_where_it_lies(
 
   monkeypatch.setattr(dreambooth, "fit", fit)
   monkeypatch.setattr(dreambooth.cascades, "batches", batches)
-  config = recipe(prior__kind="none", stages__base__kind="full", stages__base__rows=8, stages__sr__steps=0)
+  config = recipe(prior__kind="none", stages__base__kind="full", stages__base__batch_size=8, stages__sr__steps=0)
   config.sample_prompts = ("a [V] dog",)
   mesh = make_mesh((1, 8, 1))
   dreambooth.dreambooth(*tiny_cascade, photos, "dog", workdir=tmp_path, config=config, mesh=mesh)

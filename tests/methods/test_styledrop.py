@@ -386,7 +386,7 @@ def test_the_paper_s_optimizer_is_adam():
 
 
 def test_batches_that_no_mesh_can_divide_are_refused_where_they_are_to_come(tiny_masked, images, tmp_path):
-  config, mesh = recipe(first__base__rows=8, first__sr__rows=8, second__sr__steps=0), make_mesh()
+  config, mesh = recipe(first__base__batch_size=8, first__sr__batch_size=8, second__sr__steps=0), make_mesh()
   message = "second.base.batch_size is 2, which does not divide over 8 devices: 8 would do"
   with pytest.raises(ValueError, match=message):
     known = {"workdir": tmp_path / "run", "config": config, "mesh": mesh}
