@@ -20,6 +20,7 @@ from dreamjax.models.clip import PromptEncoder
 from dreamjax.parallel.sharding import (
   AXES,
   Mesh,
+  batch_axes,
   batch_sharding,
   batch_shards,
   make_mesh,

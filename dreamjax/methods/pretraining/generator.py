@@ -101,7 +101,7 @@ class StageTask(Task):
     self._prompts = held_out.captions(self._indices)
     self._sample_from = jax.jit(self._super_resolution)
 
-  def loss(self, theta: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[Array, dict[str, Array]]:
+  def loss(self, theta: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[Array, dict[str, Any]]:
     """Computes `denoising.stage_loss` of images resized to the stage's, half of them mirrored if the config says so."""
     image = downsample(signed(batch["images"]), self.stage.image)
     chance = 0.5 if self.config.flip else 0.0

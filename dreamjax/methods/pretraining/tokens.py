@@ -111,7 +111,7 @@ class TokensTask(Task):
     self._held_out_low = encode_low(held_out, count)
     self._sample_from = jax.jit(self._super_resolution)
 
-  def loss(self, theta: Any, frozen: Any, batch: TokenBatch, key: jax.Array) -> tuple[Array, dict[str, Array]]:
+  def loss(self, theta: Any, frozen: Any, batch: TokenBatch, key: jax.Array) -> tuple[Array, dict[str, Any]]:
     """Computes `masking.stage_loss`."""
     return self._loss(theta, frozen, batch, key)
 
