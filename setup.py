@@ -27,6 +27,7 @@ setuptools.setup(
   install_requires=[
     "absl-py>=2.1",
     "clu>=0.0.12",
+    "etils[epy]>=1.12",  # lazy imports
     "flax>=0.12",
     "huggingface_hub>=1.0",
     "jax>=0.10",
@@ -50,17 +51,17 @@ setuptools.setup(
     "cuda12": ["jax[cuda12]>=0.10"],
     "cuda13": ["jax[cuda13]>=0.10"],
     "tpu": ["jax[tpu]>=0.10"],
-    # The TPU compiler, for planning a run on a machine that has no TPU.
+    # The TPU compiler, for `dreamjax plan` on a machine without a TPU.
     "plan": ["libtpu"],
-    # TensorBoard's event files beside the plain JSON lines.
+    # TensorBoard's event files in addition to the JSON lines.
     "tensorboard": ["tensorboard", "tensorflow"],
     # The page of `dreamjax feedback`.
     "feedback": ["flask>=3.1"],
-    # Photos as iPhones take them.
+    # HEIC photos, the format of iPhones.
     "heic": ["pillow-heif>=1.0"],
     # The plots of tests/benchmarks.
     "plots": ["matplotlib>=3.9"],
-    # What launch/test.sh runs, and the originals that the models are compared with.
+    # The tools of launch/test.sh; and the PyTorch originals that the models are compared with.
     "test": [
       *("beartype>=0.20", "flask>=3.1", "hypothesis>=6.100", "pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.15"),
       "selenium>=4.30",

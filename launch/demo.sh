@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Teaches the toybox's cascade a toy that it has never seen from four photos, and draws that toy everywhere, in a virtual
-# environment that it makes: ./launch/demo.sh [FOLDER]
+# Teaches the toybox's cascade a toy that it was not trained on from four photos, and generates images of that toy, in a
+# virtual environment that it makes: ./launch/demo.sh [FOLDER]
 set -euo pipefail
 out=${1:-}
 [[ -z $out || $out == /* ]] || out=$PWD/$out

@@ -2,14 +2,14 @@
 # Runs dreamjax on TPUs of Google Kubernetes Engine, by xpk (pip install xpk; it wants gcloud, kubectl and docker). Each
 # step is one call; --dry-run in front prints its commands.
 #
-#   ./launch/gke.sh create CLUSTER ZONE TYPE BUCKET [--spot]     a cluster that sees a bucket as /shared
+#   ./launch/gke.sh create CLUSTER ZONE TYPE BUCKET [--spot]     a cluster that mounts a bucket as /shared
 #   ./launch/gke.sh push   BUCKET FOLDER                         copy a folder, such as photos, into the bucket
 #   ./launch/gke.sh run    CLUSTER ZONE TYPE NAME dreambooth ARGUMENTS...   in /shared; this commit, as a workload NAME
 #   ./launch/gke.sh fetch  BUCKET FOLDER                         copy a folder of the bucket here
 #   ./launch/gke.sh delete CLUSTER ZONE [NAME]                   a workload, or the cluster; never the bucket
 #
-# TYPE is like v5litepod-16 or v6e-8. The bucket is made where missing; one that was there is to have a hierarchy of
-# folders, so that checkpoints are put in their place at once, by renaming them.
+# TYPE is like v5litepod-16 or v6e-8. The bucket is made where missing; one that exists should have hierarchical
+# folders, so that checkpoints are moved into place at once, by renaming them.
 set -euo pipefail
 here=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -44,9 +44,9 @@ case $what in
     shift 4
     temporary_folder
     run git archive --format=tar --output="$folder/dreamjax.tar" HEAD
-    # xpk puts the folder into an image, as /app, and the command, of one line, into a manifest. What is told to end is
-    # the shell that runs the command: exec makes that dreamjax, and a checkpoint has five minutes to get to the bucket.
-    # 75 is the status of a program that saved and was told to end; of those above 127, of a lost process, xpk knows.
+    # xpk puts the folder into a Docker image, as /app, and the command, of one line, into a manifest. SIGTERM goes to the
+    # shell that runs the command: exec makes that dreamjax, and a checkpoint has five minutes to get to the bucket.
+    # 75 is the status of a program that saved on SIGTERM; statuses above 127, of a lost process, are known to xpk.
     install="mkdir dreamjax && tar xf dreamjax.tar -C dreamjax && pip install --quiet './dreamjax[tpu]'"
     start="cd /shared && JAX_COMPILATION_CACHE_DIR=/shared/.xla exec dreamjax $(printf '%q ' "$@")--hosts auto"
     run xpk workload create --cluster="$cluster" --zone="$zone" --workload="$name" --tpu-type="$type" --num-slices=1 \

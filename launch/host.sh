@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# What tpu.sh asks of each host of a TPU. A run goes on when the connection ends that began it.
+# The commands that tpu.sh runs on each host of a TPU. A run goes on after the connection that began it ends.
 #
-#   ~/dreamjax/launch/host.sh share --bucket BUCKET | --nfs HOST:/SHARE    makes ~/shared what outlives the host
-#   ~/dreamjax/launch/host.sh begin ARGUMENTS...    dreamjax in ~/shared, again and again while it is cut off
-#   ~/dreamjax/launch/host.sh log                   what it says, until it ends; then this ends with its status
+#   ~/dreamjax/launch/host.sh share --bucket BUCKET | --nfs HOST:/SHARE    mounts ~/shared, which outlives the host
+#   ~/dreamjax/launch/host.sh begin ARGUMENTS...    dreamjax in ~/shared, restarted while it is interrupted
+#   ~/dreamjax/launch/host.sh log                   its output, until it ends; then this ends with its status
 #   ~/dreamjax/launch/host.sh stop                  lets it save and end
 set -euo pipefail
 self=$(realpath "${BASH_SOURCE[0]}")
-cd ~ # where all of this lies: venv, shared, share (what shared is), run.pid, run.log, run.status
+cd ~ # with venv, shared, share (the source of shared), run.pid, run.log and run.status
 
-# Mounts what shared is to be, where that is not yet done, or was undone when the host started anew.
+# Mounts the source of shared, unless it is mounted; a reboot of the host unmounts it.
 mount_shared() {
   local kind source
   [[ -e share ]] || return 0
@@ -19,7 +19,7 @@ mount_shared() {
   elif [[ $kind == --nfs ]]; then
     sudo mount -t nfs -o rw "$source" shared
     sudo chown "$(id -u)" shared
-  else # what one host writes, the others are to see at once
+  else # without caches, so that the hosts see each other's files at once
     gcsfuse --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 "$source" shared
   fi
 }
@@ -37,16 +37,16 @@ is_going() {
   [[ -e run.pid ]] && kill -0 "$(<run.pid)" 2>/dev/null
 }
 
-# Runs a command, and again while it ends as what is cut off ends: with 75 (it saved and was told to end, or it lost
-# another process), 134 (so does JAX itself where it lost one, or found none), 137 or 143 (it was killed). The third
-# in a row that took less than ten minutes is the last: JAX waits five for a process, and one may be gone for good.
+# Runs a command, and restarts it while it ends with the status of an interruption: 75 (it saved on SIGTERM, or lost
+# another process), 134 (JAX itself, where it lost a process or found none), 137 or 143 (it was killed). The third in
+# a row that took less than ten minutes is the last: JAX waits five for a process, which may be gone for good.
 keep() {
-  local began status short=0 told=
-  trap 'told=yes' TERM # the command, of the same group, is told as well
+  local began status short=0 stopped=
+  trap 'stopped=yes' TERM # the command, of the same process group, gets the signal as well
   while true; do
     began=$SECONDS status=0
     "$@" || status=$?
-    [[ -z $told && $status =~ ^(75|134|137|143)$ ]] || return "$status"
+    [[ -z $stopped && $status =~ ^(75|134|137|143)$ ]] || return "$status"
     short=$((SECONDS - began < 600 ? short + 1 : 0))
     [[ $short -lt 3 ]] || break
     echo "dreamjax ended with the status $status, and is started again"

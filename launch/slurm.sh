@@ -3,9 +3,9 @@
 #
 #   ./launch/slurm.sh NODES GPUS_PER_NODE dreambooth ARGUMENTS...
 #
-# Folders are to lie where all nodes see them, and .venv beside this script's folder is to hold dreamjax with [cuda12]
-# or [cuda13]. SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT say the rest. Two minutes before the time is over, or
-# when the job is preempted, the run saves, and the job is queued again.
+# All nodes must see the folders, and the repository's .venv must hold dreamjax with [cuda12] or [cuda13].
+# SBATCH_PARTITION, SBATCH_ACCOUNT and SBATCH_TIMELIMIT set the rest. Two minutes before the time is over, or when the
+# job is preempted, the run saves, and the job is queued again.
 set -euo pipefail
 here=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -29,11 +29,11 @@ job=$(
 #SBATCH --chdir=$here
 export JAX_COMPILATION_CACHE_DIR=\${JAX_COMPILATION_CACHE_DIR:-$here/.xla}
 
-# srun ends with the highest status of its tasks. Each says 75 where it was cut off: it saved and was told to end, or
-# lost another process (75, or 134 from JAX itself), or was killed (137, 143). What would end so again says 200 more
-# than its status, so that it is heard above the others, whom it made lose a process.
+# srun ends with the highest status of its tasks. A task that was interrupted ends with 75: it saved on SIGTERM, or lost
+# another process (75, or 134 from JAX itself), or was killed (137, 143). One that would fail again ends with 200 more
+# than its status, which is then higher than that of the others, which lost a process through it.
 task='
-  trap : TERM # Slurm tells this shell as well, which is to wait
+  trap : TERM # Slurm signals this shell as well, which must wait
   status=0
   "\$@" || status=\$?
   case \$status in
@@ -47,7 +47,7 @@ srun --kill-on-bad-exit=0 bash -c "\$task" task $(printf '%q ' "$PWD/.venv/bin/d
 if [[ \$status -ge 200 ]]; then
   exit \$((status - 200))
 fi
-# What ended within ten minutes would end so again: JAX waits five for a process that may be gone for good.
+# A job that ended within ten minutes would do so again: JAX waits five for a process that may be gone for good.
 if [[ \$status -ne 0 && \$SECONDS -gt 600 ]]; then
   scontrol requeue "\$SLURM_JOB_ID"
 fi

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# For the scripts beside it to source, in the repository's root and with their arguments as they are: usage, --dry-run
-# in front, run, and what several of them do.
+# Sourced by the other scripts, in the repository's root and with their own arguments: usage, --dry-run in front, run,
+# and the steps that several of them take.
 
 # Prints the comment at the script's top, and ends.
 usage() {
@@ -24,7 +24,7 @@ run() {
   fi
 }
 
-# Leaves in $folder a folder that is removed when the script ends.
+# Sets $folder to a new folder, which is removed when the script ends.
 temporary_folder() {
   if [[ -n $dry ]]; then
     folder=/tmp/dreamjax
@@ -35,8 +35,8 @@ temporary_folder() {
   trap 'run rm -r "$folder"' EXIT
 }
 
-# make_bucket BUCKET ZONE: makes a bucket near a zone, where there is none of that name. It has a hierarchy of folders:
-# checkpoints are put in their place by renaming folders, which a bucket without it does one file after the other.
+# make_bucket BUCKET ZONE: makes a bucket near a zone, unless there is one of that name. It has hierarchical folders:
+# checkpoints are moved into place by renaming folders, which a bucket without them does one file after another.
 make_bucket() {
   if [[ -n $dry ]] || ! gcloud storage buckets describe "gs://$1" >/dev/null 2>&1; then
     run gcloud storage buckets create "gs://$1" --location="${2%-*}" --uniform-bucket-level-access \

@@ -2,7 +2,7 @@
 # Runs dreamjax on a Cloud TPU VM, on all of its hosts. Each step is one call; --dry-run in front prints its commands.
 #
 #   ./launch/tpu.sh create  NAME ZONE TYPE [--spot] [--queued]   make it, or queue for it (TYPE: v5litepod-16, v6e-8...)
-#   ./launch/tpu.sh install NAME ZONE [--bucket BUCKET | --nfs HOST:/SHARE]   bring this commit there; what ~/shared is
+#   ./launch/tpu.sh install NAME ZONE [--bucket BUCKET | --nfs HOST:/SHARE]   install this commit; mount ~/shared
 #   ./launch/tpu.sh push    NAME ZONE FOLDER                     copy a folder, such as photos, into shared
 #   ./launch/tpu.sh run     NAME ZONE dreambooth ARGUMENTS...    in ~/shared; follow the log of the first host
 #   ./launch/tpu.sh log     NAME ZONE [HOST]                     follow it again, or that of another host, from 0
@@ -10,7 +10,7 @@
 #   ./launch/tpu.sh fetch   NAME ZONE FOLDER                     copy shared/FOLDER here
 #   ./launch/tpu.sh delete  NAME ZONE [--queued]
 #
-# A run goes on when the connection ends, and is started again when it was cut off. A spot TPU that is preempted is gone
+# A run goes on after the connection ends, and is restarted after an interruption. A spot TPU that is preempted is gone
 # with its disk, and nothing brings it back: delete, create, install and run again, with the same arguments, and the run
 # goes on where it was, if shared outlived the TPU. A bucket does (it is made where missing; the TPU's service account
 # must be allowed to write there), or NFS, such as a Filestore instance. A TPU of several hosts needs either anyway.

@@ -58,9 +58,9 @@ def pytest_addoption(parser):
 
 def pytest_configure():
   """XLA computes as it does in the commands. A test of one would set its flags for other processes, but not its own."""
-  from dreamjax import cli
+  import dreamjax
 
-  cli.prepare_xla()
+  dreamjax.prepare_xla()
 
 
 def pytest_report_header():

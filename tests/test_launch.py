@@ -36,6 +36,64 @@ def test_the_scripts_are_free_of_what_shellcheck_knows():
   assert found.returncode == 0, found.stdout
 
 
+def in_venv_sh(command, *, path, **environment):
+  """Runs a command of the shell after sourcing launch/venv.sh; only programs on the path are found."""
+  given = {"PATH": str(path), "HOME": str(path), **environment}
+  command = f"source {LAUNCH}/venv.sh; {command}"
+  bash = shutil.which("bash")
+  return subprocess.run([bash, "-c", command], capture_output=True, text=True, check=False, env=given, cwd=ROOT)
+
+
+def python_stub(path, version):
+  """A program that answers what launch/venv.sh asks of a Python of this version."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  old = tuple(map(int, version.split("."))) < (3, 11)
+  path.write_text(f"#!/bin/sh\ncase $2 in *print*) echo {version} ;; *exit*) exit {int(old)} ;; esac\n")
+  path.chmod(0o755)
+
+
+def test_the_python_that_is_named_is_taken_or_refused(tmp_path):
+  python_stub(tmp_path / "python3", "3.12")
+  python_stub(tmp_path / "old", "3.10")
+  python_stub(tmp_path / "new", "3.13")
+  assert in_venv_sh("find_python", path=tmp_path).stdout == "python3\n"
+  assert in_venv_sh("find_python", path=tmp_path, PYTHON=str(tmp_path / "new")).stdout == f"{tmp_path / 'new'}\n"
+  for python in ("old", "missing"):
+    refused = in_venv_sh("find_python", path=tmp_path, PYTHON=str(tmp_path / python))
+    assert refused.returncode == 1 and refused.stdout == ""
+    assert refused.stderr == f"PYTHON={tmp_path / python} does not run, or is older than Python 3.11\n"
+  (tmp_path / "python3").unlink()
+  none = in_venv_sh("find_python", path=tmp_path)
+  assert none.returncode == 1 and "needs Python 3.11 or newer" in none.stderr
+
+
+def test_an_environment_of_another_python_than_the_named_one_is_refused(tmp_path):
+  python_stub(tmp_path / "new", "3.13")
+  python_stub(tmp_path / "venv/bin/python", "3.11")
+  stub(tmp_path / "venv/bin/pip", "exit 1")
+  (tmp_path / "launch").mkdir()
+  shutil.copy(LAUNCH / "venv.sh", tmp_path / "launch")
+  (tmp_path / "venv").rename(tmp_path / ".venv")
+  command = f"cd {tmp_path}; set -e; use_venv '.[test]'"
+  refused = in_venv_sh(command, path=tmp_path, PYTHON=str(tmp_path / "new"))
+  assert refused.returncode == 1 and ".venv holds Python 3.11, but PYTHON=" in refused.stderr
+  assert "is 3.13: remove .venv, or unset PYTHON" in refused.stderr
+  python_stub(tmp_path / "new", "3.11")
+  assert in_venv_sh(command, path=tmp_path, PYTHON=str(tmp_path / "new")).returncode == 0  # there is no setup.py
+  assert in_venv_sh(command, path=tmp_path).returncode == 0
+
+
+def test_a_python_of_a_version_is_found_on_the_path_and_in_pyenv(tmp_path):
+  found = lambda **environment: in_venv_sh("find_python_version 3.13", path=tmp_path, **environment)  # noqa: E731
+  assert (found().returncode, found().stdout) == (0, "")
+  python_stub(tmp_path / ".pyenv/versions/3.13.0/bin/python", "3.13")
+  stub(tmp_path / "python3.13", "exit 127")  # as pyenv's own does where another version is chosen
+  assert found().stdout == f"{tmp_path}/.pyenv/versions/3.13.0/bin/python\n"
+  assert found(PYENV_ROOT=str(tmp_path / "elsewhere")).stdout == ""
+  python_stub(tmp_path / "python3.13", "3.13")
+  assert found().stdout == "python3.13\n"
+
+
 @pytest.mark.parametrize(
   ("arguments", "commands"),
   [

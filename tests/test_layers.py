@@ -29,6 +29,9 @@ ROOMS = {
   "commands": ("__init__", "toybox", *METHODS),
   "cli": ("commands", "__init__", "toybox", *METHODS),
 }
+for _room in ROOMS:
+  ROOMS[_room] = ("errors", "xla", *ROOMS[_room])
+ROOMS |= {"errors": (), "xla": ()}
 
 
 def imported(tree: ast.AST, package: str) -> Iterator[tuple[int, str]]:

@@ -1,34 +1,41 @@
-"""`--mesh` and `--hosts`: the devices on which a command computes, what lies where, and who else computes."""
+"""`--mesh` and `--hosts`: the devices that a command computes on, and the processes that it shares them with."""
+
+from __future__ import annotations
 
 import argparse
 import re
 from typing import Any
 
-import jax
+from etils import epy
 
-from dreamjax import generators
-from dreamjax.parallel import processes, sharding
+from dreamjax.errors import UserError, user_errors
 
+with epy.lazy_imports():
+  import jax
+
+  from dreamjax import generators
+  from dreamjax.parallel import processes, sharding
+
+AXES = ("data", "fsdp", "tensor")  # of the mesh, as `sharding.AXES`
 _SIZE = re.compile(r"-1|[1-9]\d*")
 _HOSTS = re.compile(r"([^,\s]+:\d+),(\d+),(\d+)")
 
 
 def add(parser: argparse.ArgumentParser, *, several: bool = True, usual: str = "one device") -> None:
-  """Adds the arguments to a command's: `--mesh`, and `--hosts` where it can run as several processes."""
+  """Adds the arguments to a command's parser: `--mesh`, and `--hosts` where it can run as several processes."""
   parser.add_argument(
     "--mesh", type=_shape, metavar="AXIS=N[,AXIS=N]",
-    help=f"devices along the axes {', '.join(sharding.AXES)}, such as data=-1 for all or data=2,fsdp=4: images of a "
-    "batch are spread over data and fsdp, parameters over fsdp and tensor "
-    f"(default: {usual})",
+    help=f"devices along the axes {', '.join(AXES)}, such as data=-1 for all or data=2,fsdp=4: the images of a batch "
+    f"are sharded over data and fsdp, parameters over fsdp and tensor (default: {usual})",
   )  # fmt: skip
   parser.set_defaults(hosts=None)
   if not several:
     return
   parser.add_argument(
     "--hosts", type=_processes, metavar="auto|HOST:PORT,COUNT,INDEX",
-    help="run as one of several processes, which share the devices: auto takes the others from the environment, on "
-    "Cloud TPU VMs and under Slurm; or say where the first one is, how many there are, and which this is, from 0. All "
-    "of them have to see the folders, and --mesh is by default data=-1",
+    help="run as one of several processes that share the devices: auto finds the others by the environment, on Cloud "
+    "TPU VMs and under Slurm; or give the address of the first one, how many there are, and the index of this one, "
+    "from 0. All of them must see the folders, and --mesh is by default data=-1",
   )  # fmt: skip
 
 
@@ -41,27 +48,29 @@ def _processes(text: str) -> tuple[str, int, int]:
 
 
 def _shape(text: str) -> tuple[int, ...]:
-  sizes = dict.fromkeys(sharding.AXES, 1)
+  sizes = dict.fromkeys(AXES, 1)
   for part in text.split(","):
     axis, _, size = part.partition("=")
     if axis not in sizes or not _SIZE.fullmatch(size):
-      axes = ", ".join(sharding.AXES)
+      axes = ", ".join(AXES)
       raise argparse.ArgumentTypeError(f"{part!r} is not AXIS=N with an axis of {axes} and N of 1 or more, or -1")
     sizes[axis] = int(size)
   return tuple(sizes.values())
 
 
 def mesh(args: argparse.Namespace) -> jax.sharding.Mesh:
-  """The mesh that was asked for, behind meeting the other processes; by default of one device, with --hosts of all.
+  """Joins the other processes and returns the mesh of the arguments: by default one device, with --hosts all of them.
 
   Raises:
-    ValueError: if the devices do not fill it, or it leaves devices of one of several processes out.
+    UserError: if the devices do not fill the mesh, the mesh leaves out devices of one of several processes, or this
+      process cannot join the others.
   """
-  if args.hosts is not None:
-    processes.join(*args.hosts)
-  made = sharding.make_mesh(args.mesh or ((1, 1, 1) if args.hosts is None else (-1, 1, 1)))
+  with user_errors():
+    if args.hosts is not None:
+      processes.join(*args.hosts)
+    made = sharding.make_mesh(args.mesh or ((1, 1, 1) if args.hosts is None else (-1, 1, 1)))
   if processes.is_distributed() and made.size < jax.device_count():
-    raise ValueError(f"a mesh of several processes holds all of their {jax.device_count()} devices, not {made.size}")
+    raise UserError(f"a mesh of several processes holds all of their {jax.device_count()} devices, not {made.size}")
   return made
 
 
@@ -72,5 +81,5 @@ def say(*lines: str) -> None:
 
 
 def load(name: str, mesh: jax.sharding.Mesh) -> tuple[generators.Cascade | generators.Masked, dict[str, Any]]:
-  """A generator whose parameters go to their devices as they are read."""
+  """Loads a generator; its parameters are moved to the devices of the mesh as they are read."""
   return generators.load(name, put=sharding.param_putter(mesh))

@@ -1,13 +1,19 @@
 """`dreamjax dreambooth`: teaches a generator one subject from a few photos."""
 
+from __future__ import annotations
+
 import argparse
 import pathlib
 from typing import Any
 
-from dreamjax import generators
+from etils import epy
+
 from dreamjax.commands import configs, devices
-from dreamjax.generators import pipelines
-from dreamjax.methods import dreambooth, styledrop
+
+with epy.lazy_imports():
+  from dreamjax import generators
+  from dreamjax.generators import pipelines
+  from dreamjax.methods import dreambooth, styledrop
 
 CASCADE, SD, SDXL, IF = (f"configs/dreambooth.py:{name}" for name in ("toybox", "sd15", "sdxl", "if-xl"))
 MASKED, AMUSED = (f"configs/styledrop.py:{name}" for name in ("toybox", "amused512"))
@@ -17,24 +23,24 @@ def add(commands: Any) -> None:
   """Adds the command to an argparse parser's."""
   parser = commands.add_parser("dreambooth", help="teach a generator one subject from a few photos")
   parser.add_argument("--images", type=pathlib.Path, required=True, metavar="DIR", help="photos of the subject")
-  parser.add_argument("--class-noun", required=True, help='what the subject is, such as "dog"')
+  parser.add_argument("--class-noun", required=True, help='the class of the subject, such as "dog"')
   parser.add_argument("--model", default="toybox-cascade", metavar="NAME|DIR", help="the generator (%(default)s)")
   parser.add_argument("--workdir", type=pathlib.Path, required=True, help="for logs, checkpoints and theta.safetensors")
   parser.add_argument(
     "--config",
     metavar="FILE[:VARIANT]",
-    help=f"the recipe (default: {CASCADE}; for Stable Diffusion, {SD} or {SDXL}; for DeepFloyd IF, {IF}; for masked "
-    f"tokens, {MASKED}, or {AMUSED}); --config.KEY=VALUE changes it",
+    help=f"the recipe (default: {CASCADE}; for Stable Diffusion, {SD} or {SDXL}; for DeepFloyd IF, {IF}; for "
+    f"generators of masked tokens, {MASKED}, or {AMUSED}); --config.KEY=VALUE changes it",
   )
   parser.add_argument(
-    "--cache", type=pathlib.Path, metavar="DIR", help="of a cascade's prior sets (default: in the workdir)"
+    "--cache", type=pathlib.Path, metavar="DIR", help="for a cascade's prior sets (default: in the workdir)"
   )
   devices.add(parser)
   parser.set_defaults(run=run)
 
 
 def recipe(generator: generators.Cascade | generators.Masked) -> str:
-  """The config of a generator, where none is named."""
+  """Returns the default config of a generator."""
   if isinstance(generator, generators.Masked):
     return AMUSED if pipelines.writes(generator) else MASKED
   if generator.autoencoder is not None:
@@ -43,7 +49,7 @@ def recipe(generator: generators.Cascade | generators.Masked) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
-  """Runs the command, or goes on with it where it was cut off."""
+  """Runs the command, or resumes a run that was interrupted."""
   mesh = devices.mesh(args)
   generator, params = devices.load(args.model, mesh)
   config = configs.load(args.config or recipe(generator), args.overrides)

@@ -1,4 +1,6 @@
-"""`dreamjax plan`: what a run will need of TPUs that are not there yet."""
+"""`dreamjax plan`: compiles a run for TPUs that this machine does not have, and says what it needs."""
+
+from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping
@@ -8,32 +10,38 @@ import pathlib
 import time
 from typing import Any
 
-import jax
-import ml_collections
-import rich.box
-import rich.console
-import rich.table
+from etils import epy
 
-from dreamjax import generators
 from dreamjax.commands import configs, devices
-from dreamjax.generators import published
-from dreamjax.methods import plans
-from dreamjax.parallel import sharding
+from dreamjax.errors import UserError, user_errors
+
+with epy.lazy_imports():
+  import jax
+  import ml_collections
+  from rich import box as boxes
+  from rich import console as consoles
+  from rich import table as tables
+
+  from dreamjax import generators
+  from dreamjax.generators import published
+  from dreamjax.methods import plans
+  from dreamjax.parallel import sharding
 from dreamjax.train import topologies
 
-_WIDTH = 120  # columns of tables that are written to no terminal
+PUBLISHED = ("if-xl", "sd15", "sdxl", "muse-3b", "amused512")  # as `generators.published.PUBLISHED`
+_WIDTH = 120  # columns of tables that are not written to a terminal
 
 
 def add(commands: Any) -> None:
   """Adds the command to an argparse parser's."""
   parser = commands.add_parser(
     "plan",
-    help="compile a run for TPUs that are not there, and say what it needs",
-    description="Compiles the updates and the drawings of a run of DreamBooth or StyleDrop for TPUs, from shapes "
-    "alone, by the TPU's compiler, which pip install 'dreamjax[plan]' brings. Of each program it says what lies on a "
-    "device and whether it fits, the operations beside those that the model asks for, the bytes that devices send "
-    "each other, and how long the chip takes at least. Where one does not fit, it looks for a mesh or a batch with "
-    "which it would, and compiles that.",
+    help="compile a run for TPUs that this machine does not have, and say what it needs",
+    description="Compiles the updates and the sampling of a run of DreamBooth or StyleDrop for TPUs from shapes alone, "
+    "with the TPU compiler, which pip install 'dreamjax[plan]' installs. For each program it prints the memory of a "
+    "device by part and whether the program fits, its operations compared with the model's own, the bytes that devices "
+    "send each other, and the least time the chip takes. Where one does not fit, it looks for a mesh or a batch size "
+    "with which it would, and compiles that.",
   )  # fmt: skip
   parser.add_argument(
     "--config", required=True, metavar="FILE[:VARIANT]", help="the recipe; --config.KEY=VALUE changes it"
@@ -41,11 +49,11 @@ def add(commands: Any) -> None:
   parser.add_argument("--topology", required=True, metavar="CHIP:AxB", help="such as v5e:4x4")
   parser.add_argument(
     "--model", metavar="NAME|DIR",
-    help=f"the generator: {', '.join(published.PUBLISHED)}, whose sizes are known, or one that there is (default: "
-    "that of these after which the config's variant is named)",
+    help=f"the generator: {', '.join(PUBLISHED)}, whose shapes are known without their weights, or any other (default: "
+    "the one of these that the config's variant is named after)",
   )  # fmt: skip
-  parser.add_argument("--only", metavar="PROGRAM", help="plan the programs in whose names this is")
-  parser.add_argument("--out", type=pathlib.Path, metavar="FILE", help="write all figures there, as JSON")
+  parser.add_argument("--only", metavar="PROGRAM", help="plan only programs whose names contain this")
+  parser.add_argument("--out", type=pathlib.Path, metavar="FILE", help="write all figures to this file, as JSON")
   devices.add(parser, several=False, usual="fsdp=-1")
   parser.set_defaults(run=run)
 
@@ -56,15 +64,15 @@ def run(args: argparse.Namespace) -> None:
   config = configs.load(args.config, args.overrides)
   variant = args.config.partition(":")[2]
   if args.model is None and variant not in published.PUBLISHED:
-    raise ValueError(f"the config's variant {variant!r} does not say for which generator it is: say --model")
+    raise UserError(f"the config's variant {variant!r} is not named after a generator: pass --model")
   generator, params = _describe(args.model or variant)
   found = topologies.devices(args.topology)
   mesh = _mesh(args.mesh or (1, -1, 1), found)
   made = plans.programs(generator, params, config, mesh)
   made = [program for program in made if args.only is None or args.only in program.name]
   if not made:
-    raise ValueError(f"no program of this run has {args.only!r} in its name")
-  console = rich.console.Console()
+    raise UserError(f"no program of this run has {args.only!r} in its name")
+  console = consoles.Console()
   if not console.is_terminal:
     console.width = _WIDTH
   say = functools.partial(console.print, soft_wrap=True, markup=False, highlight=False)
@@ -77,14 +85,14 @@ def run(args: argparse.Namespace) -> None:
       one["instead"] = _instead(program, one, chip, found, generator, params, config)
     planned.append(one)
   minutes = sum(one["minutes"] for one in planned)
-  say(f"{generator.name} on {args.topology}, {_told(mesh)}")
+  say(f"{generator.name} on {args.topology}, {_described(mesh)}")
   for table in _tables(planned, chip):
     console.print(table)
   say(_published(args.topology, chip))
   for program, one in zip(made, planned, strict=True):
     for line in _verdict(program, one, chip, config):
       say(line, style=None if one["fits"] else "red")
-  left_out = "" if all(one["fits"] for one in planned) else ", nor what does not fit"
+  left_out = "" if all(one["fits"] for one in planned) else ", nor programs that do not fit"
   say(f"at least {minutes:.1f} minutes, compilation not counted{left_out}")
   if args.out is not None:
     whole = {
@@ -96,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def weigh(program: plans.Program, chip: topologies.Chip, devices: int) -> dict[str, Any]:
-  """Compiles a program and says what it asks of each of so many devices of a kind."""
+  """Compiles a program and returns what it needs of each of `devices` chips: memory, operations, bytes sent, times."""
   held = sum(program.held.values())
   known = {"name": program.name, "runs": program.runs, "batch_size": program.batch_size, "held": program.held}
   begun, load, needed = time.monotonic(), None, 0.0
@@ -122,7 +130,7 @@ def weigh(program: plans.Program, chip: topologies.Chip, devices: int) -> dict[s
 def _instead(
   program: plans.Program, one: dict[str, Any], chip: topologies.Chip, devices: list[Any], *made_of: Any
 ) -> dict[str, Any] | None:
-  """What may fit in place of a program that does not, compiled; None if nothing is found."""
+  """Compiles the mesh or batch size with which a program that does not fit may fit; None if none is found."""
   found = plans.fitting(program, one["activations"], chip.memory, devices, *made_of)
   if found is None:
     return None
@@ -132,14 +140,15 @@ def _instead(
 
 def _mesh(shape: tuple[int, int, int], devices: list[Any]) -> jax.sharding.Mesh:
   try:
-    return sharding.make_mesh(shape, devices)
+    with user_errors():
+      return sharding.make_mesh(shape, devices)
   except NotImplementedError as error:
     words = _words(dict(zip(sharding.AXES, shape, strict=True)))
-    raise ValueError(f"the chips of this topology cannot be arranged by {words}") from error
+    raise UserError(f"the chips of this topology cannot be arranged by {words}") from error
 
 
 def _describe(name: str) -> tuple[generators.Cascade | generators.Masked, Any]:
-  """A generator and the shapes of its parameters."""
+  """Returns a generator and the shapes of its parameters."""
   if name in published.PUBLISHED:
     return published.describe(name)
   return generators.load(name, put=lambda _, array: jax.ShapeDtypeStruct(array.shape, array.dtype))
@@ -150,14 +159,14 @@ def _gib(size: float) -> str:
 
 
 def _words(mesh: Mapping[str, int]) -> str:
-  """A mesh as the argument of a command."""
+  """Returns a mesh as the argument of a command."""
   return f"--mesh {','.join(f'{axis}={size}' for axis, size in mesh.items() if size != 1) or 'data=1'}"
 
 
-def _told(mesh: jax.sharding.Mesh) -> str:
+def _described(mesh: jax.sharding.Mesh) -> str:
   if mesh.size == 1:
-    return "on one device, as a run computes without --mesh"
-  return f"on {mesh.size} devices by {_words(mesh.shape)}, which the run has to be told as well"
+    return "on one device, the default of a run"
+  return f"on {mesh.size} devices by {_words(mesh.shape)}, which the run must be passed as well"
 
 
 def _published(topology: str, chip: topologies.Chip) -> str:
@@ -167,17 +176,17 @@ def _published(topology: str, chip: topologies.Chip) -> str:
   )
 
 
-def _tables(planned: list[dict[str, Any]], chip: topologies.Chip) -> Iterator[rich.table.Table]:
-  """What lies on a device, what it computes, and what it sends."""
+def _tables(planned: list[dict[str, Any]], chip: topologies.Chip) -> Iterator[tables.Table]:
+  """Yields the tables of a device's memory, of what it computes, and of what it sends."""
   names = dict.fromkeys(name for one in planned for name in one["held"])
-  lies = _table(f"GiB on a device, of {_gib(chip.memory)}", "runs", "batch_size", *names, "activations", "peak", "")
+  memory = _table(f"GiB on a device, of {_gib(chip.memory)}", "runs", "batch_size", *names, "activations", "peak", "")
   for one in planned:
     sizes = [_gib(one["held"][name]) if name in one["held"] else "" for name in names]
-    told = [_gib(one["activations"]), _gib(one["peak"]), "fits" if one["fits"] else "does not fit"]
-    lies.add_row(
-      one["name"], str(one["runs"]), str(one["batch_size"]), *sizes, *told, style=None if one["fits"] else "red"
+    total = [_gib(one["activations"]), _gib(one["peak"]), "fits" if one["fits"] else "does not fit"]
+    memory.add_row(
+      one["name"], str(one["runs"]), str(one["batch_size"]), *sizes, *total, style=None if one["fits"] else "red"
     )
-  yield lies
+  yield memory
   planned = [one for one in planned if one["flops"] is not None]
   if planned:
     yield _computed(planned)
@@ -189,20 +198,20 @@ def _tables(planned: list[dict[str, Any]], chip: topologies.Chip) -> Iterator[ri
     yield sends
 
 
-def _computed(planned: list[dict[str, Any]]) -> rich.table.Table:
+def _computed(planned: list[dict[str, Any]]) -> tables.Table:
   columns = ["GFLOP", "model's\nGFLOP", "times", "memory\nGB", "compute\nms", "memory\nms", "links\nms", "step\nms"]
   table = _table("What a device does in a run, and how long it takes at least", *columns, "all runs\nminutes")
   for one in planned:
-    flops, asked = one["flops"], one["model_flops"]
+    flops, own = one["flops"], one["model_flops"]
     times = [one["times"][name] for name in ("compute", "memory", "collectives")]
-    cells = [f"{flops / 1e9:.1f}", f"{asked / 1e9:.1f}", f"{flops / asked:.2f}", f"{one['traffic'] / 1e9:.2f}"]
+    cells = [f"{flops / 1e9:.1f}", f"{own / 1e9:.1f}", f"{flops / own:.2f}", f"{one['traffic'] / 1e9:.2f}"]
     cells += [f"{1000 * time:.2f}" for time in (*times, one["seconds"])]
     table.add_row(one["name"], *cells, f"{one['minutes']:.2f}")
   return table
 
 
-def _table(title: str, *columns: str) -> rich.table.Table:
-  table = rich.table.Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+def _table(title: str, *columns: str) -> tables.Table:
+  table = tables.Table(title=title, title_justify="left", box=boxes.SIMPLE_HEAD, padding=(0, 1, 0, 0))
   table.add_column("program")
   for name in columns:
     table.add_column(name, justify="right", no_wrap=True)
@@ -212,7 +221,7 @@ def _table(title: str, *columns: str) -> rich.table.Table:
 def _verdict(
   program: plans.Program, one: dict[str, Any], chip: topologies.Chip, config: ml_collections.ConfigDict
 ) -> Iterator[str]:
-  """Whether a program fits, and what would."""
+  """Yields lines that say whether a program fits, and what would."""
   if one["fits"]:
     yield f"{one['name']} fits: {_gib(one['peak'])} of {_gib(chip.memory)} GiB"
     return
@@ -229,7 +238,7 @@ def _verdict(
 
 
 def _untried(program: plans.Program, config: ml_collections.ConfigDict) -> Iterator[str]:
-  """What else makes a program smaller."""
+  """Yields arguments, and other means, that make a program smaller."""
   if config.dtype == "float32":
     yield "--config.dtype=bfloat16"
   if "update" in program.name and config.remat != "all":

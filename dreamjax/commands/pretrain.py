@@ -1,44 +1,48 @@
 """`dreamjax pretrain`: trains the networks that come with dreamjax, on the toybox."""
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 import json
 import pathlib
-import pydoc_data.topics
 from typing import Any
 
-import jax
-import ml_collections
-import numpy as np
-import tqdm
+from etils import epy
 
-from dreamjax.commands import configs, devices, truth
-from dreamjax.data import tokenizer as tokenizers
-from dreamjax.data.examples import Examples
-from dreamjax.methods.pretraining import autoencoder, classifier, contrastive, generator, text, tokens, vqgan
-from dreamjax.methods.pretraining.task import Task
-from dreamjax.parallel import processes
-from dreamjax.toybox import album, source, vocabulary, world
-from dreamjax.train.loop import fit
-from dreamjax.train.optimizer import averaged, make_optimizer
-from dreamjax.train.state import TrainState
-from dreamjax.train.step import make_step
+from dreamjax.commands import configs, devices
+from dreamjax.errors import user_errors
+from dreamjax.toybox import vocabulary
+
+with epy.lazy_imports():
+  from pydoc_data import topics
+
+  import jax
+  import ml_collections
+  import numpy as np
+  import tqdm
+
+  from dreamjax.commands import truth
+  from dreamjax.data import examples as example_sets
+  from dreamjax.data import tokenizer as tokenizers
+  from dreamjax.methods.pretraining import autoencoder, classifier, contrastive, generator, task, text, tokens, vqgan
+  from dreamjax.parallel import processes
+  from dreamjax.toybox import album, source, world
+  from dreamjax.train import loop, optimizer, step
+  from dreamjax.train import state as states
 
 _PHOTOS = 4  # of each subject in the albums
 _HELD_OUT_SEED = 1  # of the streams that trained networks are evaluated on; those to train on have seed 0
 
 # The names of all states, those of all classes together.
 _STATES = tuple(dict.fromkeys(state for states in vocabulary.STATES.values() for state in states))
-_STATE_OF = np.full((len(vocabulary.CLASSES), max(map(len, vocabulary.STATES.values()))), -1)
-for _i, _name in enumerate(vocabulary.CLASSES):
-  _STATE_OF[_i, : len(vocabulary.STATES[_name])] = [_STATES.index(state) for state in vocabulary.STATES[_name]]
 
-# What cannot be told apart where there are two toys, for either might be the subject.
+# Labels that are unknown where an image shows two toys, for either may be the subject.
 _OF_SUBJECT = ("class", "colour", "marking", "property", "state", "accessory")
 
-#: What the probe names, by the keys of `labels.names`.
+#: The probe's words, by the keys of `labels.names`.
 WORDS = {
   "class": vocabulary.CLASSES, "colour": vocabulary.COLOURS, "marking": vocabulary.MARKINGS,
   "property": vocabulary.PROPERTIES, "state": _STATES, "context": vocabulary.CONTEXTS,
@@ -56,26 +60,29 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-  """Runs the command, or goes on with it where it was cut off."""
+  """Runs the command, or resumes a run that was interrupted."""
   measured = pretrain(configs.load(args.config, args.overrides), args.workdir, devices.mesh(args))
   devices.say(*(f"{name} {value:.3f}" for name, value in measured.items()))
   devices.say(f"the model is in {args.workdir / 'model'}")
 
 
-def examples(drawn: album.Album) -> Examples:
-  """An album of the toybox as examples."""
+def examples(drawn: album.Album) -> example_sets.Examples:
+  """Turns an album of the toybox into examples."""
   known = drawn.labels
+  states_of = [[_STATES.index(state) for state in vocabulary.STATES[cls]] for cls in vocabulary.CLASSES]
+  most = max(map(len, states_of))
+  state_of = np.array([row + [-1] * (most - len(row)) for row in states_of])
   by_name = {
     "class": known.cls, "colour": known.colour, "marking": known.marking, "property": known.prop,
-    "state": _STATE_OF[known.cls, known.state], "context": known.context, "accessory": known.accessory,
+    "state": state_of[known.cls, known.state], "context": known.context, "accessory": known.accessory,
     "style": known.style,
   }  # fmt: skip
   subjects = np.arange(len(drawn)) // _PHOTOS
-  return Examples((drawn.images,), drawn.captions, by_name, WORDS, subjects)
+  return example_sets.Examples((drawn.images,), drawn.captions, by_name, WORDS, subjects)
 
 
-def visible(drawn: album.Album) -> Examples:
-  """`examples` whose labels are unknown (-1) where the image does not show what they say."""
+def visible(drawn: album.Album) -> example_sets.Examples:
+  """Turns an album into examples as `examples` does, with labels -1 (unknown) where the image does not show them."""
   made, known = examples(drawn), drawn.labels
   hidden = dict.fromkeys(_OF_SUBJECT, known.other_cls >= 0)
   hidden["colour"] = hidden["colour"] | truth.COLOURLESS[known.style]
@@ -86,10 +93,17 @@ def visible(drawn: album.Album) -> Examples:
 def draw_albums(
   config: ml_collections.ConfigDict,
   counts: Mapping[str, int],
-  see: Callable[[album.Album], Examples] = examples,
+  see: Callable[[album.Album], example_sets.Examples] = examples,
   seed: int = 0,
-) -> Examples:
-  """The examples of some splits and a seed of their stream, rendered now or read from the folder of albums."""
+) -> example_sets.Examples:
+  """Renders the examples of some splits, or reads them from the folder of albums.
+
+  Args:
+    config: with the folder, the resolution and the views.
+    counts: images by split.
+    see: turns an album into examples.
+    seed: of the splits' streams.
+  """
   parts = []
   shares = {"style_share": config.style_share} if "style_share" in config else {}
   variety = source.Variety(view=world.Dial(**config.view), **shares)
@@ -101,21 +115,21 @@ def draw_albums(
       draw = functools.partial(album.draw, folder, stream, count, progress)
       if processes.is_distributed():
         processes.on_main_process(draw)
-      parts.append(see(draw()))  # what is there is read
-  return Examples.join(parts)
+      parts.append(see(draw()))  # reads what is rendered already
+  return example_sets.Examples.join(parts)
 
 
 def train_tokenizer(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
-  """A vocabulary of the toybox's captions and of English prose: Python's own manual, which is on every machine."""
+  """Trains a vocabulary on the toybox's captions and on English prose: Python's own manual, which comes with Python."""
   stream = source.Stream(seed=config.seed + 1)
   known = jax.device_get(jax.jit(stream.labels)(np.arange(config.captions)))
   captions = album.Album(np.empty((config.captions, 0)), known).captions(range(config.captions))
-  prose = [line.strip() for topic in pydoc_data.topics.topics.values() for line in topic.splitlines() if line.strip()]
+  prose = [line.strip() for topic in topics.topics.values() for line in topic.splitlines() if line.strip()]
   tokenizers.train([*captions, *prose], config.size).save_pretrained(folder)
 
 
-def make_task(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh | None = None) -> Task:
-  """The training that a config describes, whose parameters are born on a mesh."""
+def make_task(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh | None = None) -> task.Task:
+  """Makes the task that a config describes; its parameters are initialised on the mesh."""
   see = visible if config.task == "probe" else examples
   train = draw_albums(config, config.train.to_dict(), see)
   held_out = draw_albums(config, config.held_out.to_dict(), see, seed=_HELD_OUT_SEED)
@@ -142,44 +156,48 @@ def make_task(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh | None 
 def pretrain(
   config: ml_collections.ConfigDict, workdir: pathlib.Path, mesh: jax.sharding.Mesh | None = None
 ) -> dict[str, float]:
-  """Trains what the config describes, or goes on with it, and saves the model into the folder `model` in the workdir.
+  """Trains what the config describes, or resumes it, and saves the model into the folder `model` in the workdir.
 
   Args:
-    config: a task's, with its data, its optimizer and how long it goes on.
+    config: of a task, with its data, its optimizer and its number of steps.
     workdir: for logs, checkpoints and the model.
     mesh: of devices, see `parallel.sharding`; by default the first device alone.
 
   Returns:
-    What was measured of the moving average of the parameters, which is what is saved.
+    The measures of the moving average of the parameters, which is what is saved.
+
+  Raises:
+    UserError: if the config describes no task, or no model that can be built.
   """
   processes.on_main_process(lambda: _begin(config, workdir))
   if config.task in ("tokenizer", "join"):
     return {}
-  task = make_task(config, mesh)
-  tx = make_optimizer(config.optimizer, task.theta, config.steps)
+  with user_errors():
+    made = make_task(config, mesh)
+    tx = optimizer.make_optimizer(config.optimizer, made.theta, config.steps)
 
   latest: list[dict[str, Any]] = []
 
-  def inspect(state: TrainState) -> dict[str, Any]:
-    """What the first process saves, measures and shows."""
-    theta, found = averaged(state), {}
+  def inspect(state: states.TrainState) -> dict[str, Any]:
+    """Saves and measures the moving average, and samples from it, in the first process."""
+    theta, found = optimizer.averaged(state), {}
     theta = processes.fetch(theta) if processes.is_distributed() else theta
     latest[:] = [found]
 
     def write() -> None:
-      task.save(theta, workdir / "model")
-      found.update(task.measure(theta))
+      made.save(theta, workdir / "model")
+      found.update(made.measure(theta))
       (workdir / "measured.json").write_text(json.dumps(found, indent=2))
-      if task.show is not None:
-        found["samples"] = task.show(theta)
+      if made.show is not None:
+        found["samples"] = made.show(theta)
 
     processes.on_main_process(write)
     return found
 
-  state = fit(
-    make_step(task.loss, tx, config.seed, config.accumulation_steps),
-    TrainState.create(task.theta, tx, task.frozen, mesh),
-    task.batches,
+  state = loop.fit(
+    step.make_step(made.loss, tx, config.seed, config.accumulation_steps),
+    states.TrainState.create(made.theta, tx, made.frozen, mesh),
+    made.batches,
     steps=config.steps,
     workdir=workdir,
     log_every=config.log_every,
@@ -187,13 +205,13 @@ def pretrain(
     inspect=inspect,
     mesh=mesh,
   )
-  if not latest:  # there was nothing left to train
+  if not latest:  # the training was complete already
     inspect(state)
   return {name: x for name, x in latest[0].items() if name != "samples"}
 
 
 def _begin(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-  """Writes the config down, and does what takes no training."""
+  """Writes the config into the workdir, and runs the tasks that train nothing."""
   workdir.mkdir(parents=True, exist_ok=True)
   (workdir / "config.json").write_text(config.to_json_best_effort(indent=2))
   if config.task == "tokenizer":

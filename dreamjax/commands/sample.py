@@ -1,4 +1,6 @@
-"""`dreamjax sample`: draws images of prompts, and keeps the recipe by which they can be drawn again."""
+"""`dreamjax sample`: generates images of prompts, and writes the recipe that generates them once more."""
+
+from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -7,31 +9,34 @@ import json
 import pathlib
 from typing import Any
 
-import jax
-import tqdm
+from etils import epy
 
-from dreamjax import generators
 from dreamjax.commands import devices
-from dreamjax.data import image_folder
-from dreamjax.data.contact_sheet import contact_sheet
-from dreamjax.generators import cascade as cascades
-from dreamjax.generators import masked
-from dreamjax.generators.cascade import SAMPLERS, Cascade, Sampling
-from dreamjax.generators.control import ImageControl
-from dreamjax.generators.generator import DTYPES, with_compute
-from dreamjax.generators.masked import GAMMA, Decoding, Masked
-from dreamjax.masked import guidance
-from dreamjax.parallel import processes, sharding
-from dreamjax.theta import Personalisation
+from dreamjax.errors import UserError, user_errors
+
+with epy.lazy_imports():
+  import jax
+  import tqdm
+
+  from dreamjax import generators, theta
+  from dreamjax.data import contact_sheet, image_folder
+  from dreamjax.generators import cascade as cascades
+  from dreamjax.generators import control as controls
+  from dreamjax.generators import masked
+  from dreamjax.masked import guidance
+  from dreamjax.parallel import sharding
 
 RECIPE = "sample.json"
+SAMPLERS = ("ancestral", "ddim", "dpm")  # as `generators.cascade.SAMPLERS`
+DTYPES = ("float32", "bfloat16")  # as `generators.generator.DTYPES`
+GAMMA = 0.6  # as `generators.masked.GAMMA`
 
 
 def add(commands: Any) -> None:
   """Adds the command to an argparse parser's."""
-  parser = commands.add_parser("sample", help="draw images of prompts")
+  parser = commands.add_parser("sample", help="generate images of prompts")
   parser.add_argument("--model", default="toybox-cascade", metavar="NAME|DIR", help="the generator (%(default)s)")
-  parser.add_argument("--prompt", action="append", default=[], help="may be given several times; [V]: the subject")
+  parser.add_argument("--prompt", action="append", default=[], help="may be repeated; [V] is the subject")
   parser.add_argument(
     "--theta",
     type=pathlib.Path,
@@ -40,31 +45,43 @@ def add(commands: Any) -> None:
     metavar="FILE",
     help="the subject or style, as `dreamjax dreambooth` or `dreamjax styledrop` saved it; masked tokens take two",
   )
-  parser.add_argument("--gamma", type=float, help=f"of two thetas, the share of the second, 0 to 1 ({GAMMA})")
-  group = parser.add_argument_group("an image to follow, of generators that draw latents")
+  parser.add_argument("--gamma", type=float, help=f"weight of the second of two thetas, 0 to 1 ({GAMMA})")
+  group = parser.add_argument_group("a control image, for latent generators")
   group.add_argument("--controlnet", metavar="NAME|DIR", help="the ControlNet, in diffusers' layout")
-  group.add_argument("--control", type=pathlib.Path, metavar="FILE", help="edges, a pose or what else it takes")
-  group.add_argument("--control-scale", type=float, help="of what the ControlNet adds; at 0 it adds nothing (1)")
+  group.add_argument("--control", type=pathlib.Path, metavar="FILE", help="its input image: edges, a pose or the like")
+  group.add_argument("--control-scale", type=float, help="of the ControlNet's output; 0 turns it off (1)")
   parser.add_argument("--n", type=int, default=4, help="images of each prompt (%(default)s)")
-  parser.add_argument("--seed", type=int, default=0, help="other seeds draw other images (%(default)s)")
-  parser.add_argument("--negative", default="", help="what guidance leads away from (default: nothing)")
-  for prefix, title in (("", "the base stage"), ("sr-", "stages of super-resolution")):
-    group = parser.add_argument_group(f"{title} (default: as the model says)")
+  parser.add_argument("--seed", type=int, default=0, help="of the images' noise (%(default)s)")
+  parser.add_argument(
+    "--negative", default="", help="the negative prompt, that guidance leads away from (default: empty)"
+  )
+  for prefix, title in (("", "the base stage"), ("sr-", "the super-resolution stages")):
+    group = parser.add_argument_group(f"{title} (default: the model's own)")
     group.add_argument(f"--{prefix}steps", type=int)
     group.add_argument(f"--{prefix}sampler", choices=SAMPLERS, help="of a cascade")
     group.add_argument(f"--{prefix}guidance", type=float, help="of a cascade: weight w of u + w (c - u); 1 is none")
     group.add_argument(
-      f"--{prefix}interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of a cascade: when to guide, of 0 to 1"
+      f"--{prefix}interval",
+      type=float,
+      nargs=2,
+      metavar=("LOW", "HIGH"),
+      help="of a cascade: times at which to guide, within 0 and 1",
     )
-    group.add_argument(f"--{prefix}temperature", type=float, help="of masked tokens: of the choice of those to keep")
-    group.add_argument(f"--{prefix}lambda-a", type=float, help="of masked tokens: guidance to the theta")
-    group.add_argument(f"--{prefix}lambda-b", type=float, help="of masked tokens: guidance to the prompt")
-  group.add_argument("--level", type=float, dest="sr_level", help="of a cascade: noise on the small image, 0 to 1")
-  parser.add_argument(
-    "--batch", type=int, default=8, help="images drawn at once, or as many more as --mesh divides (%(default)s)"
+    group.add_argument(f"--{prefix}temperature", type=float, help="of masked tokens: of the choice of tokens to keep")
+    group.add_argument(f"--{prefix}lambda-a", type=float, help="of masked tokens: guidance towards the theta")
+    group.add_argument(f"--{prefix}lambda-b", type=float, help="of masked tokens: guidance towards the prompt")
+  group.add_argument(
+    "--level", type=float, dest="sr_level", help="of a cascade: augmentation level of the low-resolution image, 0 to 1"
   )
-  parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of products and convolutions (%(default)s)")
-  parser.add_argument("--recipe", type=pathlib.Path, metavar="FILE", help=f"draw what a {RECIPE} says once more")
+  parser.add_argument(
+    "--batch", type=int, default=8, help="images generated at once, rounded up to what --mesh divides (%(default)s)"
+  )
+  parser.add_argument(
+    "--dtype", choices=DTYPES, default="float32", help="of matrix products and convolutions (%(default)s)"
+  )
+  parser.add_argument(
+    "--recipe", type=pathlib.Path, metavar="FILE", help=f"generate the images of a {RECIPE} once more"
+  )
   parser.add_argument("--out", type=pathlib.Path, required=True, help=f"for PNGs, grid.png and {RECIPE}")
   parser.add_argument("--overwrite", action="store_true", help="replace images that --out holds already")
   devices.add(parser)
@@ -77,10 +94,10 @@ def run(args: argparse.Namespace) -> None:
   mesh = devices.mesh(args)
   generator, params = devices.load(recipe["model"], mesh)
   thetas = [generators.load_theta(path, generator, params) for path in recipe["thetas"]]
-  generator = with_compute(generator, recipe.get("dtype", "float32"), remat="none")
+  generator = generators.with_compute(generator, recipe.get("dtype", "float32"), remat="none")
   control = _control(recipe, generator, mesh)
   family: _Cascade | _Masked
-  if isinstance(generator, Masked):
+  if isinstance(generator, generators.Masked):
     family = _Masked(generator, params, thetas)
   else:
     family = _Cascade(generator, params, thetas, control)
@@ -109,7 +126,7 @@ def run(args: argparse.Namespace) -> None:
           yield drawn[-1], {"text": prompts[len(drawn) - 1]}
 
   image_folder.write(args.out, images(), overwrite=args.overwrite, first=first)
-  contact_sheet(drawn, prompts, columns=min(recipe["n"], 8)).save(args.out / "grid.png")
+  contact_sheet.contact_sheet(drawn, prompts, columns=min(recipe["n"], 8)).save(args.out / "grid.png")
   print(f"{len(prompts)} images, grid.png and {RECIPE} are in {args.out}")
 
 
@@ -131,17 +148,17 @@ def _check_free(args: argparse.Namespace, recipe: dict[str, Any], count: int) ->
 
 def _recipe(args: argparse.Namespace) -> dict[str, Any]:
   if not args.prompt:
-    raise ValueError("say what to draw: --prompt, or --recipe of images that were drawn before")
+    raise UserError("pass --prompt, or --recipe with the sample.json of earlier images")
   if args.n < 1 or args.batch < 1:
-    raise ValueError(f"--n and --batch must be at least 1, not {args.n} and {args.batch}")
+    raise UserError(f"--n and --batch must be at least 1, not {args.n} and {args.batch}")
   control = {}
   if (args.controlnet is None) != (args.control is None):
-    raise ValueError("--controlnet and --control are said together: a ControlNet, and the image that it sees")
+    raise UserError("--controlnet and --control go together: a ControlNet and its input image")
   if args.control is not None:
     scale = 1.0 if args.control_scale is None else args.control_scale
     control = {"control": {"network": args.controlnet, "image": str(args.control), "scale": scale}}
   elif args.control_scale is not None:
-    raise ValueError("--control-scale is of a ControlNet, and there is no --controlnet")
+    raise UserError("--control-scale needs --controlnet")
   return {
     "model": args.model,
     "thetas": [str(path) for path in args.theta],
@@ -155,7 +172,9 @@ def _recipe(args: argparse.Namespace) -> dict[str, Any]:
   }
 
 
-def _control(recipe: dict[str, Any], generator: Cascade | Masked, mesh: jax.sharding.Mesh) -> ImageControl | None:
+def _control(
+  recipe: dict[str, Any], generator: generators.Cascade | generators.Masked, mesh: jax.sharding.Mesh
+) -> controls.ImageControl | None:
   """What a recipe says that images follow, if it does."""
   if (said := recipe.get("control")) is None:
     return None
@@ -164,14 +183,23 @@ def _control(recipe: dict[str, Any], generator: Cascade | Masked, mesh: jax.shar
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
-  """A recipe; ValueError if it is none."""
+  """Reads a recipe; UserError if the file holds none."""
   try:
     recipe = json.loads(path.read_text())
     if missing := {"model", "thetas", "gamma", "prompts", "n", "seed", "negative", "samplings"} - set(recipe):
       raise ValueError(f"it lacks {', '.join(sorted(missing))}")
   except (ValueError, TypeError) as error:
-    raise ValueError(f"{path} is no recipe of `dreamjax sample`: {error}") from error
+    raise UserError(f"{path} is no recipe of `dreamjax sample`: {error}") from error
   return recipe
+
+
+def _entries(kind: type, recipe: dict[str, Any]) -> list[Any]:
+  """Returns the samplings of a recipe; UserError where a field is unknown or has no valid value."""
+  try:
+    with user_errors():
+      return [kind(**entry) for entry in recipe["samplings"]]
+  except TypeError as error:
+    raise UserError(f"the recipe's samplings do not fit this model: {error}") from error
 
 
 class _Cascade:
@@ -180,10 +208,14 @@ class _Cascade:
   fields = ("steps", "sampler", "guidance", "interval", "level")
 
   def __init__(
-    self, generator: Cascade, params: Any, thetas: list[Personalisation], control: ImageControl | None
+    self,
+    generator: generators.Cascade,
+    params: Any,
+    thetas: list[theta.Personalisation],
+    control: controls.ImageControl | None,
   ) -> None:
     if len(thetas) > 1:
-      raise ValueError("a cascade draws with one theta; two are for generators of masked tokens")
+      raise UserError("a cascade takes one theta; only generators of masked tokens take two")
     self._generator, self._params = generator, params
     self._theta, self._control = thetas[0] if thetas else None, control
 
@@ -203,7 +235,7 @@ class _Cascade:
       cascades.fill_prompts(prompts, self._theta),
       thetas=self._theta.thetas if self._theta else {},
       control=self._control,
-      samplings=[Sampling(**entry) for entry in recipe["samplings"]],
+      samplings=_entries(cascades.Sampling, recipe),
       negative=recipe["negative"],
       seed=recipe["seed"],
       first=first,
@@ -217,7 +249,7 @@ class _Masked:
 
   fields = ("steps", "temperature", "lambda_a", "lambda_b")
 
-  def __init__(self, generator: Masked, params: Any, thetas: list[Personalisation]) -> None:
+  def __init__(self, generator: generators.Masked, params: Any, thetas: list[theta.Personalisation]) -> None:
     self._generator, self._params, self._thetas = generator, params, thetas
 
   def samplings(self, args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -229,12 +261,13 @@ class _Masked:
     self, prompts: list[str], recipe: dict[str, Any], first: int, size: int, mesh: jax.sharding.Mesh
   ) -> Iterator[Any]:
     """As of a cascade."""
-    guidance.two_thetas(recipe["gamma"], 0.0, 0.0)  # refuses a gamma that cannot be
+    with user_errors():
+      guidance.two_thetas(recipe["gamma"], 0.0, 0.0)  # refuses a gamma outside of 0 to 1
     return masked.batches(
       self._generator,
       self._params,
       [masked.wish(prompt, self._thetas, recipe["gamma"]) for prompt in prompts],
-      decodings=[Decoding(**entry) for entry in recipe["samplings"]],
+      decodings=_entries(masked.Decoding, recipe),
       negative=recipe["negative"],
       seed=recipe["seed"],
       first=first,
@@ -254,7 +287,7 @@ def _changed(
   def refuse(dest: str, has: str) -> None:
     if getattr(args, dest, None) is not None:
       flag = "level" if dest == "sr_level" else dest.replace("_", "-")
-      raise ValueError(f"--{flag} has no meaning for this model: it has {has}")
+      raise UserError(f"--{flag} has no meaning for this model: it has {has}")
 
   for name in set(others) - set(fields):
     refuse(name, ", ".join(fields))
@@ -265,4 +298,5 @@ def _changed(
   prefixes = ["sr_" if is_larger else "" for is_larger in larger]
   asked = [{name: getattr(args, prefix + name, None) for name in fields} for prefix in prefixes]
   changes = [{name: value for name, value in some.items() if value is not None} for some in asked]
-  return [dataclasses.asdict(dataclasses.replace(x, **some)) for x, some in zip(own, changes, strict=True)]
+  with user_errors():
+    return [dataclasses.asdict(dataclasses.replace(x, **some)) for x, some in zip(own, changes, strict=True)]

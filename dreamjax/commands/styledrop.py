@@ -1,12 +1,21 @@
 """`dreamjax styledrop`: teaches a masked-token generator a style from one image."""
 
+from __future__ import annotations
+
 import argparse
 import pathlib
 from typing import Any
 
-from dreamjax.commands import configs, devices, dreambooth, truth
-from dreamjax.eval import encoders
-from dreamjax.methods import styledrop
+from etils import epy
+
+from dreamjax.commands import configs, devices, dreambooth
+
+with epy.lazy_imports():
+  from dreamjax.commands import truth
+  from dreamjax.eval import encoders
+  from dreamjax.methods import styledrop
+
+FEEDBACK = ("none", "clip", "human", "random")  # as `methods.styledrop.FEEDBACK`
 
 
 def add(commands: Any) -> None:
@@ -14,16 +23,14 @@ def add(commands: Any) -> None:
   parser = commands.add_parser("styledrop", help="teach a generator of masked tokens a style from one image")
   parser.add_argument(
     "--images", type=pathlib.Path, required=True, metavar="DIR",
-    help="the image, with its caption in metadata.jsonl or a .txt file beside it",
+    help="the image, with its caption in metadata.jsonl or in a .txt file of the same name",
   )  # fmt: skip
   parser.add_argument(
-    "--style", default="", help='the half of the caption that says the style (default: its end, "in ... style")'
+    "--style", default="", help='the part of the caption that describes the style (default: its end, "in ... style")'
   )
   parser.add_argument("--model", default="toybox-muse", metavar="NAME|DIR", help="the generator (%(default)s)")
   parser.add_argument("--workdir", type=pathlib.Path, required=True, help="for logs, the pool and theta.safetensors")
-  parser.add_argument(
-    "--feedback", choices=styledrop.FEEDBACK, default="clip", help="who chooses for round 2 (%(default)s)"
-  )
+  parser.add_argument("--feedback", choices=FEEDBACK, default="clip", help="who selects for round 2 (%(default)s)")
   parser.add_argument(
     "--config", metavar="FILE[:VARIANT]",
     help=f"the recipe (default: {dreambooth.MASKED}; for aMUSEd, {dreambooth.AMUSED}); --config.KEY=VALUE changes it",
@@ -36,7 +43,7 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-  """Runs the command, or goes on with it where it was cut off."""
+  """Runs the command, or resumes a run that was interrupted."""
   mesh = devices.mesh(args)
   generator, params = devices.load(args.model, mesh)
   config = configs.load(args.config or dreambooth.recipe(generator), args.overrides)
@@ -61,6 +68,6 @@ def run(args: argparse.Namespace) -> None:
     return
   theta = args.workdir / "theta.safetensors"
   devices.say(
-    f"{theta} draws {made.card.recipe['style']!r}. Try:",
+    f"{theta} holds the style {made.card.recipe['style']!r}. Try:",
     f'dreamjax sample --model {args.model} --theta {theta} --prompt "a boat on the beach" --out out',
   )

@@ -1,4 +1,4 @@
-"""What images of the toybox's captions should show, and how often they do, as the toybox's probe sees it."""
+"""The labels that captions of the toybox promise, and how often the toybox's probe finds them in images."""
 
 from collections.abc import Callable, Mapping, Sequence
 import importlib.resources
@@ -11,10 +11,10 @@ from dreamjax.data.image_folder import to_uint8
 from dreamjax.eval import encoders
 from dreamjax.toybox import captions, vocabulary
 
-#: What is judged, by the names of the probe's heads.
+#: The labels that are compared, by the names of the probe's heads.
 HEADS = ("class", "context", "colour", "style")
 
-#: Whether a style leaves nothing of a toy's colour, by its index.
+#: Whether a style hides a toy's colour, by the style's index.
 COLOURLESS = np.isin(
   vocabulary.STYLES,
   (
@@ -25,33 +25,33 @@ COLOURLESS = np.isin(
 
 
 def toybox_encoders(mesh: jax.sharding.Mesh | None = None) -> encoders.Encoders:
-  """The encoders that come with the toybox; see `eval.encoders.load`."""
+  """Loads the encoders that come with the toybox; see `eval.encoders.load`."""
   folder = pathlib.Path(str(importlib.resources.files("dreamjax.toybox") / "weights"))
   return encoders.load(folder, "toybox", mesh)
 
 
 def promised(texts: Sequence[str]) -> dict[str, np.ndarray]:
-  """What captions say, [n] indices into the vocabulary by head; -1 where a caption leaves it open.
+  """Parses captions into labels: by head, [n] indices into the vocabulary, -1 where a caption leaves the label open.
 
-  Nothing but context and style is judged where there are two toys, for either might be the subject, and no colour where
-  the style shows none.
+  Where a caption names two toys, either may be the subject, and only context and style are known; the colour is known
+  only in styles that show it.
   """
-  said = [captions.parse(text) for text in texts]
-  alone = np.array([caption.other_cls < 0 for caption in said])
+  parsed = [captions.parse(text) for text in texts]
+  alone = np.array([caption.other_cls < 0 for caption in parsed])
   indices = {
-    "class": [caption.cls for caption in said],
-    "context": [-1 if caption.context is None else caption.context for caption in said],
-    "colour": [-1 if caption.colour is None else caption.colour for caption in said],
-    "style": [caption.style for caption in said],
+    "class": [caption.cls for caption in parsed],
+    "context": [-1 if caption.context is None else caption.context for caption in parsed],
+    "colour": [-1 if caption.colour is None else caption.colour for caption in parsed],
+    "style": [caption.style for caption in parsed],
   }
   sticker = np.array(indices["style"]) == vocabulary.STYLES.index("sticker")
-  shown = {
+  visible = {
     "class": alone,
     "context": ~sticker,
     "colour": alone & ~COLOURLESS[indices["style"]],
-    "style": np.ones(len(said), bool),
+    "style": np.ones(len(parsed), bool),
   }
-  return {name: np.where(shown[name], values, -1) for name, values in indices.items()}
+  return {name: np.where(visible[name], values, -1) for name, values in indices.items()}
 
 
 def accuracy(
@@ -59,10 +59,10 @@ def accuracy(
   texts: Sequence[str],
   probe: Callable[[Sequence[np.ndarray]], Mapping[str, np.ndarray]],
 ) -> dict[str, float]:
-  """The share of images in which the probe sees what the caption says, by head.
+  """Returns the share of images in which the probe finds what the caption promises, by head.
 
   Args:
-    originals: [h, w, 3] in [-1, 1].
+    images: images [h, w, 3] in [-1, 1].
     texts: their captions.
     probe: see `eval.encoders`.
   """

@@ -5,12 +5,15 @@ import json
 import os
 import pathlib
 
+from etils import epy
 import numpy as np
 import tokenizers
 
-# It says at every start that there is no PyTorch, which tokenizers do not need.
+# transformers warns at its import that there is no PyTorch, which tokenizers do not need. The import takes seconds, and
+# waits until a tokenizer is read.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-import transformers
+with epy.lazy_imports():
+  import transformers
 
 #: The first pieces of a vocabulary that `train` makes, as in T5's: padding, end of the text, unknown.
 SPECIAL = ("<pad>", "</s>", "<unk>")
@@ -25,7 +28,7 @@ class Tokenizer:
     lowers: whether texts are made lower-case first, as they were for DeepFloyd IF.
   """
 
-  def __init__(self, inner: transformers.PreTrainedTokenizerBase, length: int, lowers: bool = False) -> None:
+  def __init__(self, inner: "transformers.PreTrainedTokenizerBase", length: int, lowers: bool = False) -> None:
     self.inner = inner
     self.length = length
     self.lowers = lowers
@@ -76,7 +79,7 @@ class Tokenizers(Tokenizer):
     return np.stack([ids for ids, _ in rows], axis=1), rows[0][1]
 
 
-def train(lines: Iterable[str], size: int) -> transformers.PreTrainedTokenizerFast:
+def train(lines: Iterable[str], size: int) -> "transformers.PreTrainedTokenizerFast":
   """Trains a vocabulary of word pieces by byte pair encoding (Sennrich et al., 2016).
 
   Whatever no piece spells is spelled by its bytes, so that any text can be encoded and read back.

@@ -11,14 +11,18 @@ Where images come from is in `source.py`: `Stream` (an endless, indexable source
 Datasets builder.
 """
 
-from dreamjax.toybox.captions import caption, parse
-from dreamjax.toybox.labels import Labels
-from dreamjax.toybox.scene import Frame, Scene
-from dreamjax.toybox.source import SPLITS, TRAIN_SUBJECTS, Stream, Variety, photos
-from dreamjax.toybox.styles import apply_style
-from dreamjax.toybox.world import Dial, View, build
+from etils import epy
 
 __all__ = [
   "SPLITS", "TRAIN_SUBJECTS", "Dial", "Frame", "Labels", "Scene", "Stream", "Variety", "View", "apply_style", "build",
   "caption", "parse", "photos",
 ]  # fmt: skip
+
+# Each is imported when it is first used: the vocabulary alone needs no JAX.
+with epy.lazy_api_imports(globals()):
+  from dreamjax.toybox.captions import caption, parse
+  from dreamjax.toybox.labels import Labels
+  from dreamjax.toybox.scene import Frame, Scene
+  from dreamjax.toybox.source import SPLITS, TRAIN_SUBJECTS, Stream, Variety, photos
+  from dreamjax.toybox.styles import apply_style
+  from dreamjax.toybox.world import Dial, View, build

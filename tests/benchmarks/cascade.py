@@ -23,7 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamjax import cli, generators
+import dreamjax
+from dreamjax import generators
 from dreamjax.commands import configs, truth
 from dreamjax.data import image_folder
 from dreamjax.data.image_folder import to_uint8
@@ -259,7 +260,7 @@ def main() -> None:
   parser.add_argument("--subjects", type=int, default=len(CLASSES), help="of the ten (%(default)s)")
   parser.add_argument("--recipe", default="configs/dreambooth.py:captioned", help="for subjects (%(default)s)")
   args = parser.parse_args()
-  cli.prepare_xla()
+  dreamjax.prepare_xla()
   COMMANDS[args.what](Bench(args.out, args.model, args.subjects, args.recipe))
 
 

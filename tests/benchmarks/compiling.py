@@ -16,7 +16,7 @@ import time
 
 import jax
 
-from dreamjax import cli
+import dreamjax
 from dreamjax.commands import configs
 from dreamjax.generators import published
 from dreamjax.methods import plans
@@ -32,7 +32,7 @@ def once(name: str, scan: str, folder: str) -> None:
   """Compiles the first update of a run, and prints the seconds of tracing and compiling."""
   jax.config.update("jax_compilation_cache_dir", folder)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-  cli.prepare_xla()
+  dreamjax.prepare_xla()
   config = configs.load(RECIPES[name], [f"--config.scan={scan}", "--config.remat=cheap"])
   rows = config.stages.base if "stages" in config else config.first.base
   rows.batch_size = 1

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamjax import cli
+import dreamjax
 from dreamjax.commands import pretrain
 from dreamjax.data.image_folder import to_uint8
 from dreamjax.eval import encoders, metrics
@@ -42,7 +42,7 @@ def retrieval(dino):
 
 
 def main():
-  cli.prepare_xla()
+  dreamjax.prepare_xla()
   loaded = encoders.load(pathlib.Path(str(importlib.resources.files("dreamjax.toybox") / "weights")))
   # One toy in each image: of two, nothing says which is the subject.
   frames, _, labels = draw(1024, style_share=0.0, other_share=0.0)

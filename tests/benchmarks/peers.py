@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dreamjax import cli
+import dreamjax
 from dreamjax.convert import pretrained
 from dreamjax.diffusion import samplers
 from dreamjax.diffusion.schedules import BetaTable, spaced_times
@@ -235,7 +235,7 @@ def main() -> None:
   parser.add_argument("--memory", action="store_true", help="the most memory that processes take, instead")
   parser.add_argument("--alone", help=argparse.SUPPRESS)
   args = parser.parse_args()
-  cli.prepare_xla()
+  dreamjax.prepare_xla()
   for name in args.names or MODELS:
     with tempfile.TemporaryDirectory() as made:
       folder = pathlib.Path(made)

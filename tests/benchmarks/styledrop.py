@@ -25,7 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamjax import cli, generators
+import dreamjax
+from dreamjax import generators
 from dreamjax.commands import configs, truth
 from dreamjax.data import image_folder
 from dreamjax.data.contact_sheet import contact_sheet
@@ -320,7 +321,7 @@ def main() -> None:
   parser.add_argument("--each", type=int, default=8, help="images of each prompt (%(default)s)")
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/benchmark_muse"), help="(%(default)s)")
   args = parser.parse_args()
-  cli.prepare_xla()
+  dreamjax.prepare_xla()
   COMMANDS[args.what](Styles(args.out, args.model, args.style or (), args.each))
 
 

@@ -13,8 +13,8 @@ from dreamjax.toybox.captions import where
 
 
 def test_the_photos_that_dreamjax_brings_are_those_of_the_toy(tmp_path):
-  demo.photograph(demo.CLASS, demo.NUMBER, tmp_path)
-  frame, labels = source.photos(demo.CLASS, demo.NUMBER, demo.PHOTOS, resolution=32)
+  demo.photograph(demo.CLASS, demo.SUBJECT, tmp_path)
+  frame, labels = source.photos(demo.CLASS, demo.SUBJECT, demo.PHOTOS, resolution=32)
   lines = [json.loads(line) for line in (tmp_path / "metadata.jsonl").read_text().splitlines()]
   assert [line["text"] for line in lines] == [f"a [V] dog {where(int(context))}" for context in labels.context]
   brought = np.stack([np.asarray(Image.open(tmp_path / line["file_name"])) for line in lines]) / np.float32(255)

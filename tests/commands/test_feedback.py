@@ -19,7 +19,7 @@ flask = pytest.importorskip("flask")
 
 @pytest.fixture
 def pool(tmp_path):
-  """Twelve images of three prompts, beside the image of a style."""
+  """Twelve images of three prompts, next to the image of a style."""
   draw = np.random.default_rng(0)
   image_folder.write(tmp_path / "reference", [(draw.random((8, 8, 3)), {"text": "a cat in ink style"})])
   lines = [
@@ -83,7 +83,9 @@ def test_what_is_saved_is_of_the_pool_and_not_too_much(client, pool):
 def test_a_folder_that_is_no_pool_is_refused(tmp_path, pool, capsys):
   assert cli.main(["feedback", "--pool", str(tmp_path / "none")]) == 2
   assert "holds no metadata.jsonl, so it is no pool" in capsys.readouterr().err
-  with pytest.raises(ValueError, match="at least one image is to be chosen, not 0"):
+  assert cli.main(["feedback", "--pool", str(pool), "--port", "70000"]) == 2
+  assert "--port must be from 0 to 65535, not 70000" in capsys.readouterr().err
+  with pytest.raises(ValueError, match="--most must be at least 1, not 0"):
     feedback.make_app(pool, tmp_path, 0)
   lines = (pool / "metadata.jsonl").read_text().splitlines()
   for line, message in (
@@ -207,3 +209,15 @@ def test_images_are_made_smaller(pool):
   sent = feedback.make_app(pool, pool.parent / "reference", 3).test_client().get("/images/00001.png", **OWN)
   with Image.open(io.BytesIO(sent.data)) as small:
     assert small.size == (256, 171)
+
+
+def test_another_pool_at_the_same_address_shows_its_own_images(client, pool, tmp_path):
+  sent = client.get("/images/00000.png", **OWN)
+  assert sent.headers["Cache-Control"] == "no-cache"  # so that a browser asks whether its copy is still the same
+  copy = {"If-None-Match": sent.headers["ETag"]}
+  assert client.get("/images/00000.png", headers=copy, **OWN).status_code == 304
+  other = tmp_path / "other"
+  image_folder.write(other / "pool", [(np.zeros((8, 8, 3)), {"text": "a dog in clay style", "score": 0.1})])
+  anew = feedback.make_app(other / "pool", other / "reference", 3).test_client()
+  changed = anew.get("/images/00000.png", headers=copy, **OWN)
+  assert changed.status_code == 200 and changed.data != sent.data
