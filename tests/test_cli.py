@@ -100,9 +100,7 @@ def raises(error):
   return run
 
 
-@pytest.mark.parametrize(
-  "error", [UserError("no"), FileNotFoundError("no"), PermissionError("no"), FloatingPointError("no")]
-)
+@pytest.mark.parametrize("kind", [UserError, FileNotFoundError, PermissionError, FloatingPointError])
 def test_what_a_user_can_mend_shows_its_traceback_only_if_asked(kind, run, monkeypatch):
   monkeypatch.setattr(export, "run", raises(kind("no")))
   command = ("export", "--theta", "a", "--model", "b", "--out", "c")

@@ -44,7 +44,7 @@ def test_what_fits_is_said_with_all_that_it_needs(planned):
   assert one["fits"] and one["peak"] == sum(one["held"].values()) + 3 * topologies.GIB
   lines = said.out.splitlines()
   assert max(map(len, lines)) <= 120
-  assert "on 4 devices by --mesh fsdp=4, which the run has to be told as well" in said.out
+  assert "on 4 devices by --mesh fsdp=4, which the run must be passed as well" in said.out
   assert f"{UPDATE} fits: 3.0" in said.out and "of 15.75 GiB" in said.out and "would" not in said.out
   for word in ("parameters", "optimizer", "activations", "peak", "model's", "all-gather", "all-reduce", "step"):
     assert word in said.out
@@ -67,7 +67,7 @@ def test_what_does_not_fit_is_said_plainly_with_what_would(planned):
   )
   words = "it would fit, for that was compiled, by --mesh fsdp=4 --config.first.base.batch_size=4: 3.0"
   assert words in said.out and "pieces" not in said.out
-  assert told["minutes"] == 0 and "nor what does not fit" in said.out
+  assert told["minutes"] == 0 and "nor programs that do not fit" in said.out
 
 
 def test_what_was_compiled_and_does_not_fit_is_not_said_to(planned):
@@ -80,7 +80,7 @@ def test_what_was_compiled_and_does_not_fit_is_not_said_to(planned):
 
 def test_where_nothing_is_found_it_is_said(planned):
   _, said, told = planned("--only", UPDATE, "--mesh", "data=1", needed=[2**14 * topologies.GIB])
-  assert "on one device, as a run computes without --mesh" in said.out
+  assert "on one device, the default of a run" in said.out
   assert told["programs"][0]["instead"] is None and "was compiled" not in said.out
   assert "no mesh of these chips and no smaller batch was found by which it would" in said.out
 
