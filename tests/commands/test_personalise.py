@@ -83,7 +83,7 @@ def test_what_cannot_be_sampled_is_one_line(tiny_folder, tuned, tmp_path, run):
   generator, params = generators.load(tiny_folder)
   generators.save(tmp_path / "base", dataclasses.replace(generator, stages=generator.stages[:1]), params)
   for arguments, message in (
-    (("--model", tiny_folder), "say what to draw"),
+    (("--model", tiny_folder), "pass --prompt, or --recipe"),
     (("--model", tiny_folder, "--prompt", "a [V] dog"), "there is no theta that says which"),
     (("--model", tmp_path / "none", "--prompt", "a dog"), "there are: toybox-cascade"),
     (("--model", tiny_folder, "--prompt", "a dog", "--n", 0), "--n and --batch must be at least 1"),
@@ -92,7 +92,7 @@ def test_what_cannot_be_sampled_is_one_line(tiny_folder, tuned, tmp_path, run):
     (("--model", tiny_folder, "--prompt", "a dog", "--temperature", 2), "--temperature has no meaning for this model"),
     (
       ("--model", tiny_folder, "--prompt", "a dog", *("--theta", tuned / "theta.safetensors") * 2),
-      "a cascade draws with one theta",
+      "a cascade takes one theta",
     ),
     (("--recipe", tmp_path / "broken.json"), "no recipe of `dreamjax sample`: it lacks"),
   ):

@@ -38,7 +38,7 @@ def test_a_style_and_a_subject_are_learned_and_drawn_together(model, photos, tmp
   assert "score" in (style / "pool/metadata.jsonl").read_text()  # the toybox's CLIP has looked at it
   (style / "pool/selection.json").write_text('{"chosen": ["00003.png"]}')
   status, said = run(*learn)
-  assert status == 0 and "draws 'in red clay style'" in said.out
+  assert status == 0 and "holds the style 'in red clay style'" in said.out
   assert json.loads((style / "round_2_human/chosen.json").read_text()) == ["00003.png"]
   learn = ("dreambooth", "--images", photos, "--class-noun", "dog", "--model", model, "--workdir", subject)
   assert run(*learn, "--config.identifier=qx", *FEW)[0] == 0

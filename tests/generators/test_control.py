@@ -105,9 +105,9 @@ def test_the_command_follows_an_image_and_its_recipe_does_so_again(pipelines, co
   wanted = pipelines.ours(generator, params, prompts=["a red dog"] * 2, control=control)
   assert np.abs(drawn(tmp_path / "out") - 127.5 * (wanted + 1)).max() < 1
   for arguments, problem in (
-    ((*model, "--controlnet", network), "--controlnet and --control are said together"),
-    ((*model, "--control", path), "--controlnet and --control are said together"),
-    ((*model, "--control-scale", 2), "--control-scale is of a ControlNet"),
+    ((*model, "--controlnet", network), "--controlnet and --control go together"),
+    ((*model, "--control", path), "--controlnet and --control go together"),
+    ((*model, "--control-scale", 2), "--control-scale needs --controlnet"),
     (("--controlnet", network, "--control", path), "samples no latents"),
   ):
     status, said = run("sample", *arguments, "--prompt", "a dog", "--out", tmp_path / "none")
