@@ -20,7 +20,7 @@ PACKAGES = {
   "toybox": (),
   "diffusion": (),
   "masked": (),
-  "parallel": (),
+  "parallel": ("errors",),
   "models": ("parallel",),
   "theta": ("models", "parallel", "errors"),
   "convert": ("models", "parallel", "errors"),

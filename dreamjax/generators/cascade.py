@@ -168,6 +168,11 @@ class Stage:
     """Whether the stage is conditioned on a low-resolution image."""
     return self.augmentation is not None
 
+  def check(self, sampling: Sampling) -> None:
+    """Raises UserError for more sampling steps than the schedule has timesteps."""
+    if isinstance(self.schedule, BetaTable) and sampling.steps > self.schedule.steps:
+      raise UserError(f"stage {self.name} has {self.schedule.steps} timesteps, too few for {sampling.steps} steps")
+
   def network_params(self, params: Any) -> Any:
     """The parameters of the network that thetas are for, of the stage's: all of them."""
     return params
@@ -331,6 +336,8 @@ class Cascade(Generator[Stage]):
 
   def generate(self, stages, samplings, groups, weights, params, keys, control=None):
     """Samples a batch of images, see `Generator.generate`."""
+    for stage, sampling in zip(stages, samplings, strict=True):
+      stage.check(sampling)
     return sample_stages(
       stages, samplings, groups, weights, params.get(AUTOENCODER), keys, control, autoencoder=self.autoencoder
     )

@@ -11,7 +11,7 @@ images.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from dreamjax.data.photos import Batch
 from dreamjax.diffusion import losses, process
 from dreamjax.diffusion.resolution import downsample, upsample
+from dreamjax.errors import UserError
 from dreamjax.generators.cascade import Stage
 from dreamjax.generators.conditioning import Conditioning, Text
 from dreamjax.generators.generator import TEXT, drop_texts, encode_text
@@ -29,7 +30,8 @@ from dreamjax.models.t5 import T5Encoder
 from dreamjax.train.step import Loss, Mean
 
 
-class Recipe(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Recipe:
   """How a stage is trained.
 
   Attributes:
@@ -44,6 +46,14 @@ class Recipe(NamedTuple):
   low_res_size: int = 0
   text_dropout: float = 0.0
   min_snr: float = 0.0
+
+  def __post_init__(self) -> None:
+    """Raises UserError for values out of range."""
+    low, high = self.augmentation_levels
+    if not 0 <= low <= high <= 1:
+      raise UserError(f"augmentation_levels are two times from 0 to 1, the lower one first, not {low} and {high}")
+    if not 0 <= self.text_dropout <= 1 or self.min_snr < 0:
+      raise UserError(f"text_dropout is from 0 to 1 and min_snr at least 0, not {self.text_dropout} and {self.min_snr}")
 
 
 def stage_loss(

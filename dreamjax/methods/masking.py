@@ -9,13 +9,14 @@ Muse (Chang et al., 2301.00704, section 2.4); eqs. 2 and 3 of StyleDrop (Sohn et
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 from flax import struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from dreamjax.errors import UserError
 from dreamjax.generators.conditioning import Conditioning, Text
 from dreamjax.generators.generator import TEXT, drop_texts, encode_text
 from dreamjax.generators.masked import TokenStage
@@ -43,7 +44,8 @@ class TokenBatch:
   low: Int[Array, "b l"] | None = None
 
 
-class Recipe(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Recipe:
   """How a stage is trained.
 
   Attributes:
@@ -55,6 +57,14 @@ class Recipe(NamedTuple):
   min_mask_ratio: float = 0.0
   smoothing: float = 0.0
   text_dropout: float = 0.0
+
+  def __post_init__(self) -> None:
+    """Raises UserError for values out of range."""
+    if not 0 <= self.min_mask_ratio < 1 or not 0 <= self.smoothing < 1:
+      wrong = f"{self.min_mask_ratio} and {self.smoothing}"
+      raise UserError(f"min_mask_ratio and smoothing are at least 0 and below 1, not {wrong}")
+    if not 0 <= self.text_dropout <= 1:
+      raise UserError(f"text_dropout is from 0 to 1, not {self.text_dropout}")
 
 
 def stage_loss(

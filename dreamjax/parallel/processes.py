@@ -17,6 +17,8 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from dreamjax.errors import UserError
+
 #: The exit status by which a launcher knows that it must start the program again, which then resumes.
 EXIT_RERUN = 75  # sysexits.h: a temporary failure
 _HEARTBEAT_TIMEOUT = 30  # seconds without a heartbeat after which a process counts as lost
@@ -39,14 +41,14 @@ def join(address: str = "", count: int = 0, index: int = 0) -> None:
     index: of this process, from 0.
 
   Raises:
-    ValueError: if the environment says nothing, or JAX cannot initialise. If the main process is not found within
+    UserError: if the environment says nothing, or JAX cannot initialise. If the main process is not found within
       minutes, JAX ends the program itself.
   """
   known = {"coordinator_address": address, "num_processes": count, "process_id": index} if address else {}
   try:
     jax.distributed.initialize(**known, heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT)
   except (ValueError, RuntimeError) as error:
-    raise ValueError(f"this process cannot become one of several: {error}") from error
+    raise UserError(f"this process cannot become one of several: {error}") from error
 
 
 def is_distributed() -> bool:
@@ -68,7 +70,7 @@ def on_main_process(function: Callable[[], Any]) -> None:
   """Calls a function in the main process, while the others wait.
 
   Raises:
-    ValueError: in the others, if it failed; in the main process, what the function raised.
+    UserError: in the others, if it failed; in the main process, what the function raised.
   """
   if not is_distributed():
     function()
@@ -81,7 +83,7 @@ def on_main_process(function: Callable[[], Any]) -> None:
       problem = error
   if broadcast_from_main(problem is not None):
     multihost_utils.sync_global_devices("on_main_process")  # so that all know before one of them ends
-    raise problem or ValueError("the main process failed, and says why")
+    raise problem or UserError("the main process failed, and says why")
 
 
 def broadcast_from_main(value: int) -> int:

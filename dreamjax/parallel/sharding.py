@@ -24,6 +24,7 @@ import jax
 from jaxtyping import Array
 import numpy as np
 
+from dreamjax.errors import UserError
 from dreamjax.parallel import processes
 
 Mesh = jax.sharding.Mesh | jax.sharding.AbstractMesh  # an abstract mesh has no devices, only their number
@@ -164,12 +165,12 @@ def check_batch_size(field: str, size: int, mesh: Mesh, extra: int = 0) -> None:
     extra: prior examples that each batch has besides.
 
   Raises:
-    ValueError: if they do not divide; the message names the field and the nearest sizes that do.
+    UserError: if they do not divide; the message names the field and the nearest sizes that do.
   """
   if near := nearest_batch_sizes(size, mesh, extra):
     with_prior = f" with {extra} prior examples" if extra else ""
     shards = batch_shards(mesh)
-    raise ValueError(f"{field} is {size}, which{with_prior} does not divide over {shards} devices: {near} would do")
+    raise UserError(f"{field} is {size}, which{with_prior} does not divide over {shards} devices: {near} would do")
 
 
 def divides_over(x: Array, mesh: Mesh) -> bool:

@@ -9,6 +9,7 @@ import pytest
 
 from dreamjax.data.photos import Batch
 from dreamjax.diffusion.schedules import BetaTable, Cosine
+from dreamjax.errors import UserError
 from dreamjax.generators import cascade as cascades
 from dreamjax.generators.branches import base_model_group
 from dreamjax.generators.cascade import Stage, sample_stage
@@ -60,3 +61,15 @@ def test_level_0_is_the_first_timestep_of_a_table_in_sampling_and_in_training(sr
   stage_loss(stage, Recipe((0.0, 0.0), low_res_size=8))({}, {"sr": None}, rows, jax.random.key(0))
   assert len(levels) == 2
   np.testing.assert_allclose(np.stack(levels), expected)
+
+
+def test_more_steps_than_the_table_has_are_refused(sr):
+  sr.check(dataclasses.replace(sr.sampling, steps=50))
+  with pytest.raises(UserError, match="stage sr has 50 timesteps, too few for 51 steps"):
+    sr.check(dataclasses.replace(sr.sampling, steps=51))
+
+
+@pytest.mark.parametrize("levels", [(0.5, 0.2), (-0.1, 0.2), (0.0, 1.1)])
+def test_levels_out_of_range_are_refused(levels):
+  with pytest.raises(UserError, match="augmentation_levels are two times from 0 to 1"):
+    Recipe(levels)
