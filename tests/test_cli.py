@@ -16,7 +16,7 @@ from dreamjax import cli
 from dreamjax.commands import demo, devices, export, plan, sample, styledrop
 from dreamjax.commands import toybox as toybox_command
 from dreamjax.errors import UserError, user_errors
-from dreamjax.generators import cascade, generator, masked, published
+from dreamjax.generators import branches, cascade, generator, interop, published
 from dreamjax.methods import styledrop as styledrop_method
 from dreamjax.parallel import sharding
 from dreamjax.toybox import captions, source, vocabulary
@@ -173,7 +173,7 @@ def test_arguments_have_the_choices_and_defaults_of_the_packages():
   assert devices.AXES == sharding.AXES
   assert export.FORMATS == interop.FORMATS
   assert plan.PUBLISHED == tuple(published.PUBLISHED)
-  assert (sample.SAMPLERS, sample.DTYPES, sample.GAMMA) == (cascade.SAMPLERS, generator.DTYPES, masked.GAMMA)
+  assert (sample.SAMPLERS, sample.DTYPES, sample.GAMMA) == (cascade.SAMPLERS, generator.DTYPES, branches.GAMMA)
   assert styledrop.FEEDBACK == styledrop_method.FEEDBACK
   assert toybox_command.SPLITS == source.SPLITS
 

@@ -26,7 +26,7 @@ with epy.lazy_imports():
   from dreamjax.generators import published
   from dreamjax.methods import dreambooth, programs, styledrop
   from dreamjax.parallel import sharding
-from dreamjax.train import topologies
+  from dreamjax.train import topologies
 
 PUBLISHED = ("if-xl", "sd15", "sdxl", "muse-3b", "amused512")  # as `generators.published.PUBLISHED`
 _WIDTH = 120  # columns of tables that are not written to a terminal

@@ -202,7 +202,7 @@ def merge_full_weights(params: Any, theta: Theta | None) -> tuple[Any, Theta | N
     return params, theta
 
   def put(x: Any, replaced: Any) -> Any:
-    sharding = replaced.sharding if isinstance(replaced, jax.Array) else None
+    sharding = getattr(replaced, "sharding", None)  # arrays of numpy and, in plans of a run, tracers have none
     return processes.put(x, sharding) if isinstance(sharding, jax.NamedSharding) else x
 
   return jax.tree.map(put, theta.merge(params), params), None

@@ -84,7 +84,7 @@ def test_what_cannot_be_sampled_is_one_line(tiny_folder, tuned, tmp_path, run):
   generators.save(tmp_path / "base", dataclasses.replace(generator, stages=generator.stages[:1]), params)
   for arguments, message in (
     (("--model", tiny_folder), "pass --prompt, or --recipe"),
-    (("--model", tiny_folder, "--prompt", "a [V] dog"), "there is no theta that says which"),
+    (("--model", tiny_folder, "--prompt", "a [V] dog"), "there is no theta of one"),
     (("--model", tmp_path / "none", "--prompt", "a dog"), "there are: toybox-cascade"),
     (("--model", tiny_folder, "--prompt", "a dog", "--n", 0), "--n and --batch must be at least 1"),
     (("--model", tiny_folder, "--prompt", "a dog", "--theta", tmp_path / "no.safetensors"), "no.safetensors"),

@@ -157,7 +157,7 @@ def test_clips_image_tower_starts_from_another_models_blocks(data, tokenizer, tm
 
 
 def test_a_batch_holds_two_photos_of_each_subject(data, tmp_path):
-  made = config(model=RESNET, augment=AUGMENT, temperature=0.2, classes=1, batch=8, parts=2, only={})
+  made = config(model=RESNET, augment=AUGMENT, temperature=0.2, classes=1, batch_size=8, parts=2, only={})
   task = contrastive.PhotosTask(made, *data)
   seen = set()
   for i in range(8):

@@ -104,7 +104,7 @@ def test_what_cannot_be_planned_is_refused(tiny_cascade):
   told = r"\(--config.stages.base.batch_size=3 \+ --config.stages.base.prior_batch_size=4\)"
   over = r"cannot be divided over the {} devices along data and fsdp, but of {} they can"
   for devices, sizes in ((8, "8"), (4, "4 or 8")):
-    with pytest.raises(ValueError, match=f"base: update: batches of 7 rows {told} {over.format(devices, sizes)}$"):
+    with pytest.raises(ValueError, match=f"base: update: batches of 7 examples {told} {over.format(devices, sizes)}$"):
       dreambooth.programs(generator, shapes(params), config, make_mesh((1, devices, 1)))
   config = dreambooth.default_config()
   config.prior.batch_size = 9  # drawings are as many more as can be divided

@@ -13,7 +13,7 @@ import pytest
 from dreamjax import generators, theta
 from dreamjax.commands import configs
 from dreamjax.eval.encoders import Encoders
-from dreamjax.generators import masked
+from dreamjax.generators.sampling import style_of
 from dreamjax.methods import styledrop
 from dreamjax.methods.masking import Recipe, TokenBatch, stage_loss
 from dreamjax.parallel.sharding import make_mesh, shard_params
@@ -148,7 +148,7 @@ def test_thetas_for_each_example_are_a_loop_over_examples(tiny_masked):
 def test_a_first_round_ends_in_a_theta_that_draws_its_style(tiny_masked, first):
   generator, params = tiny_masked
   workdir, made = first
-  assert set(made.thetas) == {"base", "sr"} and masked.style_of(made) == STYLE
+  assert set(made.thetas) == {"base", "sr"} and style_of(made) == STYLE
   assert made.thetas["base"].weights["row_0"].keys() == {"down", "up", "own_down", "own_up"}  # shared, as in table S3
   assert made.thetas["sr"].weights["row_0"].keys() == {"down", "up"}
   loaded = generators.load_theta(workdir / "theta.safetensors", generator, params)
