@@ -111,10 +111,10 @@ def _shares(count: int, gamma: float) -> list[tuple[int | None, int, float]]:
   """The personalisations, the indices of their prompts, and the share of each."""
   if count > 2:
     raise UserError(f"one personalisation or two can be sampled with, not {count}")
-  if count < 2:
-    return [(0 if count else None, 1, 1.0)]
   if not 0 <= gamma <= 1:
     raise UserError(f"gamma is from 0, the first personalisation alone, to 1, the second alone: not {gamma}")
+  if count < 2:
+    return [(0 if count else None, 1, 1.0)]
   return [(0, 1, 1 - gamma), (1, 2, gamma)]
 
 

@@ -129,7 +129,7 @@ class TokenStage:
     text = conditioning.text
     if isinstance(self.transformer, UViT):
       numbers = jnp.broadcast_to(jnp.float32(self.numbers), (len(tokens), len(self.numbers)))
-      inputs = tokens, text.tokens, text.mask, text.pooled, numbers
+      inputs = tokens, text.tokens, None, text.pooled, numbers  # aMUSEd attends to padding, too
     else:
       inputs = tokens, text.tokens, text.mask, conditioning.low_res
     return apply_theta(self.transformer, params["transformer"], theta, *inputs)

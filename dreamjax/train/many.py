@@ -87,7 +87,7 @@ def fit_many(
   mesh = make_mesh((1, 1, 1)) if mesh is None else mesh
   chunk = min(chunk, len(seeds))
   if chunk < 1 or chunk % batch_shards(mesh):
-    raise UserError(f"a chunk of {chunk} fits cannot be divided evenly over {row_parts(mesh)} devices")
+    raise UserError(f"a chunk of {chunk} fits cannot be divided evenly over {batch_shards(mesh)} devices")
   frozen, update, found = None, None, []
   with tqdm.tqdm(total=len(seeds), unit=" fits", desc="fits", disable=processes.disable_progress()) as bar:
     for first in range(0, len(seeds), chunk):

@@ -67,7 +67,8 @@ def test_what_cannot_be_asked_of_masked_tokens_is_one_line(model, photos, tmp_pa
   for arguments, message in (
     ((*sample, "--gamma", 1.5), "gamma is from 0"),
     ((*sample, "--guidance", 2), "--guidance has no meaning for this model"),
-    ((*sample, "--level", 0.1), "--level has no meaning for this model"),
+    ((*sample, "--augmentation-level", 0.1), "--augmentation-level has no meaning for this model"),
+    ((*sample, "--level", 0.1), "--level is called --augmentation-level now"),
     ((*learn, "--images", tmp_path / "plain"), "'a dog in the snow' has no half for the style"),
     ((*learn, "--images", tmp_path / "sizes"), "differ in size, but must have one: a.png 9 x 8, b.png 12 x 10"),
     ((*learn, "--images", photos, "--style", "in ink"), "does not end in 'in ink'"),

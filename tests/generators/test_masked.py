@@ -7,8 +7,7 @@ import pytest
 
 from dreamjax import generators
 from dreamjax import theta as thetas
-from dreamjax.generators import masked, published
-from dreamjax.generators.conditioning import Conditioning, Text
+from dreamjax.generators import masked
 from dreamjax.generators.generator import image_keys
 from dreamjax.masked.decoding import decode
 from dreamjax.parallel.sharding import make_mesh
@@ -155,14 +154,3 @@ def test_the_generator_that_comes_with_dreamjax_is_whole():
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
   size = 2 * sum(leaf.size for stage in generator.stages for leaf in jax.tree.leaves(params[stage.name]))
   assert size < 30e6  # bytes in half precision
-
-
-def test_a_uvit_gets_the_mask_of_its_texts(monkeypatch):
-  """Without it, branches without a soft prompt would attend to the zeros that pad theirs, next to one that has it."""
-  stage = published.describe("amused512")[0].stages[0]
-  text = Text(jnp.zeros((1, 3, 8)), jnp.array([[True, True, False]]), jnp.zeros((1, 8)))
-  received = []
-  apply = lambda module, params, theta, *inputs: received.extend(inputs) or jnp.zeros((1, 4, 5))  # noqa: E731
-  monkeypatch.setattr(masked, "apply_theta", apply)
-  stage.predict({"transformer": None}, None, jnp.zeros((1, 4), jnp.int32), Conditioning(text))
-  np.testing.assert_array_equal(received[2], text.mask)
