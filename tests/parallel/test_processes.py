@@ -49,7 +49,7 @@ PROGRAM = """
 import sys
 from dreamjax import cli
 from dreamjax.parallel import sharding
-sharding._SMALL = 512
+sharding._MIN_SHARDED = 512
 sys.exit(cli.main())
 """
 ENDLESS = ("--config.stages.base.steps=1000000", "--config.stages.base.batch_size=8", "--config.prior.kind=none")
