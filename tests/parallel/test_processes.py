@@ -235,7 +235,7 @@ def test_a_drawing_that_is_told_to_end_keeps_what_it_drew(tiny_folder, photos, t
     for process in running:
       process.kill()
       process.wait()
-  assert "what was drawn is on disk; run this again to go on" in (tmp_path / "0.log").read_text()
+  assert "what was made so far is on disk; run this again to go on" in (tmp_path / "0.log").read_text()
   assert [path.name for path in drawn()] == [f"{i:05d}.png" for i in range(len(drawn()))]
 
 
@@ -268,7 +268,7 @@ def test_what_is_drawn_ends_between_two_items_when_it_is_told_to():
     raise AssertionError("nobody is to ask for a third")
 
   seen = []
-  with pytest.raises(processes.Preempted, match="what was drawn is on disk"):
+  with pytest.raises(processes.Preempted, match="what was made so far is on disk"):
     for item in processes.until_preempted(items()):
       seen.append(item)
   assert seen == [1, 2] and list(processes.until_preempted("ab")) == ["a", "b"]

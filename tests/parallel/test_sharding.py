@@ -192,9 +192,9 @@ def test_rows_that_a_config_says_are_to_be_divided():
   sharding.check_batch_size("batch_size", 8, mesh)
   sharding.check_batch_size("batch_size", 3, mesh, 1)
   for rows, prior, message in (
-    (9, 0, "rows is 9, which does not divide over 4 devices: 8 or 12 would do"),
-    (1, 0, "rows is 1, which does not divide over 4 devices: 4 would do"),
-    (4, 2, "rows is 4, which with 2 prior examples does not divide over 4 devices: 2 or 6 would do"),
+    (9, 0, "batch_size is 9, which does not divide over 4 devices: 8 or 12 would do"),
+    (1, 0, "batch_size is 1, which does not divide over 4 devices: 4 would do"),
+    (4, 2, "batch_size is 4, which with 2 prior examples does not divide over 4 devices: 2 or 6 would do"),
   ):
     with pytest.raises(ValueError, match=message):
       sharding.check_batch_size("batch_size", rows, mesh, prior)
