@@ -11,7 +11,7 @@ The parameters of a cascade are one tree: "text" for the text encoder, one entry
 "autoencoder" where there is one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -167,11 +167,6 @@ class Stage:
   def is_super_resolution(self) -> bool:
     """Whether the stage is conditioned on a low-resolution image."""
     return self.augmentation is not None
-
-  def check(self, sampling: Sampling) -> None:
-    """Raises UserError for more sampling steps than the schedule has timesteps."""
-    if isinstance(self.schedule, BetaTable) and sampling.steps > self.schedule.steps:
-      raise UserError(f"stage {self.name} has {self.schedule.steps} timesteps, too few for {sampling.steps} steps")
 
   def network_params(self, params: Any) -> Any:
     """The parameters of the network that thetas are for, of the stage's: all of them."""
@@ -334,10 +329,15 @@ class Cascade(Generator[Stage]):
     """Height and width of the finished images."""
     return self.stages[-1].image * (1 if self.autoencoder is None else self.autoencoder.factor)
 
+  def check(self, samplings: Sequence[Sampling]) -> None:
+    """Raises UserError for more sampling steps than a stage's schedule has timesteps."""
+    for stage, sampling in zip(self.stages, samplings, strict=False):
+      if isinstance(stage.schedule, BetaTable) and sampling.steps > stage.schedule.steps:
+        timesteps = stage.schedule.steps
+        raise UserError(f"stage {stage.name} has {timesteps} timesteps, too few for {sampling.steps} steps")
+
   def generate(self, stages, samplings, groups, weights, params, keys, control=None):
     """Samples a batch of images, see `Generator.generate`."""
-    for stage, sampling in zip(stages, samplings, strict=True):
-      stage.check(sampling)
     return sample_stages(
       stages, samplings, groups, weights, params.get(AUTOENCODER), keys, control, autoencoder=self.autoencoder
     )

@@ -107,6 +107,9 @@ class Generator(Generic[S]):
       encoded.append(jax.tree.map(lambda x, count=count: x[:count], found))
     return encoded[0] if len(encoded) == 1 else jax.tree.map(lambda *parts: jnp.concatenate(parts), *encoded)
 
+  def check(self, samplings: Sequence[Any]) -> None:
+    """Raises UserError for samplings, one for each stage, that the stages cannot be sampled with; here for none."""
+
   def generate(
     self,
     stages: tuple[S, ...],

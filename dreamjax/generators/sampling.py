@@ -36,7 +36,7 @@ def batches(
   mesh: jax.sharding.Mesh | None = None,
   control: ImageControl | None = None,
 ) -> Iterator[tuple[Float[np.ndarray, "b _ _ 3"], ...]]:
-  """Yields the images of all stages, one batch after another.
+  """Samples images, and yields those of all stages, one batch after another; prompts are encoded at once.
 
   Args:
     generator: of either family.
@@ -53,9 +53,12 @@ def batches(
     control: for latent diffusion, a ControlNet and the image that it sees, see `generators.load_control`.
 
   Raises:
-    UserError: for more than two personalisations, or a gamma outside [0, 1].
+    UserError: at once, for more than two personalisations, a gamma outside [0, 1], or samplings that cannot be.
   """
   samplings = tuple(samplings or (stage.sampling for stage in generator.stages))
+  generator.check(samplings)
+  if not prompts:
+    return iter(())
   stages = generator.stages[: len(samplings)]
   guidances = [sampling.branches(len(thetas), gamma) for sampling in samplings]
   groupings = [
@@ -68,15 +71,19 @@ def batches(
   table, rows = _encode(generator, params, thetas, prompts, negative, branches, mesh)
   decoder_params = generator.decoder_params(params)
   weights = tuple(grouping.weights for grouping in groupings)
-  for count, indices in batch_indices(len(prompts), batch_size, mesh):
-    groups = []
-    for guidance, grouping in zip(guidances, groupings, strict=True):
-      own = np.stack([rows[branch][indices] for branch in guidance.branches])
-      groups.append(grouping.with_texts(shard_batch(jax.tree.map(lambda x, own=own: x[own], table), mesh, axis=1)))
-    keys = shard_batch(image_keys(seed, first + indices), mesh)
-    with use_mesh(mesh):
-      images = generator.generate(stages, samplings, tuple(groups), weights, decoder_params, keys, control)
-    yield tuple(stage_images[:count] for stage_images in processes.fetch(images))
+
+  def run() -> Iterator[tuple[Float[np.ndarray, "b _ _ 3"], ...]]:
+    for count, indices in batch_indices(len(prompts), batch_size, mesh):
+      groups = []
+      for guidance, grouping in zip(guidances, groupings, strict=True):
+        own = np.stack([rows[branch][indices] for branch in guidance.branches])
+        groups.append(grouping.with_texts(shard_batch(jax.tree.map(lambda x, own=own: x[own], table), mesh, axis=1)))
+      keys = shard_batch(image_keys(seed, first + indices), mesh)
+      with use_mesh(mesh):
+        images = generator.generate(stages, samplings, tuple(groups), weights, decoder_params, keys, control)
+      yield tuple(stage_images[:count] for stage_images in processes.fetch(images))
+
+  return run()
 
 
 def _encode(

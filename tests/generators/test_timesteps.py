@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dreamjax import generators
 from dreamjax.data.photos import Batch
 from dreamjax.diffusion.schedules import BetaTable, Cosine
 from dreamjax.errors import UserError
@@ -63,10 +64,13 @@ def test_level_0_is_the_first_timestep_of_a_table_in_sampling_and_in_training(sr
   np.testing.assert_allclose(np.stack(levels), expected)
 
 
-def test_more_steps_than_the_table_has_are_refused(sr):
-  sr.check(dataclasses.replace(sr.sampling, steps=50))
+def test_more_steps_than_the_table_has_are_refused_before_anything_is_sampled(tiny_cascade, sr):
+  generator, params = tiny_cascade
+  base = generator.stages[0]
+  generator = dataclasses.replace(generator, stages=(base, sr))
+  samplings = [base.sampling, dataclasses.replace(sr.sampling, steps=51)]
   with pytest.raises(UserError, match="stage sr has 50 timesteps, too few for 51 steps"):
-    sr.check(dataclasses.replace(sr.sampling, steps=51))
+    generators.batches(generator, params, ["a dog"], samplings=samplings)
 
 
 @pytest.mark.parametrize("levels", [(0.5, 0.2), (-0.1, 0.2), (0.0, 1.1)])
