@@ -5,7 +5,7 @@ a module's variable is that of an `Edit`, and its value a tuple of entries, one 
 this way; an entry holds the arrays of the edit, by the names of its fields. The interceptor (`theta.intercept`) looks
 up the edits of a module with `edits_of`. A new kind of edit is one subclass of `Edit`; nothing else has to know of it.
 
-An entry of zeros must change nothing: `theta.Branches` fills with them what a branch lacks.
+An entry of zeros must change nothing: `theta.StackedThetas` fills with them what a branch lacks.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ class Edit:
   def __init_subclass__(cls, *, name: str) -> None:
     """Registers the edit; ValueError if there is one of this name."""
     if name in EDITS:
-      raise UserError(f"there are two edits named {name!r}: {EDITS[name].__name__} and {cls.__name__}")
+      raise ValueError(f"there are two edits named {name!r}: {EDITS[name].__name__} and {cls.__name__}")
     EDITS[name] = cls
 
   def before(self, module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
@@ -105,7 +105,7 @@ class SoftTokens(Edit, name="soft_prompt"):
 
   Attributes:
     tokens: P.
-    mask: 1 where there is a token; 0 where there is none, which is where `theta.Branches` pads with zeros.
+    mask: 1 where there is a token; 0 where there is none, which is where `theta.StackedThetas` pads with zeros.
   """
 
   tokens: Float[AnyArray, "k d"]
