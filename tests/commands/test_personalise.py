@@ -88,11 +88,14 @@ def test_what_cannot_be_sampled_is_one_line(tiny_folder, tuned, tmp_path, run):
     (("--model", tmp_path / "none", "--prompt", "a dog"), "there are: toybox-cascade"),
     (("--model", tiny_folder, "--prompt", "a dog", "--n", 0), "--n and --batch must be at least 1"),
     (("--model", tiny_folder, "--prompt", "a dog", "--theta", tmp_path / "no.safetensors"), "no.safetensors"),
-    (("--model", tmp_path / "base", "--prompt", "a dog", "--level", 0.1), "--level has no meaning for this model: it"),
+    (
+      ("--model", tmp_path / "base", "--prompt", "a dog", "--augmentation-level", 0.1),
+      "--augmentation-level has no meaning for this model: it has no super-resolution stage",
+    ),
     (("--model", tiny_folder, "--prompt", "a dog", "--temperature", 2), "--temperature has no meaning for this model"),
     (
-      ("--model", tiny_folder, "--prompt", "a dog", *("--theta", tuned / "theta.safetensors") * 2),
-      "a cascade takes one theta",
+      ("--model", tiny_folder, "--prompt", "a dog", *("--theta", tuned / "theta.safetensors") * 3),
+      "one personalisation or two can be sampled with, not 3",
     ),
     (("--recipe", tmp_path / "broken.json"), "no recipe of `dreamjax sample`: it lacks"),
   ):
