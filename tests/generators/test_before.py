@@ -47,7 +47,6 @@ def test_images_are_what_they_were(toybox):
     np.testing.assert_allclose(found, wanted[key].astype(np.float32), atol=1e-3, err_msg=key)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("family", ["cascade", "muse"])
 def test_a_recipe_gives_the_image_that_it_gave(family, tmp_path):
   recipe = json.loads((DATA / f"{family}_sample.json").read_text())
