@@ -141,7 +141,7 @@ class Generator(Generic[S]):
     raise NotImplementedError
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnames="encoder")
 def _encode(encoder: T5Encoder | PromptEncoder, params: Any, theta: Theta | None, ids: Array, mask: Array) -> Text:
   return encode_text(encoder, params, theta, ids, mask)
 

@@ -251,7 +251,7 @@ def render(scene: Scene, resolution: int, supersample: int = SUPERSAMPLE) -> Fra
   )
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
+@functools.partial(jax.jit, static_argnames=("resolution", "supersample"))
 def render_batch(scenes: Scene, resolution: int, supersample: int = SUPERSAMPLE) -> Frame:
   """Renders a batch of scenes (a leading axis on every leaf), one after another in one compiled program."""
   return one_by_one(lambda scene: render(scene, resolution, supersample), scenes)

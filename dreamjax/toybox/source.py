@@ -222,8 +222,8 @@ class Stream:
 
 # Sampling and building take little time to run, but much to compile with optimization.
 _UNOPTIMIZED = {"xla_backend_optimization_level": 0}
-_sample = jax.jit(Stream._sample, static_argnums=0, compiler_options=_UNOPTIMIZED)
-_scenes = jax.jit(scenes, static_argnums=2, compiler_options=_UNOPTIMIZED)
+_sample = jax.jit(Stream._sample, static_argnames="self", compiler_options=_UNOPTIMIZED)
+_scenes = jax.jit(scenes, static_argnames="dial", compiler_options=_UNOPTIMIZED)
 _restyle = jax.jit(restyle)
 
 
@@ -281,7 +281,7 @@ def photos(
   return _render(labels, keys, world.Dial(), resolution), labels
 
 
-@functools.partial(jax.jit, static_argnums=2)
+@functools.partial(jax.jit, static_argnames="n")
 def _photo_labels(cls: Array, subject: Array, n: int, seed: Array) -> tuple[Labels, jax.Array]:
   who = identity.identity(cls, subject)
   keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), cls), subject), n)
