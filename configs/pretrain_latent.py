@@ -2,7 +2,12 @@
 
 dreamjax pretrain --config configs/pretrain_latent.py:autoencoder --workdir runs/latent_autoencoder
 
-The first run renders the album of images: 16,384 of 128x128 take some seven minutes on two cores.
+The first run renders the album of images: 16,384 of 128x128 take some seven minutes on two cores (AMD EPYC, AVX-512).
+An update of 8 images takes 1.35 s there.
+
+The autoencoder is not finished. After 1,500 updates, of a schedule of 4,000, it reconstructs 256 held-out images of all
+styles at 22.2 dB, with a perceptual distance of 0.44. These weights are in dreamjax/toybox/weights/latent/vae, which no
+generator loads yet; training goes on from them with --config.start=dreamjax/toybox/weights/latent/vae.
 """
 
 import ml_collections
