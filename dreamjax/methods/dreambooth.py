@@ -97,7 +97,7 @@ def default_config(stages: Sequence[str] = ("base", "sr")) -> ml_collections.Con
     "identifier": "",  # what [V] stands for; "" to choose a rare word
     "rare": identifiers.RARE,  # between which shares of the vocabulary rare words are looked for
     "wordings": (WORDING,),  # prompts of photos, drawn at random for each example; {noun} is the class noun
-    "captions": 0.0,  # share of the photos' examples whose prompt is the photo's caption, see `data.photos.read`
+    "captions": 0.0,  # share of the photos' examples whose prompt is the photo's caption, see `data.photos.read_photos`
     "train_text": "frozen",  # with the base stage: "frozen", "tuned" as the network is, or "embeddings": only those of
     # the identifier's tokens are learned, which is textual inversion (Gal et al., 2208.01618)
     "text_rate": 0.2,  # learning rate of the text encoder, as a multiple of the base stage's

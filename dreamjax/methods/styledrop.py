@@ -170,7 +170,7 @@ def styledrop(
   Args:
     generator: of masked tokens.
     params: its parameters, on devices or in the host's memory; of these, only what a stage needs is on devices at once.
-    images: a folder of one image, or a few of one size and in one style, with captions: see `data.photos.read`.
+    images: a folder of one image, or a few of one size and in one style, with captions: see `data.photos.read_photos`.
     workdir: for `reference`, `round_1`, the pool, `round_2_clip` or whoever chose, and `theta.safetensors` in the end.
     style: the half of the captions for the style; by default found there, see `halves`.
     feedback: by whom the second round's images are chosen, of `FEEDBACK`; "none" for one round only.

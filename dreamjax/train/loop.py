@@ -55,7 +55,7 @@ def fit(
     The state after the last update.
 
   Raises:
-    processes.Preempted: after a checkpoint, if the process is told to end (SIGTERM): called again, it goes on there.
+    processes.Preempted: after a checkpoint, if the process receives SIGTERM: called again, it resumes there.
     FloatingPointError: when a metric is not finite. It names the step and the last checkpoint, which came before.
     ValueError: if the workdir holds checkpoints of another model or optimizer, if a batch cannot be divided evenly over
       the devices, or if TensorBoard's files are asked for and TensorFlow is not installed.
@@ -105,7 +105,7 @@ def repeat(
     if early_stopping is not None:
       early_stopping.restore(state)
       # A training may be cut off between a checkpoint and its evaluation. A checkpoint that was made only because the
-      # process was told to end is not evaluated: the result must not depend on where a training was cut off.
+      # process was asked to stop is not evaluated: the result must not depend on where a training was cut off.
       if early_stopping.step < first and (first % save_every == 0 or first >= steps):
         _write(log, first, early_stopping(state))
       if early_stopping.ends():
