@@ -168,18 +168,16 @@ def group_members(guidance: Guidance, thetas: Sequence[Theta | None]) -> tuple[t
 def group_branches(
   guidance: Guidance,
   thetas: Sequence[Theta | None],
+  stage: Any,
   params: Any,
-  network_params: Callable[[Any], Any],
-  merge: Callable[[Any, Theta], Any],
 ) -> Grouping:
   """Groups the branches of a stage by their parameters.
 
   Args:
     guidance: the branches.
     thetas: of each personalisation, the stage's theta; None where it has none.
+    stage: of either family, which knows which of its parameters thetas are for.
     params: the stage's parameters.
-    network_params: takes from these the parameters of the network that thetas are for.
-    merge: merge(params, theta), the stage's parameters with full weights in their places.
   """
   own = [None if branch.theta is None else thetas[branch.theta] for branch in guidance.branches]
   members = group_members(guidance, thetas)
@@ -187,11 +185,11 @@ def group_branches(
   for some in members:
     first = own[some[0]]
     if isinstance(first, Full):
-      groups.append(BranchGroup(merge(params, first), None))
+      groups.append(BranchGroup(stage.merge(params, first), None))
     elif all(own[i] is first for i in some):
       groups.append(BranchGroup(params, first))
     else:
-      stacked = StackedThetas.of(network_params(params), [own[i] for i in some])
+      stacked = StackedThetas.of(stage.network_params(params), [own[i] for i in some])
       groups.append(BranchGroup(params, stacked, stacked=True))
   order = [i for some in members for i in some]
   return Grouping(tuple(groups), members, guidance.weights[:, order])

@@ -62,9 +62,7 @@ def batches(
   stages = generator.stages[: len(samplings)]
   guidances = [sampling.branches(len(thetas), gamma) for sampling in samplings]
   groupings = [
-    group_branches(
-      guidance, [own.get(stage.name) for own in thetas], params[stage.name], stage.network_params, stage.merge
-    )
+    group_branches(guidance, [own.get(stage.name) for own in thetas], stage, params[stage.name])
     for stage, guidance in zip(stages, guidances, strict=True)
   ]
   branches = {branch for guidance in guidances for branch in guidance.branches}

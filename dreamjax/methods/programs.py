@@ -232,7 +232,7 @@ class Planner(NamedTuple):
       guidance = sampling.branches(1 if thetas else 0, 0.0)
 
       def group(params: Any, theta: Any, stage: Any = stage, guidance: Any = guidance) -> Any:
-        return group_branches(guidance, [theta], params, stage.network_params, stage.merge).groups
+        return group_branches(guidance, [theta], stage, params).groups
 
       own = self.shapes(group, self.params[stage.name], thetas.get(stage.name))
       counts = [len(x) for x in group_members(guidance, [thetas.get(stage.name)])]

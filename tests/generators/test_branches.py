@@ -103,7 +103,7 @@ def test_branches_at_once_are_the_networks_one_by_one(tiny_cascade, subjects, wh
   guidance = Sampling(guidance=w, lambda_a=lambda_a).branches(len(chosen), gamma)
   thetas = [one.thetas for one in chosen]
   own = [some.get("base") for some in thetas]
-  grouping = group_branches(guidance, own, params["base"], stage.network_params, stage.merge)
+  grouping = group_branches(guidance, own, stage, params["base"])
   table, rows = sampling._encode(generator, params, thetas, [prompts], "", guidance.branches, None)
   texts = jax.tree.map(lambda x: x[np.stack([rows[branch] for branch in guidance.branches])], table)
 
